@@ -1,0 +1,52 @@
+"""Progress through a number of jobs: a bar on a terminal, lines otherwise."""
+
+import sys
+import time
+
+import rich.console
+import rich.progress
+
+
+class Count:
+  """Counts jobs and says how long the rest will take.
+
+  with Count(3, "programs") as count:
+    count.step("what was done")
+  """
+
+  def __init__(self, total: int, unit: str):
+    self._total, self._unit, self._done = total, unit, 0
+    self._began = time.perf_counter()
+    self._bar = None
+
+  def __enter__(self) -> "Count":
+    self._began = time.perf_counter()
+    if self._total and sys.stdout.isatty():
+      p = rich.progress
+      self._bar = p.Progress(
+        p.TextColumn(self._unit), p.MofNCompleteColumn(), p.BarColumn(),
+        p.TimeElapsedColumn(), p.TextColumn("ETA"), p.TimeRemainingColumn(),
+        p.TextColumn("{task.description}"),
+        console=rich.console.Console(file=sys.stdout),
+      )  # fmt: skip
+      self._task = self._bar.add_task("", total=self._total)
+      self._bar.start()
+    return self
+
+  def __exit__(self, *exception) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+
+  def step(self, text: str) -> None:
+    """One more job is done."""
+    self._done += 1
+    if self._bar is not None:
+      self._bar.update(self._task, advance=1, description=text)
+      return
+    spent = time.perf_counter() - self._began
+    left = spent / self._done * (self._total - self._done)
+    print(
+      f"{self._unit} {self._done}/{self._total}  {spent:.0f} s"
+      f"  ETA {left:.0f} s  {text}",
+      flush=True,
+    )

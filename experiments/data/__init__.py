@@ -1,0 +1,21 @@
+"""Data sets by name, and the pipeline that feeds the loop from any of them."""
+
+from experiments.data.digit_grid import DigitGrid
+from experiments.data.digits import Digits
+from experiments.data.errors import DataError
+from experiments.data.images import FolderImages, TfdsImages
+from experiments.data.recall import Recall
+from experiments.data.text import FolderText, StandardLibrary, TfdsText
+
+DATA = {
+  "digits": Digits,
+  "digit_grid": DigitGrid,
+  "tfds_images": TfdsImages,
+  "folder_images": FolderImages,
+  "standard_library": StandardLibrary,
+  "tfds_text": TfdsText,
+  "folder_text": FolderText,
+  "recall": Recall,
+}
+
+__all__ = ["DATA", "DataError"]

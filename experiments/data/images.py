@@ -1,0 +1,226 @@
+"""Image classification: any builder of tensorflow-datasets, or a folder."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from experiments.data import tfds_source
+from experiments.data.errors import DataError
+from experiments.data.randaugment import rand_augment
+
+Element = dict[str, Any]
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """Augmentation and evaluation of images; sources are subclasses.
+
+  Attributes:
+    size: height and width that the model gets.
+    num_classes: of the labels.
+    crop: training crops: "resized" (random area and ratio), "pad" (random
+      shift after padding; small images), "none" (as in evaluation).
+    min_area: smallest share of the image's area in a "resized" crop.
+    pad: pixels of padding of a "pad" crop.
+    flip: mirror half of the training images.
+    layers, magnitude: of RandAugment; 0 layers: none.
+    eval_zoom: images are scaled to size * eval_zoom before the centre crop.
+    mean, std: of the values in [0, 1], per channel.
+    heldout: at most so many images are evaluated; None: all.
+  """
+
+  size: int = 224
+  num_classes: int = 1000
+  crop: Literal["resized", "pad", "none"] = "resized"
+  min_area: float = 0.08
+  pad: int = 4
+  flip: bool = True
+  layers: int = 2
+  magnitude: float = 9.0
+  eval_zoom: float = 256 / 224
+  mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+  std: tuple[float, ...] = (0.229, 0.224, 0.225)
+  heldout: int | None = None
+
+  def __post_init__(self):
+    if not 0 < self.min_area <= 1:
+      raise ValueError(f"min_area={self.min_area}: must be in (0, 1]")
+    if not 0 <= self.magnitude <= 10:
+      raise ValueError(f"magnitude={self.magnitude}: must be in [0, 10]")
+    if self.eval_zoom < 1:
+      raise ValueError(f"eval_zoom={self.eval_zoom}: must be 1 or more")
+
+  def source(self, split: str) -> Sequence[Element]:
+    """Raw examples: "image" (Pillow image or array) and "label"."""
+    raise NotImplementedError
+
+  def augment(self, element: Element, rng: np.random.Generator) -> Element:
+    """A training example: cropped, flipped, augmented, normalised."""
+    image = to_image(element["image"])
+    if self.crop == "resized":
+      image = random_resized_crop(image, self.size, self.min_area, rng)
+    elif self.crop == "pad":
+      image = pad_crop(centre(image, self.size, 1.0), self.pad, rng)
+    else:
+      image = centre(image, self.size, self.eval_zoom)
+    if self.flip and rng.random() < 0.5:
+      image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = rand_augment(image, self.layers, self.magnitude, rng)
+    return self._finish(image, element)
+
+  def prepare(self, element: Element) -> Element:
+    """An example as it is evaluated: centre crop, normalised."""
+    image = centre(to_image(element["image"]), self.size, self.eval_zoom)
+    return self._finish(image, element)
+
+  def _finish(self, image: Image.Image, element: Element) -> Element:
+    values = np.asarray(image, np.float32) / 255.0
+    mean, std = np.float32(self.mean), np.float32(self.std)
+    label = np.int32(element["label"])
+    return {"image": (values - mean) / std, "label": label}
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsImages(Images):
+  """Any image-classification builder of tensorflow-datasets, by name.
+
+  Attributes:
+    builder: "cifar10", "imagenet2012", ...
+    train, test: splits, with slices if wanted ("train[:1%]").
+    data_dir: where it was prepared; None: tfds's own default.
+    image_key, label_key: its features.
+  """
+
+  builder: str = "imagenet2012"
+  train: str = "train"
+  test: str = "validation"
+  data_dir: str | None = None
+  image_key: str = "image"
+  label_key: str = "label"
+
+  def source(self, split: str) -> Sequence[Element]:
+    keys = {"image": self.image_key, "label": self.label_key}
+    wanted = {"train": self.train, "test": self.test}[split]
+    limit = self.heldout if split == "test" else None
+    return tfds_source.load(
+      self.builder, wanted, self.data_dir, tuple(keys.items()), limit
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderImages(Images):
+  """`path/train/CLASS/*.jpg` and `path/test/CLASS/*.jpg`, classes sorted.
+
+  Attributes:
+    path: the folder.
+    test: name of the held-out sub-folder.
+  """
+
+  path: str = "images"
+  test: str = "test"
+
+  def source(self, split: str) -> Sequence[Element]:
+    folder = pathlib.Path(self.path) / (
+      "train" if split == "train" else self.test
+    )
+    files = _files(folder, self.num_classes)
+    return Files(files if split == "train" else files[: self.heldout])
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """Image files by index."""
+
+  files: tuple[tuple[pathlib.Path, int], ...]
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def __getitem__(self, index: int) -> Element:
+    path, label = self.files[index]
+    try:
+      with Image.open(path) as image:
+        image.load()
+    except OSError as error:
+      raise DataError(f"{path}: is no readable image ({error})") from error
+    return {"image": image, "label": label}
+
+
+@functools.cache
+def _files(
+  folder: pathlib.Path, num_classes: int
+) -> tuple[tuple[pathlib.Path, int], ...]:
+  if not folder.is_dir():
+    raise DataError(
+      f"{folder}: no such folder; expected {folder}/CLASS/*.jpg, one folder for"
+      " each class"
+    )
+  classes = sorted(p for p in folder.iterdir() if p.is_dir())
+  if len(classes) != num_classes:
+    raise DataError(
+      f"{folder}: has {len(classes)} class folders; data.num_classes is"
+      f" {num_classes}"
+    )
+  found = [
+    (path, label)
+    for label, name in enumerate(classes)
+    for path in sorted(name.rglob("*"))
+    if path.suffix.lower() in SUFFIXES
+  ]
+  if not found:
+    raise DataError(f"{folder}: holds no images ({', '.join(SUFFIXES)})")
+  order = np.random.default_rng(0).permutation(len(found))
+  return tuple(found[i] for i in order)
+
+
+def to_image(value: Any) -> Image.Image:
+  """An RGB Pillow image of one, or of an array `[h, w, c]`, c 1 or 3."""
+  if not isinstance(value, Image.Image):
+    value = np.asarray(value)
+    value = Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value)
+  return value.convert("RGB")
+
+
+def random_resized_crop(
+  image: Image.Image, size: int, min_area: float, rng: np.random.Generator
+) -> Image.Image:
+  """A part of random area and ratio (3/4 to 4/3), scaled to `size`."""
+  width, height = image.size
+  for _ in range(10):
+    area = width * height * rng.uniform(min_area, 1.0)
+    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+    if 0 < w <= width and 0 < h <= height:
+      left = int(rng.integers(width - w + 1))
+      top = int(rng.integers(height - h + 1))
+      box = (left, top, left + w, top + h)
+      return image.resize((size, size), Image.Resampling.BICUBIC, box)
+  return centre(image, size, 1.0)
+
+
+def pad_crop(
+  image: Image.Image, pad: int, rng: np.random.Generator
+) -> Image.Image:
+  """The image shifted by at most `pad` pixels each way; black comes in."""
+  left, top = (int(x) for x in rng.integers(-pad, pad + 1, size=2))
+  width, height = image.size
+  return image.crop((left, top, left + width, top + height))
+
+
+def centre(image: Image.Image, size: int, zoom: float) -> Image.Image:
+  """The shorter side scaled to size * zoom, the middle `size` pixels cut."""
+  width, height = image.size
+  part = min(width, height) / zoom
+  box = (
+    (width - part) / 2, (height - part) / 2,
+    (width + part) / 2, (height + part) / 2,
+  )  # fmt: skip
+  if image.size == (size, size) and zoom == 1.0:
+    return image
+  return image.resize((size, size), Image.Resampling.BICUBIC, box)

@@ -1,0 +1,160 @@
+"""Runs the points of a sweep, some at a time, each in its own folder.
+
+python -m experiments.runner --config configs/digits.py --workdir DIR \\
+  --workers 2
+
+A config module exposes `sweep()`, which yields flat overrides such as
+`{"recipe.name": "tome", "optimizer.lr": 1e-3}`. Points that have finished are
+not run again; others go on from their checkpoint. `DIR/results.json` and
+`DIR/results.csv` have one row for every point.
+"""
+
+import argparse
+import concurrent.futures
+import csv
+import hashlib
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import rich.console
+import rich.progress
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+Point = Mapping[str, Any]
+
+
+def points(config: str) -> Iterator[Point]:
+  """The overrides that `sweep()` of a config file yields.
+
+  Raises:
+    ValueError: the file has no `sweep`.
+  """
+  path = pathlib.Path(config.partition(":")[0])
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "sweep"):
+    raise ValueError(f"{path}: has no function sweep()")
+  return module.sweep()
+
+
+def folder_name(point: Point) -> str:
+  """`keep=0.8,name=tome-1f2e3d4c`: readable, and different for all points."""
+  text = json.dumps(dict(sorted(point.items())), default=str)
+  short = ",".join(
+    f"{key.rpartition('.')[2]}={value}" for key, value in sorted(point.items())
+  )
+  safe = "".join(c if c.isalnum() or c in "=,.-_" else "_" for c in short)
+  return f"{safe[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def command(config: str, point: Point, folder: pathlib.Path) -> list[str]:
+  """What runs one point."""
+  overrides = [f"--config.{key}={value}" for key, value in point.items()]
+  train = [sys.executable, "-m", "experiments.train"]
+  return [*train, f"--config={config}", f"--workdir={folder}", *overrides]
+
+
+def run_point(
+  config: str, point: Point, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """One row of the table; trains unless that has been done.
+
+  The process writes to `log.txt` in its folder, beside the checkpoints.
+  """
+  folder = workdir / folder_name(point)
+  done = folder / "row.json"
+  if done.exists():
+    return json.loads(done.read_text())
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / "log.txt").open("a") as log:
+    status = subprocess.run(
+      command(config, point, folder), cwd=ROOT, stdout=log, stderr=log,
+      check=False,
+    ).returncode  # fmt: skip
+  row = {**point, "folder": folder.name, "status": status}
+  if status:
+    tail = (folder / "log.txt").read_text().strip().splitlines()[-1:]
+    return {**row, "error": "".join(tail)}
+  row |= results(folder)
+  part = folder / "row.json.part"
+  part.write_text(json.dumps(row))
+  part.replace(done)
+  return row
+
+
+def results(folder: pathlib.Path) -> dict[str, Any]:
+  """The last held-out metrics, and cost and speed of the last step."""
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  out = {}
+  for split, keys in (
+    ("heldout", None),
+    ("train", ("gflops_per_step", "images_per_second", "tokens_per_second")),
+  ):
+    last = [row for row in rows if row["split"] == split][-1]
+    out |= {k: v for k, v in last.items() if keys is None or k in keys}
+  out.pop("split")
+  return out
+
+
+def write_table(rows: list[dict[str, Any]], workdir: pathlib.Path) -> None:
+  """`results.json` and `results.csv`."""
+  (workdir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+  names = list(dict.fromkeys(name for row in rows for name in row))
+  with (workdir / "results.csv").open("w", newline="") as f:
+    writer = csv.DictWriter(f, names)
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def main(
+  config: str, workdir: str | pathlib.Path, workers: int = 1
+) -> list[dict[str, Any]]:
+  """Runs all points; rows come in the order of `sweep()`.
+
+  A point that fails does not stop the others: its row has "error".
+  """
+  workdir = pathlib.Path(workdir).resolve()
+  workdir.mkdir(parents=True, exist_ok=True)
+  todo = list(points(config))
+  rows: dict[int, dict[str, Any]] = {}
+  with (
+    concurrent.futures.ThreadPoolExecutor(workers) as pool,
+    rich.progress.Progress(console=rich.console.Console(stderr=True)) as bar,
+  ):
+    task = bar.add_task("points", total=len(todo))
+    futures = {
+      pool.submit(run_point, config, point, workdir): i
+      for i, point in enumerate(todo)
+    }
+    for future in concurrent.futures.as_completed(futures):
+      rows[futures[future]] = future.result()
+      write_table([rows[i] for i in sorted(rows)], workdir)
+      bar.advance(task)
+  return [rows[i] for i in sorted(rows)]
+
+
+if __name__ == "__main__":
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--config", required=True)
+  parser.add_argument("--workdir", required=True)
+  parser.add_argument("--workers", type=int, default=1)
+  parser.add_argument("--dry_run", action="store_true")
+  args = parser.parse_args()
+  if args.dry_run:
+    for point in points(args.config):
+      folder = pathlib.Path(args.workdir) / folder_name(point)
+      print(*command(args.config, point, folder))
+    sys.exit(0)
+  failed = [
+    r for r in main(args.config, args.workdir, args.workers) if r["status"]
+  ]
+  for row in failed:
+    print(f"failed: {row['folder']}: {row['error']}")
+  sys.exit(bool(failed))

@@ -1,0 +1,6 @@
+"""Tasks by name: what a model is trained for."""
+
+from experiments.tasks.classification import Classification
+from experiments.tasks.language import Language
+
+TASKS = {"classification": Classification, "language": Language}

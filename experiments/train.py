@@ -1,0 +1,147 @@
+"""The training loop.
+
+python -m experiments.train --config configs/digits.py --workdir DIR
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from contextlib import closing
+from typing import Any
+
+import flax.linen as nn
+
+from experiments import checkpoints, compiled, progress, rundir
+from experiments import config as config_lib
+from experiments import mesh as mesh_lib
+from experiments import state as state_lib
+from experiments.data import pipeline
+from experiments.evaluate import evaluate, load_run
+from experiments.meter import Meter
+from experiments.preemption import Preemption
+from experiments.profiling import Profile
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What `main` returns.
+
+  Attributes:
+    config: the typed config.
+    model: as trained, slots filled.
+    state: of the last step.
+    metrics: of the evaluation at the end; empty if it was not reached.
+    finished: False if SIGTERM ended it; start it again to go on.
+  """
+
+  config: config_lib.Config
+  model: nn.Module
+  state: state_lib.State
+  metrics: dict[str, float]
+  finished: bool = True
+
+  @property
+  def params(self) -> Any:
+    """Parameters to use: the running average where there is one."""
+    return self.state.best
+
+  def heldout(self, limit: int | None = None) -> pipeline.Batch:
+    """The held-out split, prepared, as arrays: "image", "label"."""
+    return pipeline.heldout_arrays(self.config.data, limit)
+
+
+def main(
+  config: Any, workdir: str | pathlib.Path, profile: str | None = None
+) -> Run:
+  """Trains as `config` says; goes on where an earlier call was stopped.
+
+  Args:
+    config: a `Config` or what `config.load` takes.
+    workdir: everything is written under it.
+    profile: "10:15" captures these steps under `workdir/profile`.
+  """
+  config, workdir = config_lib.load(config), pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(checkpoints.disk_errors(workdir))
+    preemption = stack.enter_context(Preemption())
+    profile = stack.enter_context(closing(Profile(profile, workdir)))
+    return _train(config, workdir, preemption, profile, stack)
+
+
+def _train(config, workdir, preemption, profile, stack) -> Run:
+  # ----- Devices and data -----
+  written = config.to_dict()
+  mesh = mesh_lib.for_run(config)
+  batches = pipeline.train_batches(
+    config, to_device=lambda batch: mesh_lib.put_batch(mesh, batch)
+  )
+  stack.enter_context(closing(batches))
+
+  # ----- Model, teacher, programs -----
+  teacher, teacher_params = load_run(config.teacher, mesh)
+  programs = compiled.Programs.of(config, mesh, teacher)
+
+  # ----- From the last checkpoint, or from the start -----
+  saved = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
+  stack.enter_context(closing(saved))
+  start = saved.latest() or 0
+  if start:
+    state, position = saved.restore(start, programs.shapes(), written)
+    batches.set_state(position)
+  else:
+    _, first = load_run(config.init, mesh)
+    state = programs.start(config.seed, first)
+  rundir.record(
+    workdir, written, progress.parameter_table(config, state.params)
+  )
+
+  # ----- The step, compiled; once more at each level of a warm-up -----
+  level = config.recipe.level(start, config.steps)
+  step_fn = programs.step(level, teacher_params)
+  meter = Meter.of(config, step_fn)
+
+  # ----- Train -----
+  log = stack.enter_context(closing(progress.Log(workdir, start, config.steps)))
+  log.note(progress.summary(config, mesh, start, state.params))
+  stop = False
+  for step in range(start + 1, config.steps + 1):
+    if level != (level := config.recipe.level(step - 1, config.steps)):
+      with meter.away():
+        step_fn = programs.step(level, teacher_params)
+      meter.runs(step_fn)
+    with profile.step(step):
+      with meter.waiting():
+        batch = next(batches)
+      state, values = step_fn(state, batch, teacher_params)
+    stop = preemption.reached(step)
+    last = stop or step == config.steps
+    if last or step % config.log_every == 0:
+      log.write(step, {**progress.finite(step, values), **meter.read()})
+    if last or step % config.checkpoint.every == 0:
+      progress.finite(step, values)
+      saved.save(step, state, batches.get_state(), written)
+    if stop:
+      break
+    if step % config.eval_every == 0 and not last:
+      with meter.away():
+        metrics = evaluate(config, programs.model, state.best, mesh)
+      log.write(step, metrics, "heldout")
+
+  # ----- Finish -----
+  metrics = {}
+  if not stop:
+    metrics = evaluate(config, programs.model, state.best, mesh)
+    log.write(config.steps, metrics, "heldout")
+  saved.wait()
+  if stop:
+    log.note(f"SIGTERM: saved step {step}; start again to go on")
+  return Run(config, programs.model, state, metrics, finished=not stop)
+
+
+if __name__ == "__main__":
+  from experiments import launch
+
+  launch.run(
+    lambda config, workdir, flags: main(config, workdir, flags.profile)
+  )

@@ -1,0 +1,46 @@
+"""The dense meaning of column and block mass, with plain autodiff."""
+
+from jax import numpy as jnp
+
+from pallas_kernels.block_sparse_attention import contract, numerics, reference
+
+
+def masses(params, operands, weights, lse=None):
+  """Column sums `[B, H, K]` and block sums `[B, H, q blocks, k blocks]`.
+
+  Args:
+    params: `contract.Params`.
+    operands: `contract.Operands`; `v` is not used. O(S^2) memory.
+    weights: `[B, H, Q]`.
+    lse: `[B, H, Q]`, or None to compute it here.
+  """
+  q, k, _, bias, layout = operands
+  heads, groups = q.shape[2], k.shape[2]
+  dtype = contract.acc_dtype(q)
+  k = jnp.repeat(k.astype(dtype), heads // groups, axis=2)
+  s = params.scale * jnp.einsum(
+    "bihd,bjhd->bhij", q.astype(dtype), k, precision=params.precision
+  )
+  logits = numerics.capped(s, params.soft_cap)
+  mask = reference.visible(layout, heads, q.shape[1], k.shape[1])
+  if bias is not None:
+    logits = logits + bias[:, :, None, :]
+    mask = mask & (bias > -jnp.inf)[:, :, None, :]
+  mask = jnp.broadcast_to(mask, logits.shape)
+  if lse is None:
+    lse = reference.log_sum_exp(jnp.where(mask, logits, -jnp.inf))
+  mask = mask & (lse > -jnp.inf)[..., None]
+  exponent = jnp.where(
+    mask, logits - jnp.where(jnp.isneginf(lse), 0, lse)[..., None], -jnp.inf
+  )
+  p = jnp.where(mask, jnp.exp(jnp.where(mask, exponent, 0)), 0)
+  p = p * weights[..., None]
+  blocks = p.reshape(
+    p.shape[:2]
+    + (layout.q_blocks, layout.block_q, layout.k_blocks, layout.block_k)
+  )
+  return jnp.sum(p, axis=2), jnp.sum(blocks, axis=(3, 5))
+
+
+# Plain autodiff, so that no backward is given.
+IMPLEMENTATIONS = (contract.Implementation("reference", masses, None),)

@@ -1,0 +1,11 @@
+"""Block-sparse attention: `api.py` (use) and `contract.py` (kernels)."""
+
+from pallas_kernels.block_sparse_attention.api import block_sparse_attention
+from pallas_kernels.block_sparse_attention.api import resolve_implementation
+from pallas_kernels.block_sparse_attention.registry import implementations
+
+__all__ = [
+  "block_sparse_attention",
+  "implementations",
+  "resolve_implementation",
+]

@@ -1,0 +1,197 @@
+"""Static decisions of the GPU kernels: tiles, warpgroups, stages, memory.
+
+All three kernels (forward, query gradient, key and value gradient) have one
+shape. A thread block keeps **resident** rows (queries, or keys in the last
+one), 64 for each of its compute warpgroups, and one more warpgroup **streams**
+tiles of the listed blocks past them through rings of buffers in shared memory.
+Tiles of scores are `[64 resident rows, streamed columns]` in registers.
+
+Two compute warpgroups take the two halves of a block of 128 rows, or, where
+blocks have 64 rows, two query heads that share both their keys and their
+lists; one alone works where neither is possible.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+# Rows of a warpgroup's matrix product, and elements in a row of 128 bytes.
+ROWS = 64
+# What one thread block may have on Hopper, and what is left to the compiler
+# for barriers, reductions and alignment.
+SHARED_MEMORY = 232448
+_RESERVED = 12 * 1024
+_MAX_DEPTH = 4
+MAX_HEAD_SIZE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Static numbers of one kernel.
+
+  Attributes:
+    batch, heads, groups, list_heads: B, H, G (key heads), L (layout heads).
+    keys_resident: whether keys are resident and queries streamed.
+    shared_lists: whether the lists are the same for the whole batch.
+    block_q, block_k, q_blocks, k_blocks, k_len, mask_fn: of the layout.
+    capacity: lengths of the full and the partial lists.
+    d, dv: padded head sizes.
+    resident_width: elements of resident rows and of what is staged with them.
+    warpgroups: compute warpgroups of a thread block, 1 or 2.
+    head_pairs: whether the warpgroups take two heads, not two halves of rows.
+    tile: streamed tokens of one step; it divides the streamed block. A thread
+      has n / 2 registers of a `[64, n]` float32 tile, and 240 in all: for sums
+      as wide as heads, one tile of scores (forward) or two, and their rounded
+      copies. 64 is the least that the matrix unit sums over.
+    depth: stages of the rings.
+    has_bias, has_segments, has_mask, has_tag: what the call brings.
+  """
+
+  batch: int
+  heads: int
+  groups: int
+  list_heads: int
+  keys_resident: bool
+  shared_lists: bool
+  block_q: int
+  block_k: int
+  q_blocks: int
+  k_blocks: int
+  k_len: int
+  mask_fn: Any
+  capacity: tuple
+  d: int
+  dv: int
+  resident_width: int
+  warpgroups: int
+  head_pairs: bool
+  tile: int
+  depth: int
+  has_bias: bool
+  has_segments: bool
+  has_mask: bool
+  has_tag: bool
+
+  @property
+  def resident(self):
+    """Tokens in a block of the resident side."""
+    return self.block_k if self.keys_resident else self.block_q
+
+  @property
+  def streamed(self):
+    """Tokens in a block of the streamed side."""
+    return self.block_q if self.keys_resident else self.block_k
+
+  @property
+  def resident_blocks(self):
+    return self.k_blocks if self.keys_resident else self.q_blocks
+
+  @property
+  def streamed_blocks(self):
+    return self.q_blocks if self.keys_resident else self.k_blocks
+
+  @property
+  def rows(self):
+    """Resident tokens of a thread block."""
+    return ROWS if self.head_pairs else ROWS * self.warpgroups
+
+  @property
+  def row_tiles(self):
+    """Thread blocks along the resident side."""
+    return self.resident_blocks * self.resident // self.rows
+
+  @property
+  def parts(self):
+    """Steps that a listed block takes."""
+    return self.streamed // self.tile
+
+  @property
+  def group_size(self):
+    """Query heads that share a key head."""
+    return self.heads // self.groups
+
+  @property
+  def heads_per_cell(self):
+    """Query heads that a thread block takes at once."""
+    return 2 if self.head_pairs else 1
+
+  @property
+  def cells(self):
+    """Thread blocks: where keys are resident, one goes through all heads."""
+    across = (
+      self.groups if self.keys_resident else (self.heads // self.heads_per_cell)
+    )
+    return self.batch * across * self.row_tiles
+
+  def shared_memory(self, depth=None):
+    """Bytes of shared memory with so many stages."""
+    depth = self.depth if depth is None else depth
+    resident = ROWS * self.warpgroups * self.resident_width
+    stage = self.tile * (self.d + self.dv + 2 * 4)
+    return 2 * (resident + depth * stage) + _RESERVED
+
+
+def make(operands, kind):
+  """Returns the `Plan` of a call.
+
+  Args:
+    operands: `contract.Operands`; for "d_kv" and "d_v" with transposed lists.
+    kind: "forward", "d_q", "d_kv", or "d_v", which is without d_k.
+  """
+  q, k, v, bias, layout = operands
+  heads, d, dv = q.shape[2], padded(q.shape[-1]), padded(v.shape[-1])
+  keys_resident = kind in ("d_kv", "d_v")
+  lists = layout.transpose if keys_resident else layout
+  resident = layout.block_k if keys_resident else layout.block_q
+  streamed = layout.block_q if keys_resident else layout.block_k
+  shared = math.gcd(heads // k.shape[2], heads // layout.heads)
+  halves = resident % (2 * ROWS) == 0
+  head_pairs = not (halves or keys_resident or shared % 2)
+  # What is staged for the result may replace what was resident.
+  width = d if kind in ("forward", "d_v") and d == dv else d + dv
+  plan = Plan(
+    batch=q.shape[0],
+    heads=heads,
+    groups=k.shape[2],
+    list_heads=layout.heads,
+    keys_resident=keys_resident,
+    shared_lists=layout.full_count.shape[0] == 1,
+    block_q=layout.block_q,
+    block_k=layout.block_k,
+    q_blocks=layout.q_blocks,
+    k_blocks=layout.k_blocks,
+    k_len=layout.k_len,
+    mask_fn=layout.mask_fn,
+    capacity=(lists.full_index.shape[-1], lists.partial_index.shape[-1]),
+    d=d,
+    dv=dv,
+    resident_width=width,
+    warpgroups=2 if halves or head_pairs else 1,
+    head_pairs=head_pairs,
+    tile=ROWS,
+    depth=1,
+    has_bias=bias is not None,
+    has_segments=layout.q_segments is not None,
+    has_mask=layout.partial_mask is not None,
+    has_tag=layout.partial_tag is not None,
+  )
+  if kind == "forward" and dv <= 128 and streamed % 128 == 0:
+    wide = _with_depth(dataclasses.replace(plan, tile=128))
+    if wide.depth > 1:
+      return wide
+  return _with_depth(plan)
+
+
+def _with_depth(plan):
+  """The plan with as many stages as fit, at least one."""
+  fits = [
+    depth
+    for depth in range(1, _MAX_DEPTH + 1)
+    if plan.shared_memory(depth) <= SHARED_MEMORY
+  ]
+  return dataclasses.replace(plan, depth=max(fits, default=1))
+
+
+def padded(size):
+  """Head size as the kernels have it: rows of 128 bytes."""
+  return -(-size // ROWS) * ROWS

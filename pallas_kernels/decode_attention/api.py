@@ -1,0 +1,103 @@
+"""`decode_attention`: the public function.
+
+Queries of one example see the first `lengths` entries of its cache, or those
+of them that a list of blocks or of tokens names, per key head. Only listed or
+filled entries are read. Forward only (the loops have run-time lengths), except
+for "reference", which is differentiable.
+"""
+
+from jax import numpy as jnp
+
+from pallas_kernels import choice
+from pallas_kernels.block_sparse_attention import contract, op
+from pallas_kernels.decode_attention import operands as forms
+
+_PACKAGE = "pallas_kernels.decode_attention"
+
+
+def decode_attention(
+  q,
+  k,
+  v,
+  *,
+  lengths=None,
+  blocks=None,
+  tokens=None,
+  counts=None,
+  block_size=128,
+  causal=False,
+  bias=None,
+  scale=None,
+  soft_cap=None,
+  sinks=None,
+  splits=1,
+  heads_first=False,
+  return_lse=False,
+  implementation=None,
+):
+  """Attention of one or few queries over a grouped-query cache.
+
+  Args:
+    q: `[*b, t, H, D]`, t new tokens.
+    k: `[*b, n, G, D]`, the cache, G dividing H; query head h reads key head
+      `h // (H // G)`.
+    v: `[*b, n, G, Dv]`.
+    lengths: int `[*b]`, filled entries of each cache; default n.
+    blocks: int `[*b, G, m]`, numbers of the blocks of `block_size` entries to
+      read, none twice; the last block may be cut off by the length.
+    tokens: int `[*b, G, m]`, the single entries to read, none twice. At most
+      one of blocks and tokens; by default all filled entries are read.
+    counts: int `[*b, G]`, how many entries of blocks or tokens count; default
+      all m.
+    block_size: entries per block, also the step of the loop.
+    causal: whether the t queries are the last t filled entries and see only
+      up to themselves.
+    bias: broadcastable to `[*b, H, n]`, added to the logits.
+    scale, soft_cap: as in `block_sparse_attention`.
+    sinks: `[H]` logits of an extra key with value zero.
+    splits: static number of parts that a read is cut into, merged by their
+      log-sum-exps (split-K).
+    heads_first: whether k and v are `[*b, G, n, D]`, the order in which a TPU
+      reads them without a copy.
+    return_lse: whether to return the log-sum-exp too.
+    implementation: None (by platform), "tpu", "tpu_interpret", "xla" or
+      "reference".
+
+  Returns:
+    `[*b, t, H, Dv]` in q's dtype, and lse `[*b, H, t]` if asked for. Where
+    nothing is visible: 0 and -inf (or the sink).
+
+  Raises:
+    ValueError: for shapes that do not fit, or an unknown implementation.
+    NotImplementedError: if the named implementation cannot run this call.
+  """
+  operands = forms.canonical(
+    q, k, v, lengths, blocks, tokens, counts, bias, heads_first
+  )
+  n = k.shape[-2 if heads_first else -3]
+  options = forms.Options(
+    float(q.shape[-1] ** -0.5 if scale is None else scale),
+    None if soft_cap is None else float(soft_cap),
+    min(block_size, n),
+    causal,
+    splits,
+    heads_first,
+  )
+  if blocks is not None and block_size > n:
+    raise ValueError(
+      f"block_size={block_size} exceeds the cache of {n} entries"
+    )
+  chosen = choice.choose(
+    choice.implementations(_PACKAGE), (operands, options), implementation
+  )
+  run = lambda x: chosen.forward(x, options)
+  if chosen.name != "reference":
+    run = op.batchable(run)
+  out, lse = run(operands)  # [B, t, H, Dv], [B, H, t]
+  if sinks is not None:
+    out, lse = op.apply_sinks(
+      out, lse, jnp.asarray(sinks, contract.acc_dtype(q))
+    )
+  out = out.astype(q.dtype).reshape(q.shape[:-1] + v.shape[-1:])
+  lse = lse.reshape(q.shape[:-3] + lse.shape[1:])
+  return (out, lse) if return_lse else out

@@ -1,0 +1,27 @@
+"""Joins attention over disjoint sets of keys by their log-sum-exps."""
+
+from jax import numpy as jnp
+
+
+def merge(outs, lses, axis=0):
+  """Merges partial attention results along one axis.
+
+  Args:
+    outs: `[..., parts, ..., D]` partial outputs.
+    lses: the shape of `outs` without its last axis; -inf for an empty part.
+    axis: where the parts are, counted from the front.
+
+  Returns:
+    The output and log-sum-exp over all keys, without that axis; 0 and -inf
+    where every part is empty.
+  """
+  peak = jnp.max(lses, axis=axis, keepdims=True)
+  safe = jnp.where(jnp.isneginf(peak), 0, peak)
+  weight = jnp.exp(lses - safe)
+  total = jnp.sum(weight, axis=axis, keepdims=True)
+  share = weight / jnp.where(total > 0, total, 1)
+  out = jnp.sum(outs * share[..., None].astype(outs.dtype), axis=axis)
+  lse = jnp.where(
+    total > 0, jnp.log(jnp.where(total > 0, total, 1)) + safe, -jnp.inf
+  )
+  return out, jnp.squeeze(lse, axis)

@@ -1,0 +1,54 @@
+"""Decode attention by a dense mask over the whole cache; plain autodiff."""
+
+import jax
+from jax import numpy as jnp
+
+from pallas_kernels.block_sparse_attention import contract, numerics, reference
+from pallas_kernels.decode_attention import operands as forms
+
+
+def attend(operands, options):
+  """Returns output `[B, t, H, Dv]` and log-sum-exp `[B, H, t]`."""
+  q, k, v, _, bias, *_ = operands
+  k, v = (forms.heads_last(x, options) for x in (k, v))
+  dtype = contract.acc_dtype(q)
+  times = q.shape[2] // k.shape[2]
+  k, v = (jnp.repeat(x.astype(dtype), times, axis=2) for x in (k, v))
+  s = options.scale * jnp.einsum("bthd,bnhd->bhtn", q.astype(dtype), k)
+  logits = numerics.capped(s, options.soft_cap)
+  mask = visible(operands, options)
+  if bias is not None:
+    logits = logits + bias[:, :, None, :]
+    mask = mask & (bias > -jnp.inf)[:, :, None, :]
+  lse = reference.log_sum_exp(jnp.where(mask, logits, -jnp.inf))
+  safe = jnp.where(jnp.isneginf(lse), 0, lse)[..., None]
+  p = jnp.where(mask, jnp.exp(jnp.where(mask, logits - safe, 0)), 0)
+  return jnp.einsum("bhtn,bnhd->bthd", p, v), lse
+
+
+def visible(operands, options):
+  """Which entries each query sees, bool `[B, H, t, n]`."""
+  n, groups = (f(operands, options) for f in (forms.length, forms.groups))
+  at = jnp.arange(n, dtype=jnp.int32)
+  end = forms.last_visible(operands, options)
+  mask = (at[None, None, :] < end[:, :, None])[:, None]
+  listed = operands.tokens if operands.blocks is None else operands.blocks
+  if listed is not None:
+    size = options.block_size if operands.tokens is None else 1
+    order = jnp.arange(listed.shape[-1])[None, None]
+    valid = order < operands.counts[..., None]
+
+    def one(listed, valid):
+      shown = jnp.zeros((-(-n // size),), bool).at[listed].max(valid)
+      return jnp.repeat(shown, size)[:n]
+
+    shown = jax.vmap(jax.vmap(one))(listed, valid)
+    times = operands.q.shape[2] // groups
+    mask = mask & jnp.repeat(shown, times, axis=1)[:, :, None]
+  return jnp.broadcast_to(
+    mask, mask.shape[:1] + (operands.q.shape[2],) + mask.shape[2:]
+  )
+
+
+# Plain autodiff.
+IMPLEMENTATIONS = (contract.Implementation("reference", attend, None),)

@@ -1,0 +1,160 @@
+"""Decode time against context: it follows what is kept, not what was read.
+
+    python scripts/bench_decode.py [--shortest 1024] [--longest 131072]
+      [--rounds 7] [--methods full,snapkv] [--out DIR]
+
+A tiny decoder of random weights, one text, growing contexts. States
+are made in the shapes that prefill gives them and filled with noise, every
+place in use: what a step computes depends on nothing else. Methods take turns
+within each round, and the best round counts. Prints one tab-separated row for
+each method and context: milliseconds a step, MiB of cache, compilations in two
+calls; with --out also a plot, `decode.png`.
+"""
+
+import argparse
+import functools
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tokjax import recipes
+from tokjax.cache import budgets
+from tokjax.models import Decoder, DecoderConfig, Rotary, generation, prompting
+
+CONFIG = DecoderConfig(
+  vocabulary=512, width=64, depth=2, heads=4, kv_heads=2, head_dim=32,
+  mlp_dim=128, length=131_072, rotary=Rotary(500_000.0),
+)  # fmt: skip
+BUDGET = budgets.Tokens(1024)
+METHODS = {
+  "full": {},
+  "streaming_llm": {"budget": BUDGET},
+  "snapkv": {"budget": BUDGET},
+  "quest": {"budget": BUDGET, "from_layer": 0},
+  "kivi": {},
+}
+DECODE = 64
+
+
+def states_like(shapes, context: int, rng: np.random.Generator):
+  """Arrays of these shapes: noise, and every place in use."""
+
+  def fill(x):
+    if jnp.issubdtype(x.dtype, jnp.floating):
+      return jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype)
+    if x.dtype == bool:
+      return jnp.ones(x.shape, bool)
+    return jnp.full(x.shape, min(context, jnp.iinfo(x.dtype).max), x.dtype)
+
+  return jax.tree.map(fill, shapes)
+
+
+def program(name: str, context: int):
+  """A method's compiled step, its state and the number of its bytes."""
+  model = Decoder(CONFIG, recipes.get(name, **METHODS[name]))
+  prompting.check(model, context, DECODE, None)
+  example = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  params = model.init(jax.random.key(0), jnp.zeros(example.shape, jnp.int32))
+  params = params["params"]
+  prompt = jax.ShapeDtypeStruct((1, context), jnp.int32)
+  length = jax.ShapeDtypeStruct((1,), jnp.int32)
+  first = functools.partial(prompting.prefill, model, decode=DECODE)
+  shapes = jax.eval_shape(
+    lambda p, t, n: first(p, t, n), params, prompt, length
+  )
+  states = states_like(shapes.states, context, np.random.default_rng(0))
+  going = generation.Going(
+    states,
+    jnp.zeros(shapes.logits.shape, jnp.float32),
+    jnp.full((1,), context, jnp.int32),
+    jnp.ones((1,), bool),
+  )
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
+
+  def step(going):
+    token = jnp.ones((1,), jnp.int32)
+    return jax.block_until_ready(
+      generation.decode_step(model, params, going, token)
+    )
+
+  return step, going, size
+
+
+def measure(
+  context: int, rounds: int, methods: list[str]
+) -> list[tuple[str, float, int, int]]:
+  """Rows of one context: method, milliseconds, bytes, compilations."""
+  made, before = {}, generation.decode_step._cache_size()
+  compilations = {}
+  for name in methods:
+    step, going, size = program(name, context)
+    going = step(step(going))
+    now = generation.decode_step._cache_size()
+    compilations[name], before = now - before, now
+    made[name] = [step, going, size, []]
+  for _ in range(rounds):
+    for entry in made.values():
+      step, going, _, seconds = entry
+      began = time.perf_counter()
+      for _ in range(4):
+        going = step(going)
+      seconds.append((time.perf_counter() - began) / 4)
+      entry[1] = going
+  return [
+    (name, 1e3 * min(seconds), size, compilations[name])
+    for name, (_, _, size, seconds) in made.items()
+  ]
+
+
+def draw(rows, path: pathlib.Path) -> None:
+  """Milliseconds against context, a line for each method."""
+  from matplotlib import figure
+
+  from tokjax.analysis.plots import COLOURS
+
+  fig = figure.Figure(figsize=(6, 4), dpi=110, layout="constrained")
+  place = fig.subplots()
+  for name, colour in zip(METHODS, COLOURS, strict=False):
+    line = [(n, ms) for method, n, ms, *_ in rows if method == name]
+    if not line:
+      continue
+    place.plot(*zip(*line, strict=True), marker="o", color=colour, label=name)
+  place.set_xscale("log", base=2)
+  place.set_yscale("log")
+  place.set_xlabel("tokens of context")
+  place.set_ylabel("milliseconds a decode step")
+  place.legend(frameon=False)
+  fig.savefig(path)
+
+
+def main() -> None:
+  """Measures, prints, draws."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--shortest", type=int, default=1024)
+  parser.add_argument("--methods", default=",".join(METHODS))
+  parser.add_argument("--longest", type=int, default=131_072)
+  parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument("--out", type=pathlib.Path)
+  args = parser.parse_args()
+  print("method\tcontext\tms_per_step\tMiB\tcompilations")
+  rows, context = [], args.shortest
+  while context <= args.longest:
+    for name, ms, size, compiled in measure(
+      context, args.rounds, args.methods.split(",")
+    ):
+      rows.append((name, context, ms, size))
+      print(
+        f"{name}\t{context}\t{ms:.3f}\t{size / 2**20:.2f}\t{compiled}",
+        flush=True,
+      )
+    context *= 4 if context < 16_384 else 2
+  if args.out is not None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    draw(rows, args.out / "decode.png")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,119 @@
+"""The block-sparse `attend` slot against dense attention over its choice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import layout as layouts
+from tokjax.attention import BlockSparse, Dense, estimators
+from tokjax.models import ViT, ViTConfig
+from tokjax.reduction import Slots, bind
+
+B, H, N, D = 2, 2, 22, 8
+
+
+def inputs():
+  rng = np.random.default_rng(0)
+  q, k, v = rng.normal(size=(3, B, H, N, D)).astype(np.float32)
+  mask = np.ones((B, N), bool)
+  mask[1, 17:] = False
+  bias = rng.normal(size=(B, N)).astype(np.float32)
+  return {"q": 2 * q, "k": k, "v": v, "bias": bias, "mask": mask}
+
+
+def masked_softmax(q, k, v, bias, mask):
+  """Attention over the pairs of `mask` `[b, h, n, n]`, float64."""
+  q, k, v, bias = (np.asarray(x, np.float64) for x in (q, k, v, bias))
+  logits = np.einsum("bhid,bhjd->bhij", q, k) / np.sqrt(D) + bias[:, None, None]
+  weight = np.where(mask, np.exp(logits), 0)
+  total = weight.sum(-1, keepdims=True)
+  return np.einsum("bhij,bhjd->bhid", weight / np.where(total, total, 1), v)
+
+
+RULES = (layouts.TopK(3), layouts.TopP(0.7, 4), layouts.Threshold(0.2, 3))
+
+
+@pytest.fixture(scope="module")
+def results():
+  """One compilation: causal, with padding, a bias, the own block kept."""
+  given = inputs()
+  make = lambda rule: BlockSparse(
+    rule=rule, block_q=8, block_k=4, pattern=layouts.Causal(),
+    keep=layouts.Window(0),
+  )  # fmt: skip
+
+  @jax.jit
+  def run(q, k, v, **where):
+    found = [
+      (attend(q, k, v, **where), attend.layout(q, k, **where).to_dense())
+      for attend in map(make, RULES)
+    ]
+    loss = lambda bias: jnp.sum(
+      make(RULES[0])(q, k, v, bias=bias, mask=where["mask"]) ** 2
+    )
+    whole = BlockSparse(rule=layouts.TopK(99), block_q=8, block_k=8)
+    dense = whole(q, k, v, **where), Dense()(q, k, v, **where)
+    return found, jax.grad(loss)(where["bias"]), dense
+
+  found, *rest = run(**given)
+  return given, dict(zip(RULES, found, strict=True)), *rest
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_it_attends_where_the_rule_says(rule, results):
+  given, found, _, _ = results
+  out, shown = found[rule]
+  shown = np.asarray(shown) & given["mask"][:, None, None]
+  causal = np.tril(np.ones((N, N), bool))
+  assert not (shown & ~causal).any()
+  own = np.eye(N, dtype=bool) & given["mask"][:, None, None]
+  assert shown[np.broadcast_to(own, shown.shape)].all()
+  expected = masked_softmax(*(given[n] for n in ("q", "k", "v", "bias")), shown)
+  np.testing.assert_allclose(out, expected, atol=2e-5)
+  blocks = np.pad(shown, ((0, 0), (0, 0), (0, 2), (0, 2)))
+  blocks = blocks.reshape(B, H, 3, 8, 6, 4).any((3, 5))
+  assert blocks.sum(-1).max() <= rule.capacity_of(6)
+
+
+def test_hidden_keys_have_no_gradient(results):
+  given, _, gradient, _ = results
+  assert np.isfinite(gradient).all()
+  assert np.asarray(gradient)[given["mask"]].any()
+  assert not np.asarray(gradient)[~given["mask"]].any()
+
+
+def test_every_block_chosen_is_dense_attention(results):
+  sparse, dense = results[3]
+  np.testing.assert_allclose(sparse, dense, atol=2e-5)
+
+
+def test_it_fills_the_slot_of_a_vision_transformer():
+  """One estimate per head and example, all blocks chosen."""
+  config = ViTConfig(
+    image_size=16, patch_size=4, width=16, depth=1, heads=2, mlp_dim=16,
+    num_classes=3,
+  )  # fmt: skip
+  dense = Slots(proportional=True)
+  sparse = BlockSparse(
+    bind(estimators.antidiagonal, stride=2), layouts.TopK(99), 8, 8
+  )
+  images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+  params = jax.jit(ViT(config, dense).init)(jax.random.key(1), images)
+
+  @jax.jit
+  def run(params):
+    answers = [
+      ViT(config, Slots(attend=attend, proportional=True)).apply(params, images)
+      for attend in (None, sparse)
+    ]
+    return [out for out, _ in answers]
+
+  whole, same = run(params)
+  np.testing.assert_allclose(same, whole, atol=1e-5)
+
+
+def test_wrong_arguments_are_named():
+  with pytest.raises(ValueError, match="block_k=0: must be 1 or more"):
+    BlockSparse(block_k=0)
+  assert hash(BlockSparse()) == hash(BlockSparse())

@@ -1,0 +1,156 @@
+"""Methods that store in few bits, in few features, or with other layers."""
+
+import jax
+import numpy as np
+
+from tests.cache.cases import GROUPS, HEADS, STEPS, WIDTH
+from tests.cache.reference.rules import full
+from tests.cache.reference.story import GROUP, SCALE, best, rope, softmax
+
+
+def coarse(x, bits, dtype=np.float32):
+  """A group through codes of that many bits."""
+  x = np.asarray(x, dtype)
+  low, step = x.min(), (x.max() - x.min()) / dtype(2**bits - 1)
+  if step == 0:
+    return x
+  return np.round((x - low) / step) * step + low
+
+
+def kivi(s, bits=2, group=4, residual=8):
+  outs = []
+  k, v = np.array(s.rk, np.float32), np.array(s.v, np.float32)
+  done_k = done_v = 0
+  for t in range(STEPS):
+    # What the prompt leaves is coded at once, then it depends on the length.
+    there = s.n + t
+    if t:
+      there += 1
+    while done_k + residual <= there - (there % residual):
+      for g in range(GROUPS):
+        for c in range(WIDTH):
+          for a in range(done_k, done_k + residual, group):
+            k[a : a + group, g, c] = coarse(k[a : a + group, g, c], bits)
+      done_k += residual
+    outs.append(None)
+    i = s.n + t
+    new_k = k.copy()
+    full = (i + 1) // residual * residual
+    for a0 in range(done_k, full, residual):
+      for g in range(GROUPS):
+        for c in range(WIDTH):
+          for a in range(a0, a0 + residual, group):
+            new_k[a : a + group, g, c] = coarse(k[a : a + group, g, c], bits)
+    k, done_k = new_k, max(done_k, full)
+    while done_v < i + 1 - residual:
+      for g in range(GROUPS):
+        for a in range(0, WIDTH, group):
+          v[done_v, g, a : a + group] = coarse(
+            v[done_v, g, a : a + group], bits
+          )
+      done_v += 1
+    out = []
+    for h in range(HEADS):
+      g = h // GROUP
+      w = softmax([SCALE * s.rq[i, h] @ k[j, g] for j in range(i + 1)])
+      out.append(w @ v[: i + 1, g])
+    outs[-1] = np.stack(out)
+  return s.prompt(), np.stack(outs)
+
+
+def zipcache(s, bits=(4, 2), plain=0.5, gap=4):
+  """Rows are replaced by what their codes say, one batch after the other."""
+  n = s.n
+  k, v = np.array(s.rk, np.float32), np.array(s.v, np.float32)
+  late = -(-n // 20)
+  key = jax.random.fold_in(jax.random.key(0), s.layer)
+  noise = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(n)]
+  probes = best(noise[: n - late], n // 20) + list(range(n - late, n))
+  score = np.zeros((GROUPS, n))
+  for h in range(HEADS):
+    for i in probes:
+      score[h // GROUP, : i + 1] += s.weights(h, i, range(i + 1))
+  score /= [max(sum(i >= j for i in probes), 1) for j in range(n)]
+
+  def code(batch, score):
+    few = int(plain * len(batch))
+    for g in range(GROUPS):
+      good = best(score[g], len(batch) - few)
+      scale = np.sqrt(np.abs(v[batch, g]).max(axis=0))
+      for some, b in (
+        (good, bits[0]),
+        (sorted({*range(len(batch))} - {*good}), bits[1]),
+      ):
+        rows = [batch[j] for j in some]
+        for c in range(WIDTH):
+          k[rows, g, c] = coarse(k[rows, g, c], b)
+        for row in rows:
+          v[row, g] = coarse(v[row, g] / scale, b) * scale
+
+  code(list(range(n)), score)
+  outs, buffer = [], []
+  for t in range(STEPS):
+    i = n + t
+    buffer.append(i)
+    out, row = [], np.zeros((GROUPS, i + 1))
+    for h in range(HEADS):
+      g = h // GROUP
+      w = softmax([SCALE * s.rq[i, h] @ k[j, g] for j in range(i + 1)])
+      row[g] += w
+      out.append(w @ v[: i + 1, g])
+    outs.append(np.stack(out))
+    if len(buffer) == gap:
+      code(buffer, row[:, -gap:])
+      buffer = []
+  return s.prompt(), np.stack(outs)
+
+
+def cskv(s, window=4):
+  made = {
+    name: {k: np.asarray(x, np.float64) for k, x in part.items()}
+    for name, part in s.params["cache"].items()
+  }
+  low = lambda name: (s.x @ made[name]["down"] @ made[name]["up"]).reshape(
+    -1, GROUPS, WIDTH
+  )
+  k, v = low("k"), low("v")
+  outs = []
+  for i in range(s.n, s.n + STEPS):
+    out = []
+    for h in range(HEADS):
+      g = h // GROUP
+      old = range(max(i + 1 - window, 0))
+      new = range(len(old), i + 1)
+      keys = [rope(k[j, g], j) for j in old] + [s.rk[j, g] for j in new]
+      values = [v[j, g] for j in old] + [s.v[j, g] for j in new]
+      w = softmax([SCALE * s.rq[i, h] @ key for key in keys])
+      out.append(w @ np.stack(values))
+    outs.append(np.stack(out))
+  return s.prompt(), np.stack(outs)
+
+
+def pod(s, first=2, recent=5, threshold=0.7):
+  """Key head 0 of layer 1 follows layer 0; the other leads itself."""
+  if s.layer == 0:
+    s.shared["lead"] = s
+    return full(s)
+  lead = s.shared["lead"]
+  outs = []
+  for i in range(s.n + STEPS):
+    out = []
+    for h in range(HEADS):
+      if h // GROUP == 1:
+        out.append(s.head(h, i, range(i + 1)))
+        continue
+      far = [j >= first and i - j >= recent for j in range(i + 1)]
+      logits = [
+        (lead if far[j] else s).rq[i, h] @ (lead if far[j] else s).rk[j, 0]
+        for j in range(i + 1)
+      ]
+      e = np.exp(SCALE * np.array(logits))
+      near = e * ~np.array(far)
+      gate = near.sum() / e.sum()
+      w = near / near.sum() if gate >= threshold else e / e.sum()
+      out.append(w @ s.v[: i + 1, 0])
+    outs.append(np.stack(out))
+  return np.stack(outs[: s.n]), np.stack(outs[s.n :])

@@ -1,0 +1,92 @@
+"""What every cache and attention recipe keeps to.
+
+Names come from the registry; a recipe without a reference fails.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.cache import cases, reference
+from tests.cache.cases import DEPTH, LENGTHS, case
+from tokjax.cache.entries import physical_bytes
+
+CLOSE = {"rtol": 2e-4, "atol": 2e-4}
+
+
+def each():
+  """Names; tests of one recipe share a worker and its compilation."""
+  mark = pytest.mark.xdist_group
+  return [
+    pytest.param(name, marks=mark(f"cache-{name}")) for name in cases.names()
+  ]
+
+
+EVERY = pytest.mark.parametrize("name", each(), scope="module")
+
+
+@EVERY
+def test_padded_prompts_equal_the_reference_one_by_one(name):
+  c = case(name)
+  function = reference.find(name)
+  for b, n in enumerate(LENGTHS):
+    shared = {}
+    for layer in range(DEPTH):
+      story = reference.story(c, b, layer, shared)
+      prompt, steps = function(story)
+      message = f"layer {layer}, example {b}"
+      np.testing.assert_allclose(
+        c.prefilled[layer, b, :n], prompt, err_msg=message, **CLOSE
+      )
+      np.testing.assert_allclose(
+        c.decoded[:, layer, b], steps, err_msg=message, **CLOSE
+      )
+
+
+@EVERY
+def test_bytes_are_those_of_the_buffers(name):
+  c = case(name)
+  *_, states, logical = c.result
+  for layer, state, counted in zip(
+    cases.layers(), states, logical, strict=True
+  ):
+    said = c.cache.bytes(layer, state)
+    assert said.physical == physical_bytes(state)
+    assert counted.shape == (len(LENGTHS),)
+    assert (counted > 0).all()
+    assert counted.sum() <= said.physical
+
+
+@EVERY
+def test_shapes_do_not_change_between_steps(name):
+  before, after = case(name).result[2:4]
+  assert jax.tree.structure(before) == jax.tree.structure(after)
+  for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+
+
+@EVERY
+def test_other_garbage_and_a_second_call_change_nothing(name):
+  c = case(name)
+  again = c.run(garbage=1e30)
+  assert c.program._cache_size() == 1
+  for b, n in enumerate(LENGTHS):
+    np.testing.assert_array_equal(again[0][:, b, :n], c.prefilled[:, b, :n])
+  np.testing.assert_array_equal(again[1], c.decoded)
+
+
+@EVERY
+def test_slots_are_hashable_and_equal_when_built_again(name):
+  c = case(name)
+  again = cases.case.__wrapped__(name).slots
+  assert again == c.slots
+  assert hash(again) == hash(c.slots)
+
+
+@EVERY
+def test_a_build_is_checked(name):
+  c = case(name)
+  for layer in cases.layers():
+    c.attend.check(layer, cases.PROMPT)
+    c.cache.check(layer, c.attend, cases.PROMPT, cases.STEPS)

@@ -1,0 +1,83 @@
+"""Every test runs on the CPU backend with eight virtual devices.
+
+The settings must be made before JAX is imported, and hold in the worker
+processes of pytest-xdist as well.
+"""
+
+import gc
+import os
+import resource
+import subprocess
+import sys
+
+DEVICES = 8
+
+# With it off, and LLVM not optimising (below), ToMe in a small ViT compiles in
+# a seventh of the time. Tests compile far longer than they compute.
+EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+
+
+def known(flag: str) -> bool:
+  """Whether the installed XLA takes a flag: it ends a process if not."""
+  command = [sys.executable, "-c", "import jax; jax.devices()"]
+  setting = {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    command, env={**os.environ, **setting}, capture_output=True
+  )
+  return done.returncode == 0
+
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if "TOKJAX_TEST_FLAGS" not in os.environ:
+  # Worker processes inherit what the first process has found.
+  os.environ["TOKJAX_TEST_FLAGS"] = EMITTERS if known(EMITTERS) else ""
+  os.environ["XLA_FLAGS"] = " ".join(
+    (
+      os.environ.get("XLA_FLAGS", ""),
+      os.environ["TOKJAX_TEST_FLAGS"],
+      f"--xla_force_host_platform_device_count={DEVICES}",
+    )
+  )
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_LEGACY_PRNG_KEY"] = "error"
+# Models and data sets of tests are made on the spot, never downloaded.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# The first example of a shape compiles, so that time says nothing.
+hypothesis.settings.register_profile(
+  "tokjax", deadline=None, derandomize=True, max_examples=25
+)
+hypothesis.settings.load_profile("tokjax")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def devices() -> list[jax.Device]:
+  """The virtual devices, for tests that shard."""
+  found = jax.devices()
+  assert len(found) == DEVICES, "JAX was imported before tests/conftest.py"
+  return found
+
+
+# Compiled programs of one process, beyond which those of finished modules go.
+MEMORY_LIMIT = 3 * 2**30
+
+
+def resident_bytes() -> int:
+  """Memory that this process holds."""
+  with open("/proc/self/statm") as file:
+    return int(file.read().split()[1]) * resource.getpagesize()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+  """Lets compiled programs go after a module once they fill the memory."""
+  yield
+  if os.path.exists("/proc/self/statm") and resident_bytes() > MEMORY_LIMIT:
+    jax.clear_caches()
+    gc.collect()

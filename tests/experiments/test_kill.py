@@ -1,0 +1,67 @@
+"""SIGKILL at any moment: the run goes on from the last complete checkpoint."""
+
+import pathlib
+import random
+import signal
+import time
+
+import pytest
+
+from tests.experiments import tiny
+from tests.experiments.nursery import Child
+
+KILLS = 20
+CONFIG = tiny.light(
+  steps=160, checkpoint=dict(every=2, keep=3), log_every=1, eval_every=9999
+)
+
+
+def complete(workdir: pathlib.Path) -> list[int]:
+  """Steps whose checkpoints have their final name."""
+  found = (workdir / "checkpoints").glob("*")
+  return sorted(int(p.name) for p in found if p.name.isdigit())
+
+
+def killed_after_progress(
+  child: Child, workdir: pathlib.Path, seconds: float
+) -> int:
+  """Exit status of a child killed so long after its first new checkpoint."""
+  before = complete(workdir)
+  while complete(workdir) == before:
+    if (status := child.poll()) is not None:
+      return status
+    time.sleep(0.001)
+  time.sleep(seconds)
+  child.send(signal.SIGKILL)
+  return child.wait()
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_and_nothing_is_lost(nursery, tmp_path):
+  moments = random.Random(0)
+  workdir, last = tmp_path / "killed", 0
+  for kill in range(KILLS):
+    child = nursery.run(workdir, CONFIG)
+    if kill % 2:
+      time.sleep(moments.uniform(0, 4))
+      child.send(signal.SIGKILL)
+      status = child.wait()
+    else:
+      seconds = moments.uniform(0, 0.15)
+      status = killed_after_progress(child, workdir, seconds)
+    assert status != 0, f"the run ended after {kill} kills"
+    assert status == -signal.SIGKILL, child.output
+    steps = complete(workdir)
+    assert not last or steps[-1] >= last, "a complete checkpoint was lost"
+    last = steps[-1] if steps else 0
+  assert last < 160
+  child = nursery.run(workdir, CONFIG)
+  assert child.wait() == 0, child.output
+  child = nursery.run(tmp_path / "whole", CONFIG)
+  assert child.wait() == 0, child.output
+  for split in ("train", "heldout"):
+    expected = tiny.rows(tmp_path / "whole", split)
+    found = tiny.rows(workdir, split)
+    assert expected.keys() == found.keys()
+    for step, row in expected.items():
+      assert row["loss"] == found[step]["loss"]

@@ -1,0 +1,65 @@
+"""Texts of associative recall: what is planted, where, and what is asked."""
+
+import numpy as np
+import pytest
+
+from experiments import probes
+from experiments.data import Recall
+
+DATA = Recall(length=64, pairs=8, keys=16, values=16, fillers=15)
+
+
+@pytest.mark.parametrize("pairs", [1, 5])
+def test_pairs_stand_whole_at_their_depth(pairs):
+  rng = np.random.default_rng(0)
+  for depth in (0.0, 0.4, 1.0, None):
+    text = DATA.text(rng, 21, pairs, depth)
+    assert len(text.context) == 22 and text.context[-1] == 0
+    np.testing.assert_array_equal(text.context[text.at], text.keys)
+    np.testing.assert_array_equal(text.context[text.at + 1], text.values)
+    assert len(set(text.keys)) == pairs
+    noise = np.delete(text.context[:-1], [*text.at, *(text.at + 1)])
+    assert (noise > 32).all() and len(noise) == 21 - 2 * pairs
+    if pairs == 1 and depth is not None:
+      assert text.at[0] == round(depth * 19)
+
+
+def test_examples_ask_for_planted_values_only():
+  element = DATA.prepare(DATA.source("test")[3])
+  again = DATA.prepare(DATA.source("test")[3])
+  np.testing.assert_array_equal(element["tokens"], again["tokens"])
+  tokens, target = element["tokens"], element["target"]
+  (separator,) = np.nonzero(tokens == 0)[0]
+  assert (target[: separator + 1] == -1).all()
+  for i in range(separator + 1, 64):
+    (at,) = np.nonzero(tokens[:separator] == tokens[i])[0]
+    assert target[i] == tokens[at + 1]
+
+
+def test_probes_ask_what_the_context_holds():
+  grid = probes.Grid(
+    lengths=(16, 32), depths=(0.0, 1.0), texts=2, pairs=5, several=3
+  )
+  found = probes.of_recall(DATA, grid)
+  assert len(found) == 2 * (2 * 2 + 3)
+  for probe in found:
+    context = list(probe.prompt)
+    assert len(context) == probe.length + 1
+    for asked, answer in zip(probe.asked, probe.answer, strict=True):
+      if answer >= 0:
+        assert context[context.index(asked) + 1] == answer
+  single = [p for p in found if p.pairs == 1]
+  assert [(np.array(p.answer) >= 0).sum() for p in single] == [1] * len(single)
+  known = probes.of_recall(DATA, probes.Grid((16,), (0.0,), 1, 4, 0, True))
+  assert list(known[0].prompt[-4:]) == list(known[0].asked)
+
+
+def test_bad_options_are_named():
+  with pytest.raises(ValueError, match="pairs=17"):
+    Recall(pairs=17, keys=16)
+  with pytest.raises(ValueError, match="least=64"):
+    Recall(length=64, least=64)
+  with pytest.raises(ValueError, match="hold 2"):
+    DATA.text(np.random.default_rng(0), 5, 3)
+  with pytest.raises(ValueError, match="each must hold"):
+    probes.Grid(lengths=(4,))

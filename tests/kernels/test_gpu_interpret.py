@@ -1,0 +1,205 @@
+"""The GPU kernels in Pallas's simulator, copies, barriers and races included.
+
+The simulator came with JAX 0.11.2; with an older one all but the first tests
+skip.
+"""
+
+import dataclasses
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import block_sparse_attention
+from pallas_kernels import layout as layouts
+from pallas_kernels.block_sparse_attention import gpu, gpu_stream, registry
+from tests.kernels import oracle
+from tests.kernels.cases import Case, inputs, mask_and_layout
+from tests.kernels.test_block_sparse_attention import attend, close
+
+_HAS_SIMULATOR = hasattr(plgpu, "InterpretGPUParams")
+simulated = pytest.mark.skipif(
+  not _HAS_SIMULATOR,
+  reason=f"JAX {jax.__version__} cannot simulate GPU kernels; 0.11.2 can",
+)
+_LOCAL = layouts.Causal() & (layouts.Window(150) | layouts.Sinks(3))
+
+
+def large(name, **options):
+  """A case in blocks of 128, which suit the kernels best."""
+  sizes = {
+    "batch": 1,
+    "q_len": 200,
+    "k_len": 300,
+    "width": 64,
+    "v_width": 64,
+    "block_q": 128,
+    "block_k": 128,
+  }
+  return Case(name, **(sizes | options))
+
+
+CASES = (
+  # Two heads that share keys and lists in one thread block; padded heads.
+  large(
+    "pairs",
+    batch=2,
+    heads=4,
+    groups=2,
+    block_q=64,
+    block_k=64,
+    width=40,
+    v_width=100,
+    mask=_LOCAL,
+    bias=True,
+  ),
+  # Stored element masks and everything else that there is.
+  large(
+    "everything_on",
+    groups=1,
+    mask="random",
+    numbers="hidden",
+    bias=True,
+    sinks=True,
+    soft_cap=2.0,
+  ),
+  # d_k and d_v apart; more steps than stages, so that buffers are used again.
+  large("wide", groups=1, width=256, v_width=200, mask=_LOCAL, bias=True),
+  large("segments", batch=2, q_len=300, mask="segments", bias=True),
+  large("tags", q_len=256, k_len=256, heads=1, groups=1, mask="union"),
+  # One warpgroup alone, full blocks only.
+  large(
+    "single",
+    heads=1,
+    groups=1,
+    block_q=64,
+    block_k=192,
+    q_len=70,
+    k_len=576,
+    mask=layouts.Full(),
+  ),
+  large("nothing", heads=1, groups=1, mask="nothing"),
+)
+
+
+def test_it_says_what_it_cannot_run():
+  shape = lambda *sizes, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(sizes, dtype)
+  q, fine = shape(1, 256, 2, 64), layouts.full(q_len=256)
+
+  def reason(q, layout=fine, name="gpu_interpret"):
+    with pytest.raises(NotImplementedError) as error:
+      jax.eval_shape(
+        lambda q: block_sparse_attention(q, q, q, layout, implementation=name),
+        q,
+      )
+    return str(error.value)
+
+  assert "platform is 'cpu'" in reason(q, name="gpu")
+  if not _HAS_SIMULATOR:
+    assert "0.11.2 and newer can" in reason(q)
+    return
+  short = layouts.full(q_len=256, block_k=32)
+  assert "block_k is 32, the GPU kernels need a multiple of 64" in reason(
+    q, short
+  )
+  full = shape(1, 256, 2, 64, dtype=jnp.float32)
+  assert "float32, the GPU kernels take bfloat16 or float16" in reason(full)
+  assert "head size 320" in reason(shape(1, 256, 2, 320))
+
+
+@pytest.fixture
+def races(monkeypatch):
+  """Lets "gpu_races" be named; a race raises."""
+  known = dict(registry.implementations())
+  known["gpu_races"] = gpu.interpreted(detect_races=True)
+  monkeypatch.setattr(registry, "implementations", lambda: known)
+  # Its place in JAX is private, and there is none in older ones.
+  module = "jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call"
+  reset = importlib.import_module(module).reset_gpu_interpret_mode_state
+  reset()
+  yield
+  reset()
+
+
+def rounded(x):
+  """float32 values that bfloat16 has."""
+  return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
+
+
+@simulated
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_simulated_kernels_follow_the_formulas_without_races(case, races):
+  mask, layout = mask_and_layout(case)
+  arrays = inputs(case, jnp.bfloat16)
+  exact = {name: np.asarray(x, np.float32) for name, x in arrays.items()}
+  rng = np.random.default_rng(1)
+  d_out = rounded(rng.normal(size=exact["q"].shape[:3] + (case.v_width,)))
+  options = {
+    "bias": exact.get("bias"),
+    "sinks": exact.get("sinks"),
+    "soft_cap": case.soft_cap,
+  }
+  qkv = [exact[name] for name in "qkv"]
+  out, lse = oracle.attention(*qkv, mask, **options)
+  d_lse = np.where(np.isneginf(lse), 0, rng.normal(size=lse.shape))
+
+  @jax.jit
+  def both(arrays, d_out, d_lse):
+    result, pullback = jax.vjp(attend(case, layout, "gpu_races"), arrays)
+    return result, pullback((d_out, d_lse))[0]
+
+  found, gradients = both(
+    arrays, jnp.asarray(d_out, jnp.bfloat16), d_lse.astype(np.float32)
+  )
+  close(found[0], out, jnp.bfloat16)
+  close(found[1], lse)
+  expected = oracle.gradients(*qkv, mask, d_out, d_lse, **options)
+  for name, gradient in gradients.items():
+    close(gradient, expected[name], jnp.bfloat16)
+
+
+@simulated
+@pytest.mark.slow
+@pytest.mark.parametrize("forgotten", ["wait", "free"])
+def test_a_race_would_be_seen(forgotten, monkeypatch, races):
+  """Multiplying before a copy has arrived; copying while it is multiplied."""
+  case = large("race", q_len=128, k_len=1280, heads=1, groups=1)
+  case = dataclasses.replace(case, mask=layouts.Full())
+  wait = plgpu.barrier_wait
+  if forgotten == "wait":
+    monkeypatch.setattr(plgpu, "barrier_wait", lambda barrier: None)
+  else:
+    fill = gpu_stream.Ring.fill
+
+    def without_waiting(ring, at, start, position):
+      monkeypatch.setattr(plgpu, "barrier_wait", lambda barrier: None)
+      fill(ring, at, start, position)
+      monkeypatch.setattr(plgpu, "barrier_wait", wait)
+
+    monkeypatch.setattr(gpu_stream.Ring, "fill", without_waiting)
+  layout = mask_and_layout(case)[1]
+  call = jax.jit(attend(case, layout, "gpu_races"))
+  with pytest.raises(Exception, match="RACE DETECTED"):
+    jax.block_until_ready(call(inputs(case, jnp.bfloat16)))
+
+
+@simulated
+@pytest.mark.slow
+def test_numbers_outside_the_lists_do_no_harm(races):
+  """Block numbers beyond the keys, past the count, are never followed."""
+  case = large("outside", heads=1, groups=1, mask=layouts.Causal(100))
+  arrays = inputs(case, jnp.bfloat16)
+  _, layout = mask_and_layout(case)
+  wild = {}
+  for name in ("full", "partial"):
+    index = np.asarray(getattr(layout, f"{name}_index"))
+    count = np.asarray(getattr(layout, f"{name}_count"))
+    inside = np.arange(index.shape[-1]) < count[..., None]
+    wild[f"{name}_index"] = np.where(inside, index, 10**6).astype(np.int32)
+  wild = dataclasses.replace(layout, **wild)
+  run = jax.jit(lambda layout: attend(case, layout, "gpu_races")(arrays))
+  jax.tree.map(np.testing.assert_array_equal, run(layout), run(wild))

@@ -1,0 +1,211 @@
+"""Padding, gradients, batches and NaN, for pruning and baselines alike."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.recipes.sites_pruning import (
+  WIDTH,
+  chain,
+  rows,
+  signals_of,
+  stage_of,
+  tokens_of,
+)
+from tokjax import recipes, schedules
+from tokjax.plan import move_batch
+from tokjax.site import Site
+from tokjax.stage import act_table, count_table
+from tokjax.tokens import Signals
+
+# Lengths of one padded batch; the shortest is not reduced where others are.
+LENGTHS = (14, 9, 3)
+ONCE = schedules.Ratio(0.7, (2,), "current", "ceil")
+RECIPES = {
+  "topk": ONCE,
+  "evit": schedules.Ratio(0.7, (1, 2), "current", "ceil", extra=1),
+  "ats": schedules.Capped(1.0, 2),
+  "zero_tprune": ONCE,
+  "random": ONCE,
+  "stride": ONCE,
+  "center": ONCE,
+}
+
+
+def slots_of(name: str):
+  return recipes.get(name, schedule=RECIPES[name])
+
+
+def padded(name):
+  """The batch, and the slots in it that are real."""
+  n = 1 + max(LENGTHS)
+  x = np.full((len(LENGTHS), n, WIDTH), 7.0, np.float32)
+  mask = np.zeros((len(LENGTHS), n), bool)
+  for e, length in enumerate(LENGTHS):
+    # Noise belongs to a slot, so that random needs its padding at the end.
+    rng = np.random.default_rng(e)
+    at = 1 + np.arange(length)
+    if name != "random":
+      at = 1 + np.sort(rng.permutation(n - 1)[:length])
+    mask[e, 0] = mask[e, at] = True
+    x[e, mask[e]] = rows(e, 1 + length, WIDTH)
+  return tokens_of(x, mask), mask
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_padded_example_equals_the_example_alone(name):
+  slots = slots_of(name)
+  tokens, mask = padded(name)
+  keys = jax.random.split(jax.random.key(0), len(LENGTHS))
+  run = jax.jit(lambda t, k: chain(slots, t, k))
+  together = run(tokens, keys)
+  for e in (1, 2):
+    take = lambda a, e=e: a[e : e + 1, mask[e]]
+    alone = tokens.replace(
+      x=take(tokens.x),
+      size=take(tokens.size),
+      position=take(tokens.position),
+      kind=take(tokens.kind),
+      mask=None,
+    )
+    alone = run(alone, keys[e : e + 1])
+    real = np.asarray(together.mask[e])
+    mine = slice(None) if alone.mask is None else np.asarray(alone.mask[0])
+    for field in ("x", "size", "position", "kind"):
+      np.testing.assert_allclose(
+        getattr(together, field)[e][real],
+        getattr(alone, field)[0][mine],
+        atol=1e-5,
+        err_msg=f"{name}: {field} of the example of length {LENGTHS[e]}",
+      )
+
+
+@pytest.mark.parametrize(
+  "schedule",
+  [
+    schedules.Even(0.5),
+    schedules.Ratio(0.7),
+    schedules.Ratio(0.7, None, "current", "ceil", extra=1),
+    schedules.Once(0.5),
+    schedules.Square(0.5),
+    schedules.Capped(0.6),
+    schedules.Ratio(0.7).with_keep(0.3),
+  ],
+)
+def test_a_shorter_example_never_keeps_more(schedule):
+  table = count_table(schedule, 64, 12)
+  assert np.all(np.diff(table, axis=0) >= 0)
+  acts = act_table(schedule, 64, 12)
+  for real in (1, 5, 64):
+    counts = schedule.counts(real, 12)
+    assert list(acts[real]) == [after is not None for after in counts]
+
+
+@pytest.mark.parametrize("name", ["topk", "evit", "ats", "zero_tprune"])
+def test_gradients_are_finite_and_only_weights_carry_them(name):
+  tokens = tokens_of(rows(3, 2, 10, WIDTH))
+  signals = signals_of(tokens)
+  stage = stage_of(name, 9, 2)
+
+  @jax.jit
+  def gradients(x, signals):
+    def loss(x, signals):
+      given = tokens.replace(x=x)
+      return (move_batch(stage.plan(given, signals), given).x ** 2).sum()
+
+    return jax.grad(loss, argnums=(0, 1))(x, signals)
+
+  grads = gradients(tokens.x, signals)
+  for leaf in jax.tree.leaves(grads):
+    assert np.all(np.isfinite(leaf))
+  dx, ds = grads
+  assert np.any(dx != 0)
+  moved = {k: np.any(v != 0) for k, v in vars(ds).items() if v is not None}
+  assert moved == {k: name == "evit" and k == "class_attention" for k in moved}
+
+
+def test_evit_weights_have_the_right_gradient():
+  """Of the fused token's squared length: 2 f . x_j for what it holds."""
+  tokens = tokens_of(rows(4, 1, 8, WIDTH))
+  signals = signals_of(tokens)
+  stage = stage_of("evit", 7, 2)
+
+  def loss(attention):
+    given = dataclasses.replace(signals, class_attention=attention)
+    plan = stage.plan(tokens, given)
+    fused = move_batch(plan, tokens).x[0, -1]
+    return (fused**2).sum(), (fused, plan)
+
+  grad, (fused, plan) = jax.jit(jax.grad(loss, has_aux=True))(
+    signals.class_attention
+  )
+  expected = 2 * np.asarray(tokens.x[0]) @ np.asarray(fused) / 3
+  kept = np.asarray(plan.anchor[0, :-1])
+  expected[kept] = 0
+  np.testing.assert_allclose(
+    grad, np.broadcast_to(expected, grad.shape), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("name", ["evit", "ats"])
+def test_one_batch_equals_its_examples(name):
+  tokens = tokens_of(rows(5, 3, 10, WIDTH))
+  slots = slots_of(name)
+  run = jax.jit(lambda t: chain(slots, t))
+  together = run(tokens)
+  for e in range(3):
+    alone = run(jax.tree.map(lambda a, e=e: a[e : e + 1], tokens))
+    for a, b in zip(
+      jax.tree.leaves(together), jax.tree.leaves(alone), strict=True
+    ):
+      np.testing.assert_allclose(a[e], b[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["evit", "ats"])
+def test_nan_stays_in_its_example_and_a_masked_out_one_gives_nothing(name):
+  slots = slots_of(name)
+  tokens, mask = padded(name)
+  keys = jax.random.split(jax.random.key(0), len(LENGTHS))
+  run = jax.jit(lambda t: chain(slots, t, keys))
+  clean = run(tokens)
+  # The first example is all NaN, the third has no patch that is real.
+  x = tokens.x.at[0].set(jnp.nan)
+  empty = tokens.mask.at[2, 1:].set(False)
+  out = run(tokens.replace(x=x, mask=empty))
+  for field in ("x", "size", "position", "mask"):
+    np.testing.assert_array_equal(
+      getattr(out, field)[1], getattr(clean, field)[1]
+    )
+  assert not np.any(out.mask[2, 1:])
+  np.testing.assert_array_equal(out.x[2, 0], tokens.x[2, 0])
+
+
+def test_the_class_token_need_not_come_first():
+  """Page rank finds it by kind; patches are those that are not protected."""
+  tokens = tokens_of(rows(6, 2, 10, WIDTH))
+  roll = lambda a, axis: jnp.roll(a, 4, axis)
+  moved = jax.tree.map(lambda a: roll(a, 1), tokens)
+  signals = signals_of(tokens)
+  rolled = Signals(
+    keys=roll(signals.keys, 2),
+    values=roll(signals.values, 2),
+    attention=roll(roll(signals.attention, 2), 3),
+    class_attention=roll(signals.class_attention, 2),
+  )
+  stage = stage_of("zero_tprune", 9, 2)
+  aside = dataclasses.replace(stage, leading=False)
+  first = jax.jit(stage.plan)(tokens, signals)
+  other = jax.jit(aside.plan)(moved, rolled)
+  for e in range(2):
+    kept = set(np.asarray((first.anchor[e] + 4) % 10))
+    assert set(np.asarray(other.anchor[e])) == kept
+
+
+def test_a_rule_says_which_signal_it_lacks():
+  tokens = tokens_of(rows(0, 1, 6, WIDTH))
+  site = Site(tokens, Signals(), 3, protected=1)
+  with pytest.raises(ValueError, match="class_attention.*needs"):
+    recipes.get("topk").reduce[0].rule(site)

@@ -1,0 +1,186 @@
+"""Schedules give the counts that papers and official code give."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.recipes import reference_pruning as reference
+from tokjax import schedules
+from tokjax.schedules import ScheduleError
+
+
+def removed(schedule, tokens, depth):
+  left, out = tokens, []
+  for after in schedule.counts(tokens, depth):
+    after = left if after is None else after
+    out.append(left - after)
+    left = after
+  return out
+
+
+@pytest.mark.parametrize("depth", [2, 4, 12, 24])
+@pytest.mark.parametrize("slope", [-1.0, -0.5, -1 / 3, 0.0, 0.3, 0.75, 1.0])
+def test_linear_is_tomes_r_with_inflection(slope, depth):
+  for r in range(40):
+    schedule = schedules.Linear(r, slope)
+    expected = reference.tome_removals(r, slope, depth)
+    assert removed(schedule, 10**4, depth) == expected
+
+
+def test_linear_of_the_paper_falls_from_twice_r_to_none():
+  assert removed(schedules.Linear(11, -1.0), 196, 12) == [
+    22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0,
+  ]  # fmt: skip
+
+
+def test_constant_r_of_tome_on_deit():
+  assert schedules.Constant(13).counts(196, 12) == tuple(
+    196 - 13 * i for i in range(1, 13)
+  )
+  first = schedules.Constant(13, first=10).counts(196, 12)
+  assert first == (None,) * 10 + (183, 170)
+
+
+@pytest.mark.parametrize("rho", [0.9, 0.7, 0.5, 0.25])
+def test_ratio_of_the_initial_number(rho):
+  """TokenReduction's protocol: floor(196 rho^t)."""
+  counts = [c for c in schedules.Ratio(rho).counts(196, 12) if c is not None]
+  assert counts == [int(196 * rho**t) for t in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("rho", [0.9, 0.7, 0.5])
+def test_ratio_of_the_current_number(rho, extra):
+  """EViT: ceil(rho (N - 1)) of what is there, fused tokens included."""
+  schedule = schedules.Ratio(rho, None, "current", "ceil", extra=extra)
+  for tokens in (4, 17, 64, 196, 576):
+    left, expected = tokens, [None] * 12
+    for layer in (3, 6, 9):
+      kept = math.ceil(rho * left)
+      if kept == left:
+        continue
+      left = expected[layer] = kept + extra
+    assert schedule.counts(tokens, 12) == tuple(expected)
+
+
+def test_nothing_happens_where_rounding_keeps_all():
+  schedule = schedules.Ratio(0.7, (0, 1), "current", "ceil", extra=1)
+  assert schedule.counts(3, 2) == (None, None)
+  assert schedule.counts(4, 2) == (4, 4)
+  assert schedules.Ratio(1.0).counts(196, 12) == (None,) * 12
+
+
+def test_rounding_does_not_trip_over_decimals():
+  assert schedules.Ratio(0.7, (0,)).counts(10, 1) == (7,)
+  assert schedules.Ratio(0.29, (0,)).counts(100, 1) == (29,)
+  up = schedules.Ratio(0.07, (0,), rounding="ceil")
+  assert up.counts(100, 1) == (7,)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 6, 12, 24])
+def test_stages_are_quarters(depth):
+  assert all(0 < layer < depth for layer in schedules.stages(depth))
+  assert schedules.stages(12) == (3, 6, 9)
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.9, 0.5, 0.2, 0.05])
+@pytest.mark.parametrize("tokens", [16, 64, 196])
+def test_even_ends_where_it_should_in_even_steps(tokens, keep):
+  for first in (0, 2):
+    steps = removed(schedules.Even(keep, first), tokens, 12)
+    assert tokens - sum(steps) == max(1, round(tokens * keep))
+    assert not any(steps[:first])
+    assert max(steps[first:]) - min(steps[first:]) <= 1
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.5, 0.2])
+def test_keep_ends_a_ratio_there(keep):
+  """Each of three floors and a rounded rho lose less than a token."""
+  counts = schedules.Ratio(0.7).with_keep(keep).counts(196, 12)
+  assert 0 <= keep * 196 - counts[9] < 1 + 196e-6 * 3
+  assert counts[3] > counts[6] > counts[9]
+
+
+def test_once_square_capped_fixed():
+  assert schedules.Once(0.5).counts(64, 3) == (32, None, None)
+  assert schedules.Once(0.5, 0.75).counts(64, 4) == (None, None, None, 32)
+  assert schedules.Once(0.001).counts(64, 1) == (1,)
+  for keep in np.linspace(0.05, 1, 20):
+    (count,) = schedules.Square(float(keep)).counts(64, 1)[:1]
+    assert count is None or math.isqrt(count) ** 2 == count
+  assert schedules.Capped(0.25, 0.5).counts(64, 4) == (None, None, 16, 16)
+  assert schedules.Fixed((None, 9)).counts(64, 2) == (None, 9)
+
+
+@pytest.mark.parametrize(
+  "schedule",
+  [
+    schedules.Constant(3),
+    schedules.Linear(3),
+    schedules.Removals((3, 1)),
+    schedules.Even(0.7, 1),
+    schedules.Ratio(0.7),
+    schedules.Ratio(0.7).with_keep(0.4),
+    schedules.Once(0.5, 1),
+    schedules.Square(0.5),
+    schedules.Capped(1.0, 0.25),
+    schedules.Fixed((None, 5, None, None)),
+  ],
+)
+def test_every_schedule_is_a_hashable_turnable_value(schedule):
+  assert isinstance(schedule, schedules.Schedule)
+  turned = schedule.with_keep(0.5)
+  assert hash(turned) == hash(schedule.with_keep(0.5))
+  assert type(turned)(**vars(turned)) == turned
+  left = [c for c in turned.counts(64, 4) if c is not None]
+  assert abs(left[-1] - 32) <= 7
+  if not isinstance(turned, schedules.Capped):
+    assert all(c is None for c in schedule.with_keep(1.0).counts(64, 4))
+
+
+@pytest.mark.parametrize(
+  ("build", "message"),
+  [
+    (lambda: schedules.Constant(-1), r"r=-1: .*non-negative"),
+    (lambda: schedules.Constant(2.5), r"r=2.5: .*integer"),
+    (lambda: schedules.Constant(1, 4).counts(9, 4), r"first=4: .*0..3"),
+    (lambda: schedules.Linear(3, 2.0), r"slope=2.0: .*\[-1, 1\]"),
+    (lambda: schedules.Removals((1, -2)), r"r\[1\]=-2"),
+    (lambda: schedules.Even(0.0), r"keep=0.0: .*\(0, 1\]"),
+    (lambda: schedules.Even(0.5, -1).counts(9, 4), r"first=-1: .*0..3"),
+    (lambda: schedules.Ratio(1.2), r"rho=1.2: .*\(0, 1\]"),
+    (lambda: schedules.Ratio(float("nan")), r"rho=nan: .*\(0, 1\]"),
+    (lambda: schedules.Ratio("0.5"), r"rho='0.5': .*\(0, 1\]"),
+    (lambda: schedules.Ratio(0.5, base="all"), r"base='all': .*current"),
+    (lambda: schedules.Ratio(0.5, rounding="up"), r"rounding='up': .*ceil"),
+    (lambda: schedules.Ratio(0.5, extra=-1), r"extra=-1: .*non-negative"),
+    (lambda: schedules.Ratio(0.5, (3, 9)).counts(9, 4), r"layers=9: .*0..3"),
+    (lambda: schedules.Ratio(0.5).with_keep(0), r"keep=0: .*\(0, 1\]"),
+    (lambda: schedules.Once(1.5), r"keep=1.5: .*\(0, 1\]"),
+    (lambda: schedules.Once(0.5, 1.0).counts(9, 4), r"layer=1.0: .*below 1.0"),
+    (lambda: schedules.Capped(0.5, 7).counts(9, 4), r"layer=7: .*0..3"),
+    (lambda: schedules.Fixed((1.5,)), r"after\[0\]=1.5: .*integer"),
+    (lambda: schedules.Fixed((3,)).counts(9, 4), r"1 entries.*4 blocks"),
+  ],
+)
+def test_a_bad_argument_is_named_with_what_is_allowed(
+  build, message, as_users_run_it
+):
+  with pytest.raises(ScheduleError, match=message):
+    build()
+
+
+@pytest.mark.parametrize(
+  ("counts", "at_most", "message"),
+  [
+    ((None, 5, 0), 1.0, r"some: .*block 2: 5 are left and 5 .*larger fraction"),
+    ((9, 4), 0.5, r"some: block 1 .*remove 5 of 9.*at most 4.*more blocks"),
+    ((5, 7), 1.0, r"some: block 1 is to leave 7 .*only 5.*Leave fewer"),
+  ],
+)
+def test_what_cannot_be_done_names_recipe_block_and_fix(
+  counts, at_most, message
+):
+  with pytest.raises(ScheduleError, match=message):
+    schedules.check(counts, 10, recipe="some", at_most=at_most)

@@ -1,0 +1,71 @@
+"""The sweep of language models from end to end, on models of two steps."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import kv_pareto
+from experiments import language_programs, sweep
+from experiments.programs import Job
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("kv")
+  return workdir, sweep.main(kv_pareto.get_config("runlocal"), workdir)
+
+
+def test_writes_rows_table_and_plots(done, capsys):
+  workdir, results = done
+  found = json.loads((workdir / "kv_pareto.json").read_text())
+  rows = {(row["method"], row["keep"]): row for row in found["rows"]}
+  assert set(rows) == {
+    ("none", 1.0), ("random_kv", 0.5), ("streaming_llm", 0.5),
+  }  # fmt: skip
+  assert not found["unreachable"]
+  for row in rows.values():
+    assert 0 <= row["recall"] <= 1 and 0 <= row["multi_key_recall"] <= 1
+    assert np.shape(row["recall_map"]) == (2, 2)
+    assert row["decode_ms"] > 0 and row["decode_speedup"] > 0
+    assert row["nats_per_token"] > 1
+  whole, half = rows["none", 1.0], rows["random_kv", 0.5]
+  assert half["physical_bytes"] < whole["physical_bytes"]
+  assert half["logical_bytes"] < whole["logical_bytes"]
+  for name in ("kv_pareto.png", "recall.png"):
+    assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+  results.show()
+  assert "streaming_llm" in capsys.readouterr().out
+
+
+def test_full_cache_reads_text_as_the_plain_model_does(done):
+  workdir, results = done
+  config = sweep.load(kv_pareto.get_config("runlocal"))
+  n, steps = config.context, config.steps
+  subject = config.subject.prepare(workdir, config.grid, 4, n + steps + 1)
+  carrier, windows = subject.text, np.asarray(subject.windows)
+  model = carrier.build(Job("none", None).slots())
+  forward = jax.jit(lambda p, x: model.apply({"params": p}, x)[0])
+  logits = forward(carrier.params, windows[:, :-1])
+  logits = np.asarray(logits, np.float64)
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  meant = windows[:, n + 1 :]
+  said = np.take_along_axis(log_p[:, n:], meant[..., None], -1)
+  np.testing.assert_allclose(
+    results.whole["nats_per_token"], -said.mean(), rtol=1e-5
+  )
+
+
+def test_goes_on_where_it_was(done, monkeypatch):
+  workdir, results = done
+  compiled = []
+  compile_one = language_programs.compile_one
+
+  def spy(carrier, job, shape):
+    compiled.append(job.method)
+    return compile_one(carrier, job, shape)
+
+  monkeypatch.setattr(language_programs, "compile_one", spy)
+  again = sweep.main(kv_pareto.get_config("runlocal"), workdir)
+  assert not compiled and again.rows == results.rows

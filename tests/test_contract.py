@@ -1,0 +1,480 @@
+"""The laws of the design, held by every registered recipe.
+
+Recipes come from the registry, models from `tests.contract.hosts` (those of
+decoders keep to `tests/cache/test_contract.py`); what a law must adapt to (a
+restored output, a grid, a key) is read from the slots, never from a recipe's
+name.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.contract import hosts, probes
+from tests.contract.runs import BATCH, KEY, case
+from tokjax import recipes, schedules
+from tokjax.analysis import cost
+from tokjax.reduction import Slots
+
+CLOSE = {"rtol": 1e-3, "atol": 1e-4}
+
+
+def pairs(first_only: bool = False):
+  """(recipe, host) parameters; those of one recipe share a worker."""
+  return [
+    pytest.param(
+      name,
+      host.name,
+      marks=pytest.mark.xdist_group(f"contract-{name}"),
+      id=f"{name}-{host.name}",
+    )
+    for name in hosts.names()
+    for host in hosts.hosts_of(name)[: 1 if first_only else None]
+  ]
+
+
+EVERY = pytest.mark.parametrize(("recipe", "host"), pairs(), scope="module")
+FIRST = pytest.mark.parametrize(
+  ("recipe", "host"), pairs(first_only=True), scope="module"
+)
+NAMES = pytest.mark.parametrize("recipe", hosts.names())
+ALL = pytest.mark.parametrize("recipe", recipes.names())
+
+
+def plans_of(recipe, host):
+  """The probed plans of every example: (plan, example, its values)."""
+  for i, plan in enumerate(case(recipe, host).clean["plans"]):
+    for b in range(BATCH):
+      yield i, b, {name: value[b] for name, value in plan.items()}
+
+
+def same(a, b) -> bool:
+  """Whether two results are equal bit for bit."""
+  return all(
+    np.array_equal(x, y)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+def close(a, b) -> None:
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **CLOSE), a, b)
+
+
+def example(tree, i: int):
+  """One example of a batch."""
+  return jax.tree.map(lambda v: v[i], tree)
+
+
+def finite(tree) -> bool:
+  return all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(tree))
+
+
+# Law 1: static out, adaptive inside.
+
+
+@EVERY
+def test_output_length_follows_from_the_schedule(recipe, host):
+  c = case(recipe, host)
+  free, depth = c.host.config.num_patches, c.host.config.depth
+  left = c.clean["tokens"]["x"].shape[1] - c.host.protected
+  if c.slots.program is not None:
+    assert 0.3 < left / free < 0.7, "a program keeps about half, as asked"
+  elif c.stays:
+    assert left == free
+  else:
+    counts = c.slots.counts(free, depth)
+    assert left == min(n for after in counts for n in after if n is not None)
+    assert left < free
+  assert c.clean["output"].shape == (BATCH, c.host.config.num_classes)
+  assert bool(c.clean["plans"]) == bool(c.slots.reduce)
+
+
+@EVERY
+def test_two_calls_of_one_shape_compile_once(recipe, host):
+  c = case(recipe, host)
+  assert finite(c.clean["output"])
+  assert c.compiled == 1
+
+
+# Law 2: pure.
+
+
+@FIRST
+def test_jit_equals_eager(recipe, host):
+  c = case(recipe, host)
+  args = c.params, c.images[:1], KEY(0)
+  eager, jitted = c.forward(*args), c.single(*args)
+  close(eager, jitted)
+
+
+@FIRST
+def test_a_batch_equals_each_example_alone(recipe, host):
+  c = case(recipe, host)
+  for i in range(BATCH):
+    # Rolled, so that the example is the first one, whose key it gets alone.
+    batch = c.run(jnp.roll(c.images, -i, axis=0))
+    alone = c.single(c.params, c.images[i : i + 1], KEY(0))
+    for name in ("output", "tokens"):
+      close(example(batch[name], 0), example(alone[name], 0))
+
+
+@FIRST
+def test_gradients_are_finite(recipe, host):
+  c = case(recipe, host)
+  _, (of_params, of_x) = c.alone
+  assert finite(of_params["encoder"])
+  assert finite(of_x)
+  kernels = of_params["encoder"]["block_0"]["mlp"]
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(kernels))
+  assert np.abs(of_x).max() > 0
+
+
+@FIRST
+def test_same_key_same_result(recipe, host):
+  c = case(recipe, host)
+  assert same(c.run(c.images, seed=0), c.clean)
+  if not c.slots.needs_key:
+    assert same(c.run(c.images, seed=1), c.clean)
+
+
+@NAMES
+def test_a_random_recipe_asks_for_a_key(recipe):
+  host = hosts.hosts_of(recipe)[0]
+  slots = recipes.get(recipe, keep=hosts.KEEP)
+  image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+  init = host.build(slots).init
+  if slots.needs_key:
+    with pytest.raises(ValueError, match=f"(?s){recipe}.*key="):
+      jax.eval_shape(init, KEY(0), image)
+  else:
+    jax.eval_shape(init, KEY(0), image)
+
+
+# Law 3: padding never leaks.
+
+
+MASKED = pytest.mark.parametrize(
+  ("recipe", "host"),
+  [pair for pair in pairs() if case(*pair.values).takes_mask],
+  scope="module",
+)
+
+
+@MASKED
+def test_padded_equals_alone(recipe, host):
+  c = case(recipe, host)
+  padded, alone = c.with_nan[0], c.alone[0]
+  # Noise belongs to places, so a random recipe sees the same only where the
+  # padding comes last.
+  for i in range(1 if c.slots.needs_key else 2):
+    few = padded["mask"][i]
+    there = np.ones(alone["x"].shape[1], bool)
+    if alone["mask"] is not None:
+      there = alone["mask"][i]
+    assert few.sum() == there.sum()
+    for name in ("x", "size", "position", "kind"):
+      np.testing.assert_allclose(
+        padded[name][i][few],
+        alone[name][i][there],
+        err_msg=name,
+        **CLOSE,
+      )
+
+
+@MASKED
+def test_garbage_in_padding_changes_nothing(recipe, host):
+  c = case(recipe, host)
+  huge, _ = c.padded(1e30)
+  nan, gradients = c.with_nan
+  x = np.where(nan["mask"][..., None], nan["x"], 0)
+  assert finite(x)
+  np.testing.assert_array_equal(
+    np.where(huge["mask"][..., None], huge["x"], 0), x
+  )
+  of_params, of_x = gradients
+  assert finite(of_params["encoder"])
+  assert finite(of_x)
+  real = c.padding.batch.mask
+  assert not of_x[~real].any(), "padding must not be learned from"
+
+
+@MASKED
+def test_examples_of_one_token_or_none_have_a_result(recipe, host):
+  c = case(recipe, host)
+  tokens, _ = c.with_nan
+  for example, patches in ((3, 1), (4, 0)):
+    free = tokens["mask"][example][c.host.protected :]
+    assert free.sum() == patches
+    size = tokens["size"][example][tokens["mask"][example]]
+    np.testing.assert_allclose(size.sum(), patches + c.host.protected)
+
+
+@pytest.mark.parametrize(
+  ("recipe", "host"),
+  [pair for pair in pairs() if not case(*pair.values).takes_mask],
+)
+def test_a_recipe_that_needs_a_grid_refuses_a_mask(recipe, host):
+  c = case(recipe, host)
+  image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+  mask = jax.ShapeDtypeStruct((1, c.host.config.num_patches), jnp.bool_)
+  with pytest.raises(ValueError, match=f"(?s){recipe}.*mask"):
+    jax.eval_shape(
+      lambda x, mask: c.model.apply(
+        {"params": c.params}, x, mask=mask, key=KEY(0)
+      ),
+      image,
+      mask,
+    )
+
+
+@FIRST
+def test_nan_stays_in_its_example(recipe, host):
+  c = case(recipe, host)
+  results = c.run(c.images.at[1, 5, 5].set(jnp.nan))
+  for i in (0, 2):
+    for name in ("output", "tokens"):
+      assert same(example(results[name], i), example(c.clean[name], i))
+
+
+# Law 4: provenance.
+
+
+@EVERY
+def test_plans_are_their_matrices(recipe, host):
+  for i, b, plan in plans_of(recipe, host):
+    m, n = plan["matrix"].shape
+    expected = plan["matrix"] @ np.asarray(probes.fixed(0, n, 3))
+    np.testing.assert_allclose(
+      plan["applied"], expected, err_msg=f"plan {i}, example {b}", **CLOSE
+    )
+    assert plan["applied"].shape == (m, 3)
+    assert not plan["matrix"][~plan["valid"]].any()
+
+
+@EVERY
+def test_size_is_conserved_and_what_is_dropped_is_known(recipe, host):
+  for i, b, plan in plans_of(recipe, host):
+    mass = np.abs(np.asarray(probes.fixed(2, plan["share"].shape[1])))
+    known = plan["total"].sum() + mass[plan["dropped"]].sum()
+    np.testing.assert_allclose(
+      known, mass.sum(), rtol=1e-5, err_msg=f"plan {i}, example {b}"
+    )
+    np.testing.assert_allclose(plan["total"], plan["share"] @ mass, rtol=1e-5)
+
+
+@EVERY
+def test_restore_gives_members_their_output(recipe, host):
+  for i, b, plan in plans_of(recipe, host):
+    message = f"plan {i}, example {b}"
+    m = plan["matrix"].shape[0]
+    y = np.asarray(probes.fixed(1, m, 3))
+    np.testing.assert_allclose(
+      plan["restored"], plan["back"] @ y, err_msg=message, **CLOSE
+    )
+    share, weight = plan["share"], plan["matrix"]
+    mean = plan["valid"] & np.isclose(weight.sum(axis=1), 1, atol=1e-5)
+    if set(np.unique(share)) <= {0, 1} and mean.any():
+      # Each source is in one output at most, and these are means of theirs.
+      again = (weight @ plan["restored"])[mean]
+      np.testing.assert_allclose(again, y[mean], err_msg=message, **CLOSE)
+      assert not plan["restored"][plan["dropped"]].any()
+
+
+@EVERY
+def test_plans_compose_to_the_product_of_their_matrices(recipe, host):
+  c = case(recipe, host)
+  whole = c.clean["whole"]
+  if whole is None:
+    assert c.around or not c.clean["plans"]
+    return
+  for b in range(BATCH):
+    product = np.eye(c.host.protected + c.host.config.num_patches)
+    for plan in c.clean["plans"]:
+      product = plan["matrix"][b] @ product
+    np.testing.assert_allclose(whole[b], product, **CLOSE)
+
+
+# Law 5: identity.
+
+
+@FIRST
+def test_keeping_everything_is_the_model_itself(recipe, host):
+  c = case(recipe, host)
+  args = c.images[:1], KEY(0)
+
+  def run(slots):
+    model = c.host.build(slots)
+
+    def forward(params, images, key):
+      _, out = model.apply({"params": params}, images, key=key)
+      valid = [p.valid for made in out["plans"] for p in made]
+      return vars(out["tokens"]), [v for v in valid if v is not None]
+
+    return jax.jit(forward)(c.params, *args)
+
+  tokens, valid = run(recipes.get(recipe, keep=1.0))
+  if valid and not np.concatenate(valid, axis=1).all():
+    # An adaptive method: room for all is no order to keep all.
+    assert tokens["mask"] is not None
+    return
+  tokens["mask"] = None
+  assert same(tokens, run(c.bare)[0])
+
+
+# Law 6: protection.
+
+
+@EVERY
+def test_protected_tokens_survive_untouched_and_in_front(recipe, host):
+  p = case(recipe, host).host.protected
+  for i, b, plan in plans_of(recipe, host):
+    for name in ("matrix", "share", "back"):
+      values, message = plan[name], f"{name} of plan {i}, example {b}"
+      np.testing.assert_array_equal(values[:p, :p], np.eye(p), message)
+      assert not values[:p, p:].any(), message
+      assert not values[p:, :p].any(), message
+    assert plan["valid"][:p].all()
+
+
+# Law 7: positions travel.
+
+
+@EVERY
+def test_positions_kinds_and_sizes_travel(recipe, host):
+  c = case(recipe, host)
+  tokens = c.clean["tokens"]
+  start = c.host.tokens(1, c.host.config.num_patches)
+  if c.slots.program is not None:
+    # Its tokens are those of another input; they must still be apart.
+    for position in tokens["position"][:, c.host.protected :]:
+      assert len(np.unique(position, axis=0)) == len(position)
+    return
+  for b in range(BATCH):
+    anchor = np.arange(start.num_tokens)
+    size = np.ones((start.num_tokens,))
+    for plan in [] if c.stays else c.clean["plans"]:
+      anchor = anchor[plan["anchor"][b]]
+      size = plan["share"][b] @ size
+    np.testing.assert_array_equal(
+      tokens["position"][b], start.position[0][anchor]
+    )
+    np.testing.assert_array_equal(tokens["kind"][b], start.kind[0][anchor])
+    np.testing.assert_allclose(tokens["size"][b], size, rtol=1e-4, atol=1e-5)
+    real = np.ones(len(anchor), bool)
+    if tokens["mask"] is not None:
+      real = tokens["mask"][b]
+    assert len(set(anchor[real])) == real.sum(), "no two share a place"
+    assert size[real].min() > 0
+
+
+# Law 8: honest cost.
+
+
+@FIRST
+def test_the_compiled_program_costs_less(recipe, host):
+  c = case(recipe, host)
+  wide = {"width": 192, "heads": 3, "mlp_dim": 768}
+
+  def flops(slots):
+    model = c.host.build(slots, **wide)
+    side = c.host.config.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+
+    def run(params, image):
+      return model.apply(params, image, key=KEY(0))[0]
+
+    params = jax.eval_shape(lambda x: model.init(KEY(0), x, key=KEY(0)), image)
+    return cost.measure(run, params, image)
+
+  reduced, whole = flops(c.slots), flops(Slots())
+  assert reduced.exact, "a loop of unknown length hides what the recipe costs"
+  if c.slots.reduce or c.slots.program is not None:
+    assert reduced.flops < whole.flops
+  elif isinstance(c.slots.attend, nn.Module):
+    assert reduced.flops > whole.flops, "what is learned is not free"
+  else:
+    np.testing.assert_allclose(reduced.flops, whole.flops, rtol=0.05)
+
+
+# Law 9: errors early.
+
+
+@NAMES
+def test_a_recipe_has_a_host(recipe):
+  assert hosts.hosts_of(recipe), "no model in tests.contract.hosts takes it"
+
+
+@NAMES
+def test_a_model_that_lacks_a_signal_is_refused(recipe):
+  slots = recipes.get(recipe, keep=hosts.KEEP)
+  needs = {name for r in slots.reduce for name in r.needs}
+  for host in hosts.HOSTS:
+    lacking = needs - set(host.config.provides)
+    if lacking:
+      with pytest.raises(ValueError, match=recipe) as error:
+        host.build(slots)
+      assert any(name in str(error.value) for name in lacking)
+    else:
+      host.build(slots)
+
+
+@NAMES
+def test_a_schedule_that_runs_out_of_tokens_is_refused(recipe):
+  if "schedule" not in recipes.find(recipe).options:
+    assert not recipes.get(recipe).reduce
+    return
+  slots = recipes.get(recipe, schedule=schedules.Constant(40))
+  with pytest.raises(schedules.ScheduleError, match=f"{recipe}.*block"):
+    hosts.hosts_of(recipe)[0].build(slots)
+
+
+@ALL
+@pytest.mark.parametrize("keep", [0.0, -0.5, 1.5, float("nan")])
+def test_a_keep_that_cannot_be_is_refused(recipe, keep):
+  with pytest.raises(ValueError, match=r"keep=.*\(0, 1\]"):
+    recipes.get(recipe, keep=keep)
+
+
+@ALL
+def test_an_unknown_option_is_refused(recipe):
+  with pytest.raises(TypeError, match=f"{recipe}.*'nonsense'.*keep"):
+    recipes.get(recipe, nonsense=1)
+
+
+def test_an_unknown_recipe_is_refused_with_a_hint():
+  with pytest.raises(KeyError, match="did you mean tome"):
+    recipes.get("tomee")
+
+
+@NAMES
+def test_one_token_runs_or_is_refused(recipe):
+  host = hosts.hosts_of(recipe)[0]
+  slots = recipes.get(recipe, keep=hosts.KEEP)
+  if not host.admits(slots, image_size=2):
+    with pytest.raises(ValueError, match=recipe):
+      host.build(slots, image_size=2)
+    return
+  model = host.build(slots, image_size=2)
+  params = host.params(model)
+  output, out = jax.jit(model.apply)(
+    {"params": params}, jnp.ones((1, 2, 2, 3)), key=KEY(0)
+  )
+  assert finite(output)
+  assert out["tokens"].num_tokens == host.protected + 1
+
+
+# Dtypes.
+
+
+@FIRST
+def test_bfloat16_runs(recipe, host):
+  c = case(recipe, host)
+  model = c.host.build(c.slots, jnp.bfloat16)
+  run = jax.jit(model.apply)
+  output, out = run({"params": c.params}, c.images[:1], key=KEY(0))
+  assert output.dtype == out["tokens"].x.dtype == jnp.bfloat16
+  assert out["tokens"].x.shape == (1, *c.clean["tokens"]["x"].shape[1:])
+  assert out["tokens"].size.dtype == jnp.float32, "sizes must stay exact"
+  assert finite(output.astype(jnp.float32))

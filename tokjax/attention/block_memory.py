@@ -1,0 +1,153 @@
+"""Blocks of the distant past beside a window; see `retrieval`."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tokjax import selection
+from tokjax.attention import core
+from tokjax.attention.retrieval import Chunk, Retrieval, mean_query
+from tokjax.cache import budgets
+from tokjax.cache.budgets import Budget
+from tokjax.cache.contract import Layer
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockMemory(Retrieval):
+  """Blocks of the distant past beside a local window (InfLLM).
+
+  Tokens that leave the window form blocks, represented for every query head by
+  the mean key of those that received most attention while they were in it. A
+  chunk of queries reads the first tokens, the blocks that fit its mean query,
+  and what has left the window but fills no block yet, all at one constant
+  distance, together with the window itself, in one softmax. Checked against
+  inf_llm/attention/context_manager.py (12b7079).
+
+  Attributes:
+    first: first tokens that are always read.
+    local: size of the window, which is the constant distance too.
+    budget: tokens of the blocks that are read.
+    block: tokens a block.
+    representatives: tokens that speak for a block.
+    chunk: queries that retrieve together, at most `local`.
+  """
+
+  first: int = 128
+  local: int = 4096
+  budget: Budget = budgets.Tokens(2048)
+  block: int = 128
+  representatives: int = 4
+  chunk: int = 512
+
+  def __post_init__(self):
+    if not 1 <= self.chunk <= self.local:
+      raise ValueError(f"chunk={self.chunk}: must lie in 1..local={self.local}")
+    if not 1 <= self.representatives <= self.block:
+      raise ValueError(
+        f"representatives={self.representatives}: must lie in"
+        f" 1..block={self.block}"
+      )
+
+  def memo(self, layer, n):
+    """Attention that tokens received locally, and keys of the blocks."""
+    blocks = max((n - self.first - self.local) // self.block, 1)
+    return (
+      jnp.zeros((n, layer.heads), jnp.float32),
+      jnp.zeros((blocks, layer.heads, layer.head_dim), jnp.float32),
+    )
+
+  def layout(self, there: Array) -> tuple[Array, Array]:
+    """First tokens set aside and blocks formed when so many are there."""
+    first = jnp.clip(there - self.local, 0, self.first)
+    blocks = (there - first - self.local) // self.block
+    return first, jnp.maximum(blocks, 0)
+
+  def look(self, layer, chunk, memo):
+    mass, reps = memo
+    c, n = chunk.q.shape[0], chunk.k.shape[0]
+    before = chunk.now - chunk.valid.sum()
+    first, blocks = self.layout(before)
+    rest = first + blocks * self.block
+    far_q = layer.rotate(chunk.q, jnp.full((c,), self.local))
+    picked, valid = self.retrieve(layer, chunk, far_q, reps, blocks)
+    place = jnp.arange(self.first)
+    # Places that are read at the constant distance, and the window.
+    far = jnp.concatenate([place, picked])
+    far_ok = jnp.concatenate([place < first, valid])
+    width = min(self.local + max(self.block, self.first) + c, n)
+    start = jnp.minimum(rest, n - width)
+    near = start + jnp.arange(width)
+    at = jnp.minimum(jnp.concatenate([far, near]), n - 1)
+    k, v = chunk.k[at], chunk.v[at]
+    distance = chunk.place[:, None] - near[None]
+    local = distance < self.local
+    there = (near >= rest)[None] & (distance >= 0)
+    seen = jnp.concatenate(
+      [jnp.broadcast_to(far_ok[None], (c, far.shape[0])), there], axis=1
+    )
+    of = lambda q, k: core.logits(
+      layer, core.split(q[None], layer.kv_heads), core.heads_first(k[None])
+    )[0]
+    m = far.shape[0]
+    q = layer.rotate(chunk.q, chunk.place)
+    window = of(q, layer.rotate(k[m:], near))
+    distant = of(far_q, k)
+    window = jnp.where(local[None, None], window, distant[..., m:])
+    x = jnp.concatenate([distant[..., :m], window], axis=-1)
+    weight = core.softmax(x, seen[None, None])
+    out = core.join(core.mix(weight[None], core.heads_first(v[None])))[0]
+    own = local & chunk.valid[:, None]
+    given = jnp.where(own[None, None], weight[..., m:], 0.0).sum(axis=2)
+    given = given.reshape(layer.heads, width).T
+    return out, (mass.at[near].add(given), reps)
+
+  def retrieve(
+    self,
+    layer: Layer,
+    chunk: Chunk,
+    q: Float[Array, "c h d"],
+    reps: Float[Array, "m h d"],
+    blocks: Int[Array, ""],
+  ) -> tuple[Int[Array, "p"], Bool[Array, "p"]]:
+    """Places of the tokens in the blocks that all heads together choose."""
+    score = jnp.einsum("hd,mhd->m", mean_query(chunk, q), reps)
+    most = min(self.most(layer, chunk.k.shape[0]) // self.block, len(reps))
+    count = self.entitled(layer, chunk) // self.block
+    number = jnp.arange(reps.shape[0])
+    top = selection.top_k(score, most, mask=number < blocks, count=count)
+    start = self.first + top.index * self.block
+    place = start[:, None] + jnp.arange(self.block)[None]
+    valid = jnp.broadcast_to(top.valid[:, None], place.shape)
+    return place.reshape(-1), valid.reshape(-1)
+
+  def due(self, chunk):
+    """Tokens that leave the window complete a block."""
+    before = chunk.now - chunk.valid.sum()
+    return self.layout(chunk.now)[1] > self.layout(before)[1]
+
+  def digest(self, layer, chunk, memo):
+    """Keys of the blocks that the chunk completes."""
+    mass, reps = memo
+    before = chunk.now - chunk.valid.sum()
+    old, new = self.layout(before)[1], self.layout(chunk.now)[1]
+    n, m = chunk.k.shape[0], reps.shape[0]
+    for i in range(min(-(-chunk.q.shape[0] // self.block) + 1, m)):
+      number = old + i
+      start = jnp.minimum(self.first + number * self.block, n - self.block)
+      part = lambda x, at=start: jax.lax.dynamic_slice_in_dim(x, at, self.block)
+      key = self.representative(layer, part(mass), part(chunk.k))
+      reps = reps.at[jnp.where(number < new, number, m)].set(key, mode="drop")
+    return mass, reps
+
+  def representative(
+    self, layer: Layer, mass: Float[Array, "s h"], k: Float[Array, "s g d"]
+  ) -> Float[Array, "h d"]:
+    """Mean key of a block's tokens that received most, head by head."""
+
+    def head(mass, g):
+      top = selection.top_k(mass, self.representatives)
+      return k[top.index, g].astype(jnp.float32).mean(axis=0)
+
+    return jax.vmap(head, (1, 0))(mass, jnp.arange(layer.heads) // layer.group)

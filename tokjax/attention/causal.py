@@ -1,0 +1,187 @@
+"""Causal attention of a decoder, and what methods may change in it.
+
+`Causal` is dense attention and the base of the `attend` slot's methods: most
+override one of its hooks, each of which says what it changes. The hooks also
+act when decoding, where a cache calls them on its own entries.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels import BlockLayout, block_sparse_attention
+from pallas_kernels import layout as layouts
+from tokjax.attention import core
+from tokjax.cache.contract import Arrivals, Carry, Layer, Memory, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal:
+  """Every query sees itself and what came before.
+
+  Class attributes that methods override:
+    needs: parts of `Arrivals` it reads besides queries, keys and values.
+    whole: it looks at a whole prompt at once, which cannot come in chunks.
+  """
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    return ()
+
+  @property
+  def whole(self) -> bool:
+    return False
+
+  @property
+  def per_head(self) -> bool:
+    """Whether hooks tell query heads apart when decoding."""
+    return False
+
+  @property
+  def leaves_notes(self) -> str:
+    """What it leaves to the cache: "", "keys" (about each) or "memo"."""
+    return ""
+
+  def parameters(self, layer: Layer, width: int, key) -> Any:
+    """Nothing is learned."""
+    return None
+
+  def check(self, layer: Layer, prompt: int) -> None:
+    """Raises ValueError for what cannot be, with the reason and the fix."""
+
+  # Hooks.
+
+  def seen(
+    self, layer: Layer, arrivals: Arrivals, memory: Memory
+  ) -> Callable[[Array], Bool[Array, "b #h c n"]]:
+    """The function from query numbers `[c]` to the keys that they see."""
+
+    def rows(at):
+      position = arrivals.position[:, at]
+      seen = core.visible(layer, position, memory.position, memory.valid)
+      return seen[:, None]
+
+    return rows
+
+  def bias(
+    self, layer: Layer, position: Int[Array, "b #g n"]
+  ) -> Float[Array, "b g r n"] | None:
+    """Added to the logits of keys at these positions, for each query head."""
+    return None
+
+  def finish(
+    self, layer: Layer, out: Array, arrivals: Arrivals, params: Params
+  ) -> Float[Array, "b t h d"]:
+    """The heads' outputs `[b, t, H, D]` as they go on."""
+    return out
+
+  def rescale(
+    self, layer: Layer, weight: Array, notes: dict[str, Array]
+  ) -> Float[Array, "b g r t n"]:
+    """Softmax weights of a decoded token, from `notes` of the prompt."""
+    return weight
+
+  def products(
+    self, layer: Layer, arrivals: Arrivals, memory: Memory
+  ) -> Callable[[Array], Float[Array, "b g r c n"]]:
+    """The function from query numbers `[c]` to their logits."""
+    q = core.split(layer.rotate(arrivals.q, arrivals.position), layer.kv_heads)
+    k = core.heads_first(layer.rotate(memory.k, memory.position))
+    return lambda at: core.logits(layer, q[:, :, :, at], k)
+
+  def weights(
+    self, layer: Layer, arrivals: Arrivals, memory: Memory
+  ) -> Callable[[Array], Float[Array, "b g r c n"]]:
+    """The function from query numbers `[c]` to their attention."""
+    product = self.products(layer, arrivals, memory)
+    seen = self.seen(layer, arrivals, memory)
+    bias = self.bias(layer, memory.position[:, None])
+
+    def rows(at):
+      x = product(at)
+      if bias is not None:
+        x = x + bias[:, :, :, None]
+      return core.softmax(x, by_group(layer, seen(at)))
+
+    return rows
+
+  def layout(
+    self, layer: Layer, arrivals: Arrivals, memory: Memory
+  ) -> BlockLayout | None:
+    """What `seen` shows, as blocks, where a kernel can skip the others.
+
+    By place in a prompt that arrives whole and whose padding comes last; None:
+    there are no such blocks. Methods that change more than masks have none.
+    """
+    t = arrivals.q.shape[1]
+    pattern = self.pattern(layer, t)
+    if pattern is None:
+      return None
+    if layer.window is not None:
+      pattern = pattern & layouts.Window(layer.window - 1)
+    return layouts.from_pattern(pattern, q_len=t)
+
+  def pattern(self, layer: Layer, tokens: int) -> layouts.Pattern | None:
+    """What a prompt of `tokens` shows whatever it says; None: that depends."""
+    return layouts.Causal() if type(self) is Causal else None
+
+  def by_blocks(
+    self, layer: Layer, layout: BlockLayout, arrivals: Arrivals, memory: Memory
+  ) -> Float[Array, "b t h d"]:
+    """Attention over the blocks that a layout lists, and nothing else."""
+    out: Any = block_sparse_attention(
+      layer.rotate(arrivals.q, arrivals.position),
+      layer.rotate(memory.k, memory.position),
+      memory.v,
+      layout,
+      scale=layer.factor,
+      soft_cap=layer.soft_cap,
+    )
+    return out
+
+  # The slot.
+
+  def __call__(
+    self,
+    layer: Layer,
+    arrivals: Arrivals,
+    memory: Memory,
+    *,
+    params: Params,
+    carry: Carry,
+  ) -> tuple[Float[Array, "b t h d"], Carry]:
+    """See `tokjax.cache.contract.Attend`."""
+    arrivals = arrivals.clean()
+    if self.whole:
+      need_whole(self, arrivals, memory)
+    t, layout = arrivals.q.shape[1], None
+    if t >= core.LONG and t == memory.k.shape[1]:
+      layout = self.layout(layer, arrivals, memory)
+    if layout is not None:
+      out = self.by_blocks(layer, layout, arrivals, memory)
+    else:
+      weights = self.weights(layer, arrivals, memory)
+      v = core.heads_first(memory.v)
+      rows = lambda at: core.join(core.mix(weights(at), v))
+      out = core.over_rows(rows, t)
+    return self.finish(layer, out, arrivals, params), carry
+
+
+def by_group(layer: Layer, x: Array) -> Array:
+  """`[b, H or 1, ...]` as `[b, G, r, ...]`, or with two ones."""
+  b, h, *rest = x.shape
+  if h == 1:
+    return x[:, None]
+  return x.reshape(b, layer.kv_heads, layer.group, *rest)
+
+
+def need_whole(attend: Any, arrivals: Arrivals, memory: Memory) -> None:
+  """Raises where a method that looks at a whole prompt is given a chunk."""
+  if arrivals.q.shape[1] != memory.k.shape[1]:
+    raise ValueError(
+      f"{type(attend).__name__} looks at a whole prompt at once, but was given"
+      f" a chunk of {arrivals.q.shape[1]} of {memory.k.shape[1]} tokens;"
+      " prefill in one chunk"
+    )

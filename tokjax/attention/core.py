@@ -1,0 +1,113 @@
+"""Softmax attention of grouped queries, in the pieces that methods change.
+
+Queries and keys come rotated. The letters are those of a decoder: `b`
+examples, `t` queries, `n` keys, `H` query heads, `G` key heads, `r = H / G`
+query heads a key head, `D` features. All is computed in float32.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tokjax.cache.contract import Layer
+
+# Rows of queries whose logits are held at a time.
+BLOCK = 256
+# Prompts from here on that arrive whole go through the block-sparse kernel.
+LONG = 1024
+
+
+def logits(
+  layer: Layer, q: Float[Array, "b g r t d"], k: Float[Array, "b g n d"]
+) -> Float[Array, "b g r t n"]:
+  """Scaled, soft-capped products."""
+  product = jnp.einsum(
+    "bgrtd,bgnd->bgrtn", q, k, preferred_element_type=jnp.float32
+  )
+  return cap(layer, product * layer.factor)
+
+
+def cap(layer: Layer, x: Float[Array, "*a"]) -> Float[Array, "*a"]:
+  """The layer's soft cap of logits, if it has one."""
+  if layer.soft_cap is None:
+    return x
+  return layer.soft_cap * jnp.tanh(x / layer.soft_cap)
+
+
+def softmax(
+  x: Float[Array, "*b n"], seen: Bool[Array, "*#b n"]
+) -> Float[Array, "*b n"]:
+  """Over the last axis where `seen`; a row that sees nothing is all zeros."""
+  weight, total = exponentials(x, seen)[:2]
+  return weight / jnp.where(total > 0, total, 1.0)[..., None]
+
+
+def exponentials(
+  x: Float[Array, "*b n"], seen: Bool[Array, "*#b n"]
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b"], Float[Array, "*b"]]:
+  """exp(x - peak) where `seen`, its sum, and the peak (0 for an empty row)."""
+  seen = jnp.broadcast_to(seen, x.shape)
+  peak = jnp.where(seen, x, -jnp.inf).max(axis=-1)
+  peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
+  safe = jnp.where(seen, x - peak[..., None], 0.0)
+  weight = jnp.where(seen, jnp.exp(safe), 0.0)
+  return weight, weight.sum(axis=-1), peak
+
+
+def mix(
+  weight: Float[Array, "b g r t n"], v: Float[Array, "b g n d"]
+) -> Float[Array, "b g r t d"]:
+  """Weights times values, in the dtype of the values."""
+  return jnp.einsum("bgrtn,bgnd->bgrtd", weight.astype(v.dtype), v)
+
+
+def split(
+  x: Float[Array, "b t h d"], kv_heads: int
+) -> Float[Array, "b g r t d"]:
+  """Query heads by the key head they read."""
+  b, t, h, d = x.shape
+  return x.reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
+
+
+def join(x: Float[Array, "b g r t d"]) -> Float[Array, "b t h d"]:
+  """Undoes `split`."""
+  b, g, r, t, d = x.shape
+  return x.transpose(0, 3, 1, 2, 4).reshape(b, t, g * r, d)
+
+
+def heads_first(x: Float[Array, "b n g d"]) -> Float[Array, "b g n d"]:
+  """Keys or values as caches hold them."""
+  return jnp.swapaxes(x, 1, 2)
+
+
+def visible(
+  layer: Layer,
+  q_position: Int[Array, "*b t"],
+  k_position: Int[Array, "*b n"],
+  k_valid: Bool[Array, "*b n"],
+) -> Bool[Array, "*b t n"]:
+  """Real keys that are not later than the query and within the window."""
+  distance = q_position[..., :, None] - k_position[..., None, :]
+  seen = (distance >= 0) & k_valid[..., None, :]
+  return seen if layer.window is None else seen & (distance < layer.window)
+
+
+def over_rows(
+  rows: Callable[[Int[Array, "c"]], Array], t: int, block: int = BLOCK
+) -> Array:
+  """`rows(numbers of queries)` for blocks of them, joined along axis 1.
+
+  Args:
+    rows: from query numbers `[c]` to outputs `[b, c, ...]`.
+    t: number of queries (static).
+    block: how many at a time.
+  """
+  if t <= block:
+    return rows(jnp.arange(t))
+  blocks = -(-t // block)
+  # The last block repeats the last query instead of reading beyond.
+  at = jnp.minimum(jnp.arange(blocks * block), t - 1).reshape(blocks, block)
+  out = jnp.moveaxis(jax.lax.map(rows, at), 0, 1)
+  return out.reshape(out.shape[0], blocks * block, *out.shape[3:])[:, :t]

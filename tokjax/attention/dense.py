@@ -1,0 +1,85 @@
+"""Dense attention, and the parts of its map that recipes ask for.
+
+Arrays are batched: queries, keys and values `[b, h, n, k]`; `bias` is added to
+the logits of every key, `[b, n]` (log sizes: proportional attention); keys
+where `mask` `[b, n]` is False are invisible.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def probabilities(
+  q: Float[Array, "b h m k"],
+  k: Float[Array, "b h n k"],
+  *,
+  bias: Float[Array, "b n"] | None = None,
+  mask: Bool[Array, "b n"] | None = None,
+  policy: Float[Array, "b n"] | None = None,
+) -> Float[Array, "b h m n"]:
+  """Softmax over keys, in float32; a query that sees no key gets zeros.
+
+  With a `policy` every key counts as much as it is present, except that a
+  token always sees itself (DynamicViT, checked against models/dyvit.py).
+  """
+  logits = jnp.einsum(
+    "bhmk,bhnk->bhmn", q, k, preferred_element_type=jnp.float32
+  )
+  logits = logits * (q.shape[-1] ** -0.5)
+  if bias is not None:
+    logits = logits + bias[:, None, None, :]
+  if policy is not None:
+    return _policy_softmax(logits, policy, mask)
+  if mask is None:
+    return jax.nn.softmax(logits, axis=-1)
+  seen = mask[:, None, None, :]
+  peak = jnp.where(seen, logits, -jnp.inf).max(axis=-1, keepdims=True)
+  peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
+  weight = jnp.where(seen, jnp.exp(jnp.where(seen, logits - peak, 0.0)), 0.0)
+  total = weight.sum(axis=-1, keepdims=True)
+  return weight / jnp.where(total > 0, total, 1.0)
+
+
+def _policy_softmax(logits, policy, mask, epsilon=1e-6):
+  """softmax with weights p_j + (1 - p_j) [i = j], smoothed by epsilon / n."""
+  n = logits.shape[-1]
+  present = policy if mask is None else jnp.where(mask, policy, 0.0)
+  own = jnp.eye(n)[None]
+  present = present[:, None, :] * (1 - own) + own
+  if mask is not None:
+    logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
+  peak = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
+  weight = jnp.exp(logits - peak) * present[:, None]
+  total = weight.sum(axis=-1, keepdims=True)
+  return (weight + epsilon / n) / (total + epsilon)
+
+
+def mix(
+  weight: Float[Array, "b h m n"], v: Float[Array, "b h n k"]
+) -> Float[Array, "b h m k"]:
+  """Probabilities times values, in the dtype of the values."""
+  return jnp.einsum("bhmn,bhnk->bhmk", weight.astype(v.dtype), v)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+  """Every query sees every key: the default of the slot."""
+
+  def __call__(self, q, k, v, *, bias=None, mask=None, policy=None):
+    weight = probabilities(q, k, bias=bias, mask=mask, policy=policy)
+    return mix(weight, v)
+
+
+def received(
+  attention: Float[Array, "b h n n"], mask: Bool[Array, "b n"] | None
+) -> Float[Array, "b h n"]:
+  """Column means of attention over the real queries."""
+  if mask is None:
+    return attention.mean(axis=2)
+  seen = mask[:, None, :, None]
+  total = jnp.where(seen, attention, 0.0).sum(axis=2)
+  return total / jnp.maximum(mask.sum(-1), 1)[:, None, None]

@@ -1,0 +1,179 @@
+"""What a cache holds: entries of key heads, moved by plans.
+
+Arrays are those of a batch and its key heads, `[b, G, n, ...]`. Heads and
+examples may hold different numbers: the first `length` places of each count,
+the others are room. Entries stand in the order of the text.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tokjax.attention import core
+from tokjax.cache.contract import Layer, Memory
+from tokjax.plan import Assignment
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Entries:
+  """Keys and values of cached tokens.
+
+  Attributes:
+    k, v: `[*b, n, D]`.
+    position: in the text, `[*b, n]`.
+    length: how many count, `[*b]`.
+    extra: what else belongs to an entry, `[*b, n, ...]` each. "count": for how
+      many tokens it stands; log(count) is added to its logits.
+  """
+
+  k: Float[Array, "*b n d"]
+  v: Float[Array, "*b n d"]
+  position: Int[Array, "*b n"]
+  length: Int[Array, "*b"]
+  extra: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+  @property
+  def room(self) -> int:
+    return self.position.shape[-1]
+
+  @property
+  def valid(self) -> Bool[Array, "*b n"]:
+    shape = self.position.shape
+    place = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    return place < self.length[..., None]
+
+  def replace(self, **changes) -> "Entries":
+    return dataclasses.replace(self, **changes)
+
+  def map(
+    self, fn: Callable[[Array], Array], length: Int[Array, "*b"]
+  ) -> "Entries":
+    """`fn` of every array that has a row for each entry, another length."""
+    k, v, position, extra = jax.tree.map(
+      fn, (self.k, self.v, self.position, self.extra)
+    )
+    return Entries(k, v, position, length, extra)
+
+
+def of_memory(layer: Layer, memory: Memory, rotated: bool) -> Entries:
+  """A whole prompt, every head alike; keys rotated to their positions or not.
+
+  Returns:
+    Entries `[b, G, n]`.
+  """
+  k = layer.rotate(memory.k, memory.position) if rotated else memory.k
+  k, v = core.heads_first(k), core.heads_first(memory.v)
+  shape = k.shape[:3]
+  position = memory.position.astype(jnp.int32)[:, None]
+  length = memory.valid.sum(axis=1, dtype=jnp.int32)[:, None]
+  return Entries(
+    k.astype(layer.dtype),
+    v.astype(layer.dtype),
+    jnp.broadcast_to(position, shape),
+    jnp.broadcast_to(length, shape[:2]),
+  )
+
+
+def over_heads(fn, *trees):
+  """`fn` of one head of one example, lifted over both axes."""
+  return jax.vmap(jax.vmap(fn))(*trees)
+
+
+def move(plan: Assignment, entries: Entries) -> Entries:
+  """One head's entries through a plan; what merged counts for its members."""
+  extra = {name: plan.take(x) for name, x in entries.extra.items()}
+  if "count" in extra:
+    extra["count"] = plan.total(entries.extra["count"])
+  valid = (
+    jnp.ones((plan.num_outputs,), bool) if plan.valid is None else (plan.valid)
+  )
+  return Entries(
+    plan.apply(entries.k),
+    plan.apply(entries.v),
+    plan.take(entries.position),
+    valid.sum(dtype=jnp.int32),
+    extra,
+  )
+
+
+def with_room(entries: Entries, room: int) -> Entries:
+  """The same with `room` places, behind those that are there.
+
+  Raises:
+    ValueError: there are more already.
+  """
+  more = room - entries.room
+  if more < 0:
+    raise ValueError(f"room={room}: {entries.room} entries are there already")
+
+  def pad(x, axis):
+    width = [(0, 0)] * x.ndim
+    width[axis] = (0, more)
+    return jnp.pad(x, width)
+
+  axis = entries.position.ndim - 1
+  return entries.map(lambda x: pad(x, axis), entries.length)
+
+
+def append(
+  entries: Entries,
+  k: Float[Array, "b g d"],
+  v: Float[Array, "b g d"],
+  position: Int[Array, "b"],
+  valid: Bool[Array, "b"],
+) -> Entries:
+  """One token more in every head of the examples where it is `valid`."""
+
+  def one(e, k, v, position, valid):
+    # Without room or where nothing came, the write falls off the end.
+    at = jnp.where(valid, e.length, e.room)
+    put = lambda x, new: x.at[at].set(jnp.asarray(new, x.dtype), mode="drop")
+    extra = {
+      name: put(x, jnp.zeros(x.shape[1:])) for name, x in e.extra.items()
+    }
+    if "count" in extra:
+      extra["count"] = put(e.extra["count"], 1.0)
+    length = jnp.minimum(e.length + valid, e.room)
+    return Entries(
+      put(e.k, k), put(e.v, v), put(e.position, position), length, extra
+    )
+
+  heads = k.shape[:2]
+  wide = lambda x: jnp.broadcast_to(x[:, None], heads)
+  return over_heads(one, entries, k, v, wide(position), wide(valid))
+
+
+def stamp(
+  entries: Entries, name: str, value: Array, valid: Bool[Array, "b"]
+) -> Entries:
+  """Sets what belongs to the newest entry of examples where it is `valid`."""
+
+  def one(x, length, value, valid):
+    at = jnp.where(valid, length - 1, x.shape[0])
+    return x.at[at].set(value, mode="drop")
+
+  wide = lambda x: jnp.broadcast_to(x[:, None], entries.length.shape)
+  new = over_heads(
+    one, entries.extra[name], entries.length, wide(value), wide(valid)
+  )
+  return entries.replace(extra={**entries.extra, name: new})
+
+
+def logical_bytes(entries: Entries) -> Float[Array, "b"]:
+  """Bytes of what counts, keys, values and what goes with them."""
+  one = sum(
+    x.dtype.itemsize * x[0, 0, 0].size
+    for x in jax.tree.leaves(
+      (entries.k, entries.v, entries.position, entries.extra)
+    )
+  )
+  return entries.length.sum(axis=1).astype(jnp.float32) * one
+
+
+def physical_bytes(state) -> int:
+  """Bytes of all buffers of a state."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))

@@ -1,0 +1,193 @@
+"""KIVI: keys in few bits by channel, values by token (Liu et al., 2024).
+
+Checked against models/llama_kivi.py and quant/new_pack.py (876b4d2). All
+functions are those of one key head, lifted over heads and examples.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from tokjax.cache import entries as entries_lib
+from tokjax.cache import quantisation as few
+from tokjax.cache.contract import Layer
+from tokjax.cache.entries import Entries
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """Entries in few bits, and the last of them exact.
+
+  The first `length // R * R` keys and the first `length - R` values are coded,
+  R being the size of the residual.
+
+  Attributes:
+    k_bits: `[*b, cap, D / 8, B]`; k_low, k_step: `[*b, cap / group, D]`.
+    k_rest: exact keys since the last full block, `[*b, R, D]`.
+    v_bits: `[*b, cap', D / 8, B]`; v_low, v_step: `[*b, cap', D / group]`.
+    v_rest: the last R values, `[*b, R, D]`.
+    position: `[*b, room]`.
+    length: `[*b]`.
+  """
+
+  k_bits: UInt8[Array, "*b c d8 bits"]
+  k_low: Float[Array, "*b cg d"]
+  k_step: Float[Array, "*b cg d"]
+  k_rest: Float[Array, "*b r d"]
+  v_bits: UInt8[Array, "*b e d8 bits"]
+  v_low: Float[Array, "*b e dg"]
+  v_step: Float[Array, "*b e dg"]
+  v_rest: Float[Array, "*b r d"]
+  position: Int[Array, "*b n"]
+  length: Int[Array, "*b"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kivi:
+  """Stores rotated keys and values in `bits` bits; see the module.
+
+  Attributes:
+    bits: of a code.
+    group: tokens (keys) or channels (values) that share a scale.
+    residual: R, the tokens that stay exact; a multiple of `group`.
+  """
+
+  bits: int = 2
+  group: int = 32
+  residual: int = 128
+
+  rotated = True
+  reindexed = False
+  movable = False
+
+  def __post_init__(self):
+    few.check_bits(self.bits)
+    if self.group < 1 or self.residual < 1 or self.residual % self.group:
+      raise ValueError(
+        f"residual={self.residual}, group={self.group}: the group must divide"
+        " the residual"
+      )
+
+  def check(self, layer: Layer) -> None:
+    """Channels have to fill groups and bytes."""
+    if layer.head_dim % self.group or layer.head_dim % 8:
+      raise ValueError(
+        f"heads of {layer.head_dim} channels are no multiple of the"
+        f" group={self.group} and of 8; use a group that divides them"
+      )
+
+  def pack(self, layer: Layer, entries: Entries, room: int) -> Packed:
+    if entries.extra:
+      raise ValueError(
+        f"Kivi stores keys and values only, not {sorted(entries.extra)}; use"
+        " Exact()"
+      )
+    r = self.residual
+    blocks = max(room // r, 1) * r
+    later = max(room - r, 1)
+    entries = entries_lib.with_room(entries, max(room, blocks + r))
+
+    def one(e):
+      k_bits, k_low, k_step = self.coded_keys(e.k[:blocks], layer.dtype)
+      v_bits, v_low, v_step = self.coded_values(e.v[:later], layer.dtype)
+      rest = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, r)
+      return Packed(
+        k_bits, k_low, k_step, rest(e.k, e.length // r * r),
+        v_bits, v_low, v_step, rest(e.v, jnp.maximum(e.length - r, 0)),
+        e.position[:room], e.length,
+      )  # fmt: skip
+
+    return entries_lib.over_heads(one, entries)
+
+  def coded_keys(self, k: Float[Array, "n d"], dtype):
+    """Groups of tokens, channel by channel."""
+    n, d = k.shape
+    x = k.astype(jnp.float32).reshape(n // self.group, self.group, d)
+    low, step = (y.astype(dtype) for y in few.limits(x, self.bits, 1))
+    codes = few.encode(x, low, step, self.bits).reshape(n, d)
+    return few.pack(codes, self.bits), low[:, 0], step[:, 0]
+
+  def coded_values(self, v: Float[Array, "n d"], dtype):
+    """Groups of channels, token by token."""
+    n, d = v.shape
+    x = v.astype(jnp.float32).reshape(n, d // self.group, self.group)
+    low, step = (y.astype(dtype) for y in few.limits(x, self.bits, 2))
+    codes = few.encode(x, low, step, self.bits).reshape(n, d)
+    return few.pack(codes, self.bits), low[:, :, 0], step[:, :, 0]
+
+  def append(self, layer, state, k, v, position, valid) -> Packed:
+    r, g = self.residual, self.group
+
+    def one(s, k, v, position, valid):
+      n = s.length
+      k_rest = _put(s.k_rest, jnp.where(valid, n % r, r), k)
+      # The block is coded anew with every token; it counts once it is full.
+      bits, low, step = self.coded_keys(k_rest, layer.dtype)
+      block = n // r * r
+      # The oldest exact value is coded when there are R others.
+      old = self.coded_values(s.v_rest[:1], layer.dtype)
+      at = jnp.where(valid & (n >= r), n - r, s.v_bits.shape[0])
+      full = jnp.concatenate([s.v_rest[1:], v[None].astype(s.v_rest.dtype)])
+      v_rest = jnp.where(n >= r, full, _put(s.v_rest, n, v))
+      return Packed(
+        _rows(s.k_bits, block, bits), _rows(s.k_low, block // g, low),
+        _rows(s.k_step, block // g, step), k_rest,
+        _rows(s.v_bits, at, old[0]), _rows(s.v_low, at, old[1]),
+        _rows(s.v_step, at, old[2]),
+        jnp.where(valid, v_rest, s.v_rest),
+        _put(s.position, jnp.where(valid, n, s.position.shape[0]), position),
+        n + valid,
+      )  # fmt: skip
+
+    wide = lambda x: jnp.broadcast_to(x[:, None], k.shape[:2])
+    return entries_lib.over_heads(one, state, k, v, wide(position), wide(valid))
+
+  def view(self, layer: Layer, state: Packed) -> Entries:
+    r, g, n = self.residual, self.group, state.position.shape[-1]
+
+    def one(s):
+      spread = lambda x: jnp.repeat(x, g, axis=0)
+      k = few.decode(few.unpack(s.k_bits), spread(s.k_low), spread(s.k_step))
+      spread = lambda x: jnp.repeat(x, g, axis=1)
+      v = few.decode(few.unpack(s.v_bits), spread(s.v_low), spread(s.v_step))
+      return (
+        _over(k, s.k_rest, s.length // r * r, n),
+        _over(v, s.v_rest, jnp.maximum(s.length - r, 0), n),
+      )
+
+    k, v = entries_lib.over_heads(one, state)
+    return Entries(k, v, state.position, state.length)
+
+  def logical(self, layer: Layer, state: Packed) -> Float[Array, "b"]:
+    """Codes, scales and exact rows that count, and positions."""
+    r, d = self.residual, layer.head_dim
+    size = jnp.dtype(layer.dtype).itemsize
+    n = state.length
+    coded_k, coded_v = n // r * r, jnp.maximum(n - r, 0)
+    exact = (n - coded_k) + (n - coded_v)
+    code = d * self.bits / 8 + 2 * d / self.group * size
+    total = (coded_k + coded_v) * code + exact * d * size + n * 4
+    return total.sum(axis=1).astype(jnp.float32)
+
+
+def _put(x: Array, at: Array, row: Array) -> Array:
+  """One row; beyond the end nothing is written."""
+  return x.at[at].set(jnp.asarray(row, x.dtype), mode="drop")
+
+
+def _rows(x: Array, at: Array, rows: Array) -> Array:
+  """Several rows from `at` on; what falls beyond the end is dropped."""
+  return x.at[at + jnp.arange(rows.shape[0])].set(
+    rows.astype(x.dtype), mode="drop"
+  )
+
+
+def _over(coded: Array, rest: Array, at: Array, n: int) -> Array:
+  """`rest` laid over `coded` from row `at` on, n rows in all."""
+  more = max(n + rest.shape[0] - coded.shape[0], 0)
+  whole = jnp.pad(coded, ((0, more), (0, 0)))
+  rest = rest.astype(whole.dtype)
+  return jax.lax.dynamic_update_slice_in_dim(whole, rest, at, 0)[:n]

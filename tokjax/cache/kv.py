@@ -1,0 +1,269 @@
+"""`KV`: a cache put together from eviction, a store and a read.
+
+    evict   what of the prompt stays, decided once when it is complete
+    store   how that is stored: exactly, in few bits, rotated or not
+    read    what of it a decoded token attends to
+    trim    what goes again while tokens are generated
+
+Parts are independent of each other where that makes sense; what does not is
+refused when the model is built.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tokjax.attention import core
+from tokjax.cache import entries as entries_lib
+from tokjax.cache import workspace
+from tokjax.cache.contract import Arrivals, Bytes, Carry, Layer
+from tokjax.cache.entries import Entries
+from tokjax.cache.evict import Evict, Trim
+from tokjax.cache.reads import Everything, Query
+from tokjax.cache.stores import Exact, Store
+from tokjax.cache.workspace import Workspace
+
+NOTES = "notes"
+
+
+def refuse_notes(cache: Any, attend: Any) -> None:
+  """Raises where attention leaves notes that a cache cannot keep."""
+  if attend.leaves_notes:
+    fix = "KV() with Exact() entries that are read whole"
+    if attend.leaves_notes == "memo":
+      fix = "Retriever()"
+    raise ValueError(
+      f"{type(attend).__name__} leaves notes for the cache, which"
+      f" {type(cache).__name__} does not keep; use {fix}"
+    )
+
+
+class Prompted:
+  """Base of caches that see a prompt whole before they compress it.
+
+  A subclass says how many last queries it needs (`queries`; None: all), and
+  has `compress`, which makes the decoding state, and `step`, which takes in a
+  token and attends.
+  """
+
+  needs: tuple[str, ...] = ()
+  queries: int | None = 0
+
+  def check(self, layer, attend, prompt: int, decode: int) -> None:
+    """Raises ValueError for parts that do not go together."""
+    refuse_notes(self, attend)
+
+  def parameters(self, layer: Layer, width: int, key) -> Any:
+    """Nothing is learned."""
+    return None
+
+  def init(
+    self, layer: Layer, batch: int, prompt: int, decode: int
+  ) -> Workspace:
+    return workspace.start(layer, batch, prompt, decode, window=self.queries)
+
+  def prefill(
+    self, layer, state, arrivals, *, attend, params, carry, last: bool
+  ) -> tuple[Array, Any, Carry]:
+    """Attention to the exact prompt; after the last chunk it is compressed."""
+    space = workspace.add(state, arrivals)
+    out, carry = attend(
+      layer, arrivals, space.memory, params=params, carry=carry
+    )
+    carry = dict(carry)
+    notes = carry.pop(NOTES, {})
+    if not last:
+      return out, space, carry
+    return out, self.compress(layer, space, notes, params), carry
+
+  def decode(self, layer, state, arrivals, *, attend, params, carry):
+    """One token: `step`, and what attention does with heads' outputs."""
+    a = arrivals.clean()
+    out, state, carry = self.step(layer, state, a, attend, params, carry)
+    return attend.finish(layer, out, a, params), state, carry
+
+  def compress(
+    self, layer: Layer, space: Workspace, notes: dict[str, Array], params
+  ) -> Any:
+    """The decoding state; `notes` `[b, G, n, ...]` come from attention."""
+    raise NotImplementedError
+
+  def step(self, layer, state, arrivals, attend, params, carry):
+    """Outputs `[b, 1, H, D]` before `attend.finish`, state and carry."""
+    raise NotImplementedError
+
+  def bytes(self, layer: Layer, state: Any) -> Bytes:
+    """Sizes of a decoding state."""
+    raise NotImplementedError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Held:
+  """The state of `KV` while tokens are generated.
+
+  Attributes:
+    store: of the store.
+    index: of the read.
+    count, last: what the prompt was entitled to keep and to protect at its
+      end, `[b]`; for `trim`.
+  """
+
+  store: Any
+  index: Any
+  count: Int[Array, "b"]
+  last: Int[Array, "b"]
+
+
+@dataclasses.dataclass(frozen=True)
+class KV(Prompted):
+  """See the module.
+
+  Attributes:
+    evict, store, read, trim: the parts; `trim` takes its budget and protection
+      from `evict`.
+  """
+
+  evict: Evict | None = None
+  store: Store = Exact()
+  read: Everything = Everything()
+  trim: Trim | None = None
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    return () if self.evict is None else self.evict.needs
+
+  @property
+  def queries(self) -> int | None:
+    return 0 if self.evict is None else self.evict.queries
+
+  def check(self, layer, attend, prompt: int, decode: int) -> None:
+    """Raises ValueError for parts that do not go together."""
+    self.store.check(layer)
+    self.read.check(layer)
+    exact = self.store.movable and self.read.dense
+    if not exact or attend.leaves_notes == "memo":
+      refuse_notes(self, attend)
+    if self.evict is not None:
+      self.evict.check(layer, prompt)
+    if self.trim is not None:
+      if self.evict is None:
+        raise ValueError("trim= needs evict=, whose budget it keeps to")
+      if not self.store.movable:
+        raise ValueError(
+          f"{type(self.store).__name__} stores tokens in groups, from which"
+          " none can be evicted between steps; leave out trim= (evict at the"
+          " end of the prompt only) or use Exact()"
+        )
+      if not self.read.dense:
+        raise ValueError(
+          f"{type(self.read).__name__} indexes entries by their place, which"
+          " trim= changes between steps; use one of the two"
+        )
+    if self.evict is not None and self.evict.merge and not self.store.movable:
+      raise ValueError(
+        "merged entries carry counts, which only Exact() stores; use evict="
+        " without merge or store=Exact()"
+      )
+    if not self.read.dense and not self.store.rotated:
+      raise ValueError(
+        f"{type(self.read).__name__} scores rotated keys; use"
+        " Exact(rotated=True)"
+      )
+
+  def with_keep(self, keep: float) -> "KV":
+    """Eviction or else reading turned to that fraction of the prompt."""
+    if self.evict is not None:
+      return dataclasses.replace(self, evict=self.evict.with_keep(keep))
+    return dataclasses.replace(self, read=self.read.with_keep(keep))
+
+  def room(self, layer: Layer, prompt: int, decode: int) -> int:
+    """Places of each head."""
+    if self.evict is None:
+      return prompt + decode
+    kept = self.evict.room(layer, prompt) + self.evict.merge
+    if self.trim is None:
+      return min(kept, prompt) + decode
+    # One place for the token that arrives, and one for the merged entry.
+    most = self.evict.most(layer, prompt)
+    most += self.trim.merge + self.trim.slack + 1
+    return min(most, prompt + decode)
+
+  def compress(self, layer: Layer, space: Workspace, notes, params) -> Held:
+    prompt, length = space.prompt, space.length
+    whole = entries_lib.of_memory(layer, space.memory, self.store.rotated)
+    if notes:
+      whole = whole.replace(extra=notes)
+    count = last = length
+    if self.evict is not None:
+      count, last = self.evict.limits(layer, prompt, length)
+      whole = self.evict(layer, space, whole)
+    room = self.room(layer, prompt, space.decode)
+    store = self.store.pack(layer, whole, max(room, whole.room))
+    view = self.store.view(layer, store)
+    index = self.read.build(layer, view, prompt, length)
+    return Held(store, index, count, last)
+
+  def step(self, layer, state: Held, arrivals, attend, params, carry):
+    """Append, trim, read; or append, read, trim."""
+    a = arrivals
+    position, valid = a.position[:, 0], a.valid[:, 0]
+    k = layer.rotate(a.k, a.position) if self.store.rotated else a.k
+    store = self.store.append(
+      layer, state.store, k[:, 0], a.v[:, 0], position, valid
+    )
+    trim = self.trim
+    if trim is not None and trim.arriving is not None:
+      score = trim.arriving(a)
+      store = entries_lib.stamp(store, trim.score, score, valid)
+    if trim is not None and not trim.after:
+      store = self._trimmed(trim, store, state)
+    entries = self.store.view(layer, store)
+    index = self.read.update(layer, state.index, entries, valid)
+    q, shown = self._turned(layer, a, entries)
+    query = Query(layer, q, position, attend)
+    out, weight, carry = self.read(query, shown, index, carry)
+    if trim is not None and trim.after:
+      store = _scored(store, trim.score, weight, valid)
+      store = self._trimmed(trim, store, state)
+    state = dataclasses.replace(state, store=store, index=index)
+    return core.join(out), state, carry
+
+  def _trimmed(self, trim: Trim, store: Entries, state: Held) -> Entries:
+    first = 0 if self.evict is None else self.evict.first
+    return trim(store, first, state.count, state.last)
+
+  def _turned(
+    self, layer: Layer, a: Arrivals, entries: Entries
+  ) -> tuple[Float[Array, "b g r 1 d"], Entries]:
+    """The query and the keys as they meet."""
+    if self.store.rotated:
+      q = layer.rotate(a.q, a.position)
+      return core.split(q, layer.kv_heads), entries
+    q = core.split(a.q, layer.kv_heads)  # [b, G, r, 1, D]
+    place = entries.position
+    at = jnp.broadcast_to(a.position[:, :1], entries.length.shape)
+    if self.store.reindexed:
+      place = jnp.broadcast_to(jnp.arange(entries.room), place.shape)
+      at = entries.length - 1
+    q = layer.rotate(q[:, :, :, 0][:, :, None], jnp.maximum(at, 0)[:, :, None])[
+      :, :, 0
+    ][:, :, :, None]
+    k = layer.rotate(entries.k[:, :, :, None], place)[:, :, :, 0]
+    return q, entries.replace(k=k)
+
+  def bytes(self, layer: Layer, state: Held) -> Bytes:
+    return Bytes(
+      self.store.logical(layer, state.store), entries_lib.physical_bytes(state)
+    )
+
+
+def _scored(store: Entries, name: str, weight: Array, valid: Array) -> Entries:
+  """Adds what the heads of a group attended to a remembered score."""
+  if name not in store.extra:
+    return store
+  more = jnp.where(valid[:, None, None], weight.sum(axis=(2, 3)), 0.0)
+  return store.replace(extra={**store.extra, name: store.extra[name] + more})

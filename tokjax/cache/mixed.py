@@ -1,0 +1,191 @@
+"""ZipCache: salient tokens in more bits than the others (He et al., 2024).
+
+Checked against zipcache/models (b6932b9 and later). Tokens stand in two tiers
+of different precision and, as long as they are few, in an exact buffer.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tokjax import selection
+from tokjax.attention import core
+from tokjax.cache import entries as entries_lib
+from tokjax.cache import importance
+from tokjax.cache import quantisation as few
+from tokjax.cache.contract import Bytes
+from tokjax.cache.evict import Prompt, over_prompts
+from tokjax.cache.kv import Prompted, refuse_notes
+from tokjax.cache.reads import Query
+from tokjax.cache.tiers import Tier, Tiers
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(Prompted):
+  """Two precisions; see the module.
+
+  Attributes:
+    bits: of salient tokens and of the others.
+    plain: part of the tokens that are not salient.
+    gap: decoded tokens that are buffered exactly before they are coded, the
+      last token's attention saying which of them are salient.
+    recent, random: one in so many last queries, and one in so many drawn ones,
+      probe the prompt.
+    seed: of that draw.
+  """
+
+  bits: tuple[int, int] = (4, 2)
+  plain: float = 0.4
+  gap: int = 100
+  recent: int = 20
+  random: int = 20
+  seed: int = 0
+
+  queries = None
+
+  def __post_init__(self):
+    for bits in self.bits:
+      few.check_bits(bits)
+    if not 0 <= self.plain <= 1 or self.gap < 1:
+      raise ValueError(
+        f"plain={self.plain}, gap={self.gap}: a part lies in [0, 1], a gap is"
+        " at least 1"
+      )
+
+  def check(self, layer, attend, prompt, decode):
+    refuse_notes(self, attend)
+    if layer.head_dim % 8:
+      raise ValueError(
+        f"heads of {layer.head_dim} channels cannot be packed by eights"
+      )
+
+  def with_keep(self, keep: float) -> "Mixed":
+    """That part of the tokens is salient."""
+    return dataclasses.replace(self, plain=round(1 - keep, 9))
+
+  def probes(self, prompt: Prompt) -> tuple[Int[Array, "p"], Bool[Array, "p"]]:
+    """Numbers of the probing queries."""
+    w, n = prompt.q.shape[0], prompt.length
+    late = -(-n // self.recent)
+    place = jnp.arange(w)
+    key = jax.random.fold_in(jax.random.key(self.seed), prompt.layer.index)
+    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
+    drawn = selection.top_k(
+      draw(place), w // self.random, mask=place < n - late,
+      count=n // self.random,
+    )  # fmt: skip
+    last = n - 1 - jnp.arange(-(-w // self.recent))
+    valid = jnp.concatenate([drawn.valid, last >= n - late])
+    return jnp.concatenate([drawn.index, jnp.maximum(last, 0)]), valid
+
+  def saliency(self, prompt: Prompt) -> Float[Array, "g n"]:
+    """Mean attention over the probes that can see a key."""
+    at, valid = self.probes(prompt)
+    p = importance.rows(prompt, at, prompt.rotated_k)
+    p = jnp.where(valid[None, None, :, None], p, 0.0).sum(axis=(1, 2))
+    sees = prompt.q_position[at][:, None] >= prompt.position[None]
+    count = (sees & valid[:, None]).sum(axis=0)
+    return p / jnp.maximum(count, 1)[None]
+
+  def compress(self, layer, space, notes, params):
+    del notes, params  # Refused when the model was built; nothing learned.
+    whole = entries_lib.of_memory(layer, space.memory, rotated=True)
+    n, more = space.prompt, space.decode // self.gap
+    rare = lambda n: int(self.plain * n)
+    salient = max(n - rare(n), 1) + 1 + more * (self.gap - rare(self.gap))
+    other = max(rare(n), 1) + more * rare(self.gap)
+    d = layer.head_dim
+    exact = jnp.zeros((self.gap, d), layer.dtype)
+    start = Tiers(
+      Tier.empty(layer, self.bits[0], salient, 1 + more),
+      Tier.empty(layer, self.bits[1], other, 1 + more),
+      jnp.zeros((1 + more, d), layer.dtype),
+      exact, exact, jnp.zeros((self.gap,), jnp.int32), jnp.int32(0),
+      jnp.int32(0),
+    )  # fmt: skip
+    score = over_prompts(layer, space, self.saliency)
+    counts = jnp.asarray([rare(i) for i in range(n + 1)])[space.length]
+
+    def one(e, score, count):
+      return start.coded(e.k, e.v, e.position, e.valid, score, count)
+
+    wide = jnp.broadcast_to(counts[:, None], score.shape[:2])
+    return entries_lib.over_heads(one, whole, score, wide)
+
+  def step(self, layer, state, arrivals, attend, params, carry):
+    a = arrivals
+    k = layer.rotate(a.k, a.position)[:, 0]
+    state = _buffered(state, k, a.v[:, 0], a.position[:, 0], a.valid[:, 0])
+
+    def rows(s):
+      parts = [tier.rows(s.scale) for tier in (s.salient, s.other)]
+      k, v = (
+        jnp.concatenate([*some, exact])
+        for some, exact in zip(zip(*parts, strict=True), (s.k, s.v),
+                               strict=True)
+      )  # fmt: skip
+      place = jnp.arange(self.gap) < s.length
+      valid = jnp.concatenate([s.salient.valid, s.other.valid, place])
+      position = jnp.concatenate(
+        [s.salient.position, s.other.position, s.position]
+      )
+      return k, v, position, valid
+
+    k, v, position, seen = entries_lib.over_heads(rows, state)
+    if layer.window is not None:
+      seen = seen & (a.position[:, None] - position < layer.window)
+    entries = entries_lib.Entries(
+      k, v, position, jnp.full(seen.shape[:2], seen.shape[2], jnp.int32)
+    )
+    q = core.split(layer.rotate(a.q, a.position), layer.kv_heads)
+    query = Query(layer, q, a.position[:, 0], attend)
+    out, weight = query.attention(
+      entries, query.logits(entries), seen[:, :, None, None]
+    )
+    row = weight.sum(axis=(2, 3))[:, :, -self.gap :]
+    return core.join(out), self._flushed(state, row), carry
+
+  def _flushed(self, state: Tiers, row: Float[Array, "b g gap"]) -> Tiers:
+    """Codes buffers that are full, by the last token's attention."""
+    full = state.length >= self.gap
+
+    def flush(state):
+      def one(s, row, full):
+        valid = jnp.ones((self.gap,), bool)
+        new = s.coded(
+          s.k.astype(jnp.float32), s.v.astype(jnp.float32), s.position, valid,
+          row, int(self.plain * self.gap),
+        )  # fmt: skip
+        return jax.tree.map(lambda a, b: jnp.where(full, a, b), new, s)
+
+      return entries_lib.over_heads(one, state, row, full)
+
+    return jax.lax.cond(full.any(), flush, lambda s: s, state)
+
+  def bytes(self, layer, state: Tiers) -> Bytes:
+    size, d = jnp.dtype(layer.dtype).itemsize, layer.head_dim
+    total = state.length * (2 * d * size + 4)
+    total = total + state.batches * d * size
+    for bits, tier in zip(self.bits, (state.salient, state.other), strict=True):
+      one = 2 * d * bits // 8 + 2 * size + 8
+      total = total + tier.length * one + state.batches * 2 * d * size
+    return Bytes(
+      total.sum(axis=1).astype(jnp.float32), entries_lib.physical_bytes(state)
+    )
+
+
+def _buffered(state: Tiers, k, v, position, valid) -> Tiers:
+  """One token more in the buffer, where `valid`."""
+
+  def one(s, k, v, position, valid):
+    at = jnp.where(valid, s.length, s.position.shape[0])
+    put = lambda x, new: x.at[at].set(jnp.asarray(new, x.dtype), mode="drop")
+    return dataclasses.replace(
+      s, k=put(s.k, k), v=put(s.v, v), position=put(s.position, position),
+      length=s.length + valid,
+    )  # fmt: skip
+
+  wide = lambda x: jnp.broadcast_to(x[:, None], k.shape[:2])
+  return entries_lib.over_heads(one, state, k, v, wide(position), wide(valid))

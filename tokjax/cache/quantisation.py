@@ -1,0 +1,98 @@
+"""Numbers in few bits: asymmetric codes, packed without waste.
+
+Codes of B bits are stored as B bit planes, eight numbers a byte, so that any B
+from 1 to 8 takes exactly B bits a number.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+
+class Coded(NamedTuple):
+  """Numbers as codes: about `code * step + low`.
+
+  Attributes:
+    bits: packed codes, `[..., n / 8, B]`.
+    low, step: of each group; they broadcast against groups.
+  """
+
+  bits: UInt8[Array, "*n"]
+  low: Float[Array, "*g"]
+  step: Float[Array, "*g"]
+
+
+def check_bits(bits: int) -> None:
+  """Raises unless codes of that many bits can be packed."""
+  if not (isinstance(bits, int) and 1 <= bits <= 8):
+    raise ValueError(f"bits={bits!r}: must be an integer in 1..8")
+
+
+def pack(codes: UInt8[Array, "*a n"], bits: int) -> UInt8[Array, "*a m bits"]:
+  """Bit planes of the last axis, whose length is a multiple of eight."""
+  *lead, n = codes.shape
+  if n % 8:
+    raise ValueError(f"{n} codes cannot be packed by eights; pad them")
+  plane = jnp.arange(bits, dtype=jnp.uint8)
+  ones = (codes[..., None] >> _last(plane, codes.ndim + 1)) & 1
+  ones = ones.reshape(*lead, n // 8, 8, bits)
+  place = jnp.arange(8, dtype=jnp.uint8)[:, None]
+  shifted = ones << place.reshape((1,) * (ones.ndim - 2) + (8, 1))
+  return shifted.sum(axis=-2, dtype=jnp.uint8)
+
+
+def unpack(packed: UInt8[Array, "*a m bits"]) -> UInt8[Array, "*a n"]:
+  """Undoes `pack`."""
+  *lead, m, bits = packed.shape
+  place = jnp.arange(8, dtype=jnp.uint8)
+  ones = packed[..., None, :] >> place.reshape(
+    (1,) * (packed.ndim - 1) + (8, 1)
+  )
+  plane = _last(jnp.arange(bits, dtype=jnp.uint8), ones.ndim)
+  codes = ((ones & 1) << plane).sum(axis=-1, dtype=jnp.uint8)
+  return codes.reshape(*lead, m * 8)
+
+
+def _last(x: Array, ndim: int) -> Array:
+  return x.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def limits(
+  x: Float[Array, "*a"], bits: int, axis: int, valid: Array | None = None
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+  """Lowest value and step of codes along an axis, which is kept with size 1.
+
+  Args:
+    x: values.
+    bits: of a code.
+    axis: of a group.
+    valid: broadcastable to x; others take no part.
+  """
+  if valid is None:
+    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
+  else:
+    low = jnp.where(valid, x, jnp.inf).min(axis, keepdims=True)
+    high = jnp.where(valid, x, -jnp.inf).max(axis, keepdims=True)
+    there = low <= high
+    low, high = jnp.where(there, low, 0.0), jnp.where(there, high, 0.0)
+  return low, (high - low) / (2**bits - 1)
+
+
+def encode(
+  x: Float[Array, "*a"],
+  low: Float[Array, "*b"],
+  step: Float[Array, "*b"],
+  bits: int,
+) -> UInt8[Array, "*a"]:
+  """Nearest codes; 0 where a group is constant."""
+  level = (x - low) / jnp.where(step > 0, step, 1.0)
+  level = jnp.where(step > 0, level, 0.0)
+  return jnp.clip(jnp.round(level), 0, 2**bits - 1).astype(jnp.uint8)
+
+
+def decode(
+  codes: UInt8[Array, "*a"], low: Float[Array, "*b"], step: Float[Array, "*b"]
+) -> Float[Array, "*a"]:
+  """code * step + low."""
+  return codes.astype(step.dtype) * step + low

@@ -1,0 +1,300 @@
+"""How a decoded token reads a cache: all of it, or what looks promising.
+
+A read may keep an index of its own beside the entries and may hand a carry
+from layer to layer. It nevers evicts anything.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tokjax import schedules, selection
+from tokjax.attention import core
+from tokjax.cache import budgets
+from tokjax.cache import entries as entries_lib
+from tokjax.cache.budgets import Budget
+from tokjax.cache.contract import Carry, Layer
+from tokjax.cache.entries import Entries
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+  """One token's query at a layer, and what acts on its attention.
+
+  Attributes:
+    layer: static facts.
+    q: rotated as the entries are, `[b, G, r, 1, D]`.
+    position: of the token, `[b]`.
+    attend: the model's `attend` slot, whose hooks act here too.
+  """
+
+  layer: Layer
+  q: Float[Array, "b g r 1 d"]
+  position: Int[Array, "b"]
+  attend: Any
+
+  def seen(self, entries: Entries) -> Bool[Array, "b g n"]:
+    """Entries that count and lie within the layer's window."""
+    seen = entries.valid
+    if self.layer.window is None:
+      return seen
+    distance = self.position[:, None, None] - entries.position
+    return seen & (distance < self.layer.window)
+
+  def logits(self, entries: Entries) -> Float[Array, "b g r 1 n"]:
+    """With what `attend` and merged entries add to them."""
+    x = core.logits(self.layer, self.q, entries.k)
+    if "count" in entries.extra:
+      count = entries.extra["count"][:, :, None, None]
+      x = x + jnp.log(jnp.maximum(count, 1.0))
+    bias = self.attend.bias(self.layer, entries.position)
+    return x if bias is None else x + bias[:, :, :, None]
+
+  def attention(
+    self, entries: Entries, logits: Array, seen: Bool[Array, "b g #r 1 n"]
+  ) -> tuple[Float[Array, "b g r 1 d"], Float[Array, "b g r 1 n"]]:
+    """Output and weights over the entries that are `seen`."""
+    weight = core.softmax(logits, seen)
+    weight = self.attend.rescale(self.layer, weight, entries.extra)
+    return core.mix(weight, entries.v), weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+  """Reads all entries. The base of the other reads.
+
+  A read that is not `dense` gives no weights of all entries.
+  """
+
+  dense = True
+
+  def check(self, layer: Layer) -> None:
+    """Raises ValueError for a layer that cannot be read like this."""
+
+  def with_keep(self, keep: float) -> "Everything":
+    """Reads about that fraction, where it chooses."""
+    return self
+
+  def build(
+    self, layer: Layer, entries: Entries, prompt: int, length: Int[Array, "b"]
+  ) -> Any:
+    """The index of `entries` [b, G, room]; `length` are the prompts'."""
+    return None
+
+  def update(
+    self, layer: Layer, index: Any, entries: Entries, valid: Bool[Array, "b"]
+  ) -> Any:
+    """The index after a token was appended where `valid`."""
+    return index
+
+  def __call__(
+    self, query: Query, entries: Entries, index: Any, carry: Carry
+  ) -> tuple[Array, Array | None, Carry]:
+    """Output `[b, G, r, 1, D]`, weights `[b, G, r, 1, n]` if dense, carry."""
+    seen = query.seen(entries)[:, :, None, None]
+    out, weight = query.attention(entries, query.logits(entries), seen)
+    return out, weight, carry
+
+
+def take(entries: Entries, index: Int[Array, "b g r m"]) -> Entries:
+  """Entries of each query head, heads as examples: `[b, G * r, m]`."""
+  b, g, r, m = index.shape
+
+  def one(e, index):
+    return e.map(lambda x: x[index], jnp.full(index.shape[:1], m, jnp.int32))
+
+  return entries_lib.over_heads(one, entries, index)
+
+
+def attend_to(
+  query: Query, entries: Entries, index: Array, valid: Array
+) -> Float[Array, "b g r 1 d"]:
+  """Attention of every query head to its own list of entries.
+
+  Args:
+    query: of all heads.
+    entries: `[b, G, n]`.
+    index, valid: places to read, none twice, `[b, G, r, m]`.
+  """
+  b, g, r, m = index.shape
+  layer = dataclasses.replace(
+    query.layer, heads=query.layer.heads, kv_heads=query.layer.heads
+  )
+  seen = jnp.take_along_axis(query.seen(entries)[:, :, None], index, axis=-1)
+  own = take(entries, index)
+  flat = own.map(
+    lambda x: x.reshape(b, g * r, *x.shape[3:]), own.length.reshape(b, g * r)
+  )
+  head = dataclasses.replace(
+    query, layer=layer, q=query.q.reshape(b, g * r, 1, 1, -1)
+  )
+  seen = (seen & valid).reshape(b, g * r, 1, 1, m)
+  out, _ = head.attention(flat, head.logits(flat), seen)
+  return out.reshape(b, g, r, 1, -1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PageIndex:
+  """Extremes of the keys of each page, and how many pages are read.
+
+  Attributes:
+    low, high: `[b, G, pages, D]`.
+    count: pages that each example reads, `[b]`.
+  """
+
+  low: Float[Array, "b g p d"]
+  high: Float[Array, "b g p d"]
+  count: Int[Array, "b"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pages(Everything):
+  """The pages whose keys may fit the query best, for each query head (Quest).
+
+  A page's bound is the largest product that a key between its channelwise
+  extremes can have with the query. The newest page competes like the others.
+
+  Attributes:
+    budget: tokens that are read.
+    page: tokens a page.
+    least: pages that are read in any case.
+    from_layer: layers below read everything.
+  """
+
+  budget: Budget
+  page: int = 16
+  least: int = 3
+  from_layer: int = 2
+
+  dense = False
+
+  def with_keep(self, keep: float) -> "Pages":
+    return dataclasses.replace(self, budget=self.budget.with_keep(keep))
+
+  def counts(self, layer: Layer, prompt: int):
+    """Pages that prompts of every length up to `prompt` may read."""
+    tokens = budgets.table(self.budget, prompt, layer.index, layer.depth)
+    return jnp.asarray(tokens // self.page).clip(self.least)
+
+  def build(self, layer, entries, prompt, length):
+    if layer.index < self.from_layer:
+      return None
+    b, g, n, d = entries.k.shape
+    pages = -(-n // self.page)
+    pad = [(0, 0), (0, 0), (0, pages * self.page - n)]
+    valid = jnp.pad(entries.valid, pad).reshape(b, g, pages, self.page, 1)
+    k = jnp.pad(entries.k, [*pad, (0, 0)]).reshape(b, g, pages, self.page, d)
+    low = jnp.where(valid, k, jnp.inf).min(axis=3)
+    high = jnp.where(valid, k, -jnp.inf).max(axis=3)
+    return PageIndex(low, high, self.counts(layer, prompt)[length])
+
+  def update(self, layer, index, entries, valid):
+    if layer.index < self.from_layer:
+      return index
+
+    def one(low, high, e, valid):
+      at = e.length - 1
+      new = e.k[jnp.maximum(at, 0)]
+      page = jnp.where(valid, at // self.page, low.shape[0])
+      return (
+        low.at[page].min(new, mode="drop"),
+        high.at[page].max(new, mode="drop"),
+      )
+
+    wide = jnp.broadcast_to(valid[:, None], entries.length.shape)
+    low, high = entries_lib.over_heads(
+      one, index.low, index.high, entries, wide
+    )
+    return dataclasses.replace(index, low=low, high=high)
+
+  def bound(self, q: Array, low: Array, high: Array) -> Float[Array, "r p"]:
+    """sum_c max(q_c high_c, q_c low_c) of one head, -inf for empty pages."""
+    there = jnp.isfinite(low[:, 0])
+    low, high = (jnp.where(there[:, None], x, 0.0) for x in (low, high))
+    best = jnp.maximum(q, 0.0) @ high.T + jnp.minimum(q, 0.0) @ low.T
+    return jnp.where(there[None, :], best, -jnp.inf)
+
+  def __call__(self, query, entries, index, carry):
+    if query.layer.index < self.from_layer:
+      return Everything.__call__(self, query, entries, index, carry)
+    pages = index.low.shape[2]
+    most = min(int(self.most(query.layer, entries.room)), pages)
+    scores = entries_lib.over_heads(
+      self.bound, query.q[:, :, :, 0], index.low, index.high
+    )
+
+    def pick(score, count):
+      page, valid = selection.top_k(
+        score, most, mask=score > -jnp.inf, count=count
+      )
+      at = page[:, None] * self.page + jnp.arange(self.page)[None]
+      ok = valid[:, None] & (at < entries.room)
+      return jnp.minimum(at, entries.room - 1).reshape(-1), ok.reshape(-1)
+
+    over = jax.vmap(jax.vmap(jax.vmap(pick, (0, None)), (0, None)))
+    at, valid = over(scores, index.count)
+    return attend_to(query, entries, at, valid), None, carry
+
+  def most(self, layer: Layer, room: int) -> int:
+    """Static bound of the pages read."""
+    tokens = budgets.table(self.budget, room, layer.index, layer.depth)
+    return max(int(tokens.max()) // self.page, self.least)
+
+
+@dataclasses.dataclass(frozen=True)
+class Persistent(Everything):
+  """Tokens that an earlier layer chose, for the same query head (TidalDecode).
+
+  The selecting layers and those below the first of them read everything; a
+  selecting layer hands on the entries with the largest logits, none forced.
+
+  Attributes:
+    budget: tokens that are handed on.
+    layers: the selecting layers, as numbers or fractions of the depth.
+  """
+
+  budget: Budget
+  layers: tuple[int | float, ...] = (2, 0.4)
+
+  dense = False
+
+  def with_keep(self, keep: float) -> "Persistent":
+    return dataclasses.replace(self, budget=self.budget.with_keep(keep))
+
+  def selecting(self, depth: int) -> tuple[int, ...]:
+    """The layers that choose, the first one first."""
+    of = lambda layer: schedules.block(layer, depth, "layers")
+    return tuple(sorted({of(layer) for layer in self.layers}))
+
+  def check(self, layer):
+    self.selecting(layer.depth)
+
+  def build(self, layer, entries, prompt, length):
+    table = budgets.table(self.budget, prompt, layer.index, layer.depth)
+    return jnp.asarray(table)[length]
+
+  def __call__(self, query, entries, index, carry):
+    layer = query.layer
+    selecting = self.selecting(layer.depth)
+    if layer.index > selecting[0] and layer.index not in selecting:
+      at, valid = carry["persistent"]
+      return attend_to(query, entries, at, valid), None, carry
+    logits = query.logits(entries)
+    seen = query.seen(entries)[:, :, None, None]
+    out, weight = query.attention(entries, logits, seen)
+    if layer.index in selecting:
+      tokens = budgets.table(
+        self.budget, entries.room, layer.index, layer.depth
+      )
+      most = min(int(tokens.max()), entries.room)
+      pick = lambda x, seen, count: selection.top_k(
+        x, most, mask=seen, count=count
+      )
+      over = jax.vmap(jax.vmap(jax.vmap(pick, (0, None, None)), (0, 0, None)))
+      chosen = over(logits[:, :, :, 0], query.seen(entries), index)
+      carry = {**carry, "persistent": tuple(chosen)}
+    return out, weight, carry

@@ -1,0 +1,90 @@
+"""How entries are stored while tokens are generated, exactly or in few bits.
+
+A store packs the entries that a prompt leaves, takes in new tokens, and shows
+what it holds as `Entries`.
+"""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Bool, Float, Int
+
+from tokjax.cache import entries as entries_lib
+from tokjax.cache.contract import Layer
+from tokjax.cache.entries import Entries
+
+
+@runtime_checkable
+class Store(Protocol):
+  """A frozen dataclass.
+
+  Attributes:
+    rotated: keys are rotated to their positions before they are stored.
+    reindexed: keys are rotated when they are read, to their places in the
+      cache, and the query to the last place.
+    movable: entries can be evicted again.
+    extras: entries may carry more than keys, values and positions.
+  """
+
+  rotated: bool
+  reindexed: bool
+  movable: bool
+
+  def check(self, layer: Layer) -> None:
+    """Raises ValueError for a layer whose entries cannot be stored so."""
+    ...
+
+  def pack(self, layer: Layer, entries: Entries, room: int) -> Any:
+    """The store with these entries, `[b, G, m]`, and places for `room`."""
+    ...
+
+  def append(
+    self,
+    layer: Layer,
+    state: Any,
+    k: Float[Array, "b g d"],
+    v: Float[Array, "b g d"],
+    position: Int[Array, "b"],
+    valid: Bool[Array, "b"],
+  ) -> Any:
+    """Takes in one token where `valid`."""
+    ...
+
+  def view(self, layer: Layer, state: Any) -> Entries:
+    """What is there, `[b, G, n]`."""
+    ...
+
+  def logical(self, layer: Layer, state: Any) -> Float[Array, "b"]:
+    """Bytes of what counts."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+  """Full precision; see `Store` for the attributes."""
+
+  rotated: bool = True
+  reindexed: bool = False
+  movable: bool = True
+
+  def __post_init__(self):
+    if self.rotated and self.reindexed:
+      raise ValueError(
+        "reindexed=True: keys can only be rotated to their places if they are"
+        " stored before rotation; set rotated=False"
+      )
+
+  def check(self, layer: Layer) -> None:
+    """Any layer will do."""
+
+  def pack(self, layer: Layer, entries: Entries, room: int) -> Entries:
+    return entries_lib.with_room(entries, room)
+
+  def append(self, layer, state, k, v, position, valid) -> Entries:
+    return entries_lib.append(state, k, v, position, valid)
+
+  def view(self, layer: Layer, state: Entries) -> Entries:
+    return state
+
+  def logical(self, layer: Layer, state: Entries) -> Float[Array, "b"]:
+    return entries_lib.logical_bytes(state)

@@ -1,0 +1,219 @@
+"""Parameters to published tensors and back, by the rows of a table."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from tokjax.interop.tables import Row
+from tokjax.models.decoder import Decoder
+from tokjax.models.decoder_config import DecoderConfig
+from tokjax.models.positions import resize_table
+from tokjax.models.vit import ViT, ViTConfig
+
+Config = ViTConfig | DecoderConfig
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+class CheckpointError(ValueError):
+  """Tensors that do not fit the model; the message lists all of them."""
+
+
+class Header(NamedTuple):
+  """What a file says of a tensor without reading it."""
+
+  shape: tuple[int, ...]
+  dtype: str
+
+
+class Entry(NamedTuple):
+  """A row with its names filled in for one block."""
+
+  ours: tuple[str, ...]
+  theirs: str
+  row: Row
+
+
+@functools.singledispatch
+def specimen(config: Any) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
+  """The model of a configuration, and an input that initialises it."""
+  raise TypeError(f"{type(config).__name__}: no model is known for it")
+
+
+@specimen.register
+def _(config: ViTConfig):
+  shape = (1, config.image_size, config.image_size, config.channels)
+  return ViT(config), jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+@specimen.register
+def _(config: DecoderConfig):
+  return Decoder(config), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+
+
+@functools.lru_cache(maxsize=32)
+def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
+  """Names and shapes of the parameters of a configuration."""
+  model, example = specimen(config)
+  variables = jax.eval_shape(model.init, jax.random.key(0), example)
+  params = variables["params"]
+  flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+  return {name: leaf.shape for name, leaf in flat.items()}
+
+
+def matches(rows: Iterable[Row], config: Config, prefix: str) -> list[Entry]:
+  """The rows a configuration uses, one for each block where they repeat."""
+  shapes, found = shapes_of(config), []
+  for row in rows:
+    blocks = range(config.depth) if "{i}" in row.theirs else range(1)
+    for i in blocks:
+      ours = tuple(name.format(i=i) for name in row.ours)
+      if all(name in shapes for name in ours):
+        found.append(Entry(ours, row.theirs.format(i=i, p=prefix), row))
+  return found
+
+
+def entries(rows: Iterable[Row], config: Config, prefix: str) -> list[Entry]:
+  """`matches`, checked to hold every parameter.
+
+  Raises:
+    CheckpointError: the layout has no place for some of them.
+  """
+  found = matches(rows, config, prefix)
+  placed = {name for entry in found for name in entry.ours}
+  if lost := [name for name in shapes_of(config) if name not in placed]:
+    raise CheckpointError(f"the layout has no place for {', '.join(lost)}")
+  return found
+
+
+def write_entry(entry: Entry, values: list[np.ndarray]) -> np.ndarray:
+  """The published tensor of an entry's parameters."""
+  return np.concatenate([entry.row.arrange.write(x) for x in values], axis=0)
+
+
+def published_shape(entry: Entry, shapes: Mapping) -> tuple[int, ...]:
+  """The shape a file must have for an entry; arranges arrays of no size."""
+  blank = np.zeros((), np.bool_)
+  values = [np.broadcast_to(blank, shapes[name]) for name in entry.ours]
+  return write_entry(entry, values).shape
+
+
+def read_params(
+  headers: Mapping[str, Header],
+  read: Callable[[list[str]], Mapping[str, np.ndarray]],
+  found: list[Entry],
+  config: Config,
+  *,
+  ignored: Callable[[str], bool],
+  dtype: Any,
+  source: str,
+) -> dict[str, Any]:
+  """Published tensors as the parameters of a model.
+
+  Args:
+    headers: what the file holds.
+    read: gives the named tensors.
+    found: the entries of the file's layout.
+    config: the file's architecture.
+    ignored: True for tensors that belong to other parts (a text tower).
+    dtype: of the parameters; None: as stored.
+    source: for messages.
+
+  Raises:
+    CheckpointError: lists every tensor that is missing, left over, of another
+      shape or not of a floating type.
+  """
+  shapes = shapes_of(config)
+  wanted = {entry.theirs: published_shape(entry, shapes) for entry in found}
+  check(headers, wanted, ignored, source)
+  tensors, flat = read(list(wanted)), {}
+  for entry in found:
+    parts = np.split(tensors[entry.theirs], len(entry.ours), axis=0)
+    for name, part in zip(entry.ours, parts, strict=True):
+      value = entry.row.arrange.read(part, shapes[name])
+      flat[name] = jnp.asarray(value, dtype or value.dtype)
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def check(
+  headers: Mapping[str, Header],
+  wanted: Mapping[str, tuple[int, ...]],
+  ignored: Callable[[str], bool],
+  source: str,
+) -> None:
+  """Raises one error that lists all that is wrong with a file's tensors."""
+  wrong = []
+  for name, shape in wanted.items():
+    if name not in headers:
+      wrong.append(f"missing: {name} {list(shape)}")
+    elif tuple(headers[name].shape) != shape:
+      have = list(headers[name].shape)
+      wrong.append(f"misshapen: {name} {have}, must be {list(shape)}")
+    elif headers[name].dtype not in FLOATS:
+      dtype = headers[name].dtype
+      wrong.append(f"wrong type: {name} is {dtype}, must be one of {FLOATS}")
+  wrong += [
+    f"extra: {name} {list(header.shape)}"
+    for name, header in headers.items()
+    if name not in wanted and not ignored(name)
+  ]
+  report(wrong, source)
+
+
+def report(wrong: list[str], source: str) -> None:
+  """Raises if there is anything to report."""
+  if wrong:
+    lines = "\n  ".join(wrong)
+    raise CheckpointError(
+      f"{source}: {len(wrong)} tensors do not fit\n  {lines}"
+    )
+
+
+def write_tensors(
+  params: Mapping[str, Any], found: list[Entry], config: Config, dtype: Any
+) -> dict[str, np.ndarray]:
+  """Parameters as published tensors.
+
+  Raises:
+    CheckpointError: lists every parameter that the configuration does not
+      have, or that is missing or of another shape.
+  """
+  flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
+  headers = {n: Header(x.shape, str(x.dtype)) for n, x in flat.items()}
+  check(headers, shapes_of(config), lambda name: False, "params")
+  tensors = {}
+  for entry in found:
+    values = [np.asarray(flat[name]) for name in entry.ours]
+    value = write_entry(entry, values)
+    # safetensors writes the buffer of a transposed array without its strides.
+    tensors[entry.theirs] = np.ascontiguousarray(
+      value if dtype is None else value.astype(dtype)
+    )
+  return tensors
+
+
+def adapt(
+  params: Mapping[str, Any], own: ViTConfig, config: ViTConfig, source: str
+) -> dict[str, Any]:
+  """Parameters of one configuration for another one of the same family.
+
+  Heads that the other does not have are left out and the position table is
+  interpolated; all else must fit.
+  """
+  flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
+  lead = own.positions_in_front
+  if own.grid != config.grid and lead == config.positions_in_front:
+    table = flat["embed/position"]
+    body = resize_table(
+      table[:, lead:], own.grid, config.grid, config.position_resize
+    )
+    flat["embed/position"] = jnp.concatenate([table[:, :lead], body], axis=1)
+  wanted = shapes_of(config)
+  headers = {n: Header(x.shape, str(x.dtype)) for n, x in flat.items()}
+  check(headers, wanted, lambda name: True, f"{source} with other options")
+  return traverse_util.unflatten_dict({n: flat[n] for n in wanted}, sep="/")

@@ -1,0 +1,181 @@
+"""Folders with config.json and safetensors, on disk or from a hub.
+
+Weights are read from safetensors only; nothing is ever unpickled.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+from huggingface_hub import errors
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tokjax.interop.convert import CheckpointError, Header
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARDS = "model-*-of-*.safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".h5", ".msgpack")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+DTYPES = {
+  "F64": "float64",
+  "F32": "float32",
+  "F16": "float16",
+  "BF16": "bfloat16",
+}
+
+
+def locate(source: str | pathlib.Path, revision: str | None = None):
+  """The folder of a checkpoint; a hub id is downloaded (or found in cache).
+
+  Args:
+    source: a folder, or a hub id such as "facebook/deit-small-patch16-224".
+    revision: branch, tag or commit on the hub.
+
+  Raises:
+    FileNotFoundError: neither a folder nor a hub id that can be reached.
+  """
+  folder = pathlib.Path(source).expanduser()
+  if folder.is_dir():
+    return folder
+  if folder.exists():
+    raise FileNotFoundError(
+      f"{source!s} is a file; give the folder with config.json and {SINGLE}"
+    )
+  if not HUB_ID.fullmatch(str(source)):
+    raise FileNotFoundError(
+      f"{source!s} is neither a folder nor a hub id (owner/name)"
+    )
+  try:
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(
+        str(source),
+        revision=revision,
+        allow_patterns=["*.safetensors", "*.json"],
+      )
+    )
+  except (errors.OfflineModeIsEnabled, OSError, ValueError) as error:
+    raise FileNotFoundError(
+      f"{source!s} is no folder here, and the hub did not give it"
+      f" ({type(error).__name__}: {error}). Without a network, download it"
+      " elsewhere and pass the folder, or set HF_HOME to a cache that holds it"
+    ) from error
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object from a file."""
+  try:
+    value = json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f"{path.parent}: has no {path.name}") from error
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path}: is not JSON ({error})") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: must be a JSON object")
+  return value
+
+
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  """Writes a JSON object with sorted keys."""
+  path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+class TensorFiles:
+  """The safetensors of a folder, one file or shards with an index.
+
+  Attributes:
+    headers: shape and dtype of every tensor.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self.headers: dict[str, Header] = {}
+    self._file: dict[str, pathlib.Path] = {}
+    for path in tensor_files(folder):
+      with opened(path) as file:
+        for name in file.keys():
+          part = file.get_slice(name)
+          dtype = part.get_dtype()
+          self.headers[name] = Header(
+            tuple(part.get_shape()), DTYPES.get(dtype, dtype)
+          )
+          self._file[name] = path
+
+  def read(self, names: list[str]) -> dict[str, np.ndarray]:
+    """The named tensors."""
+    found = {}
+    for path in sorted({self._file[name] for name in names}):
+      with opened(path) as file:
+        for name in names:
+          if self._file[name] == path:
+            found[name] = file.get_tensor(name)
+    return found
+
+
+def opened(path: pathlib.Path):
+  """A file of tensors, open for reading.
+
+  Raises:
+    CheckpointError: it ends before its tensors do, or is none.
+  """
+  try:
+    return safe_open(path, "np")
+  except SafetensorError as error:
+    raise CheckpointError(
+      f"{path}: {path.stat().st_size} bytes, truncated or damaged ({error});"
+      " download or write this file again"
+    ) from error
+
+
+def tensor_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors of a folder, in the order of their names."""
+  if (folder / INDEX).exists():
+    names = set(read_json(folder / INDEX)["weight_map"].values())
+    paths = [folder / name for name in sorted(names)]
+    if absent := [path.name for path in paths if not path.exists()]:
+      raise FileNotFoundError(
+        f"{folder}: {INDEX} names files that are not there: {absent}"
+      )
+    return paths
+  if (folder / SINGLE).exists():
+    return [folder / SINGLE]
+  other = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
+  hint = f"; it has {other}, which are not read" if other else ""
+  raise FileNotFoundError(
+    f"{folder}: has neither {SINGLE} nor {INDEX}{hint}. Weights are read from"
+    " safetensors only, because unpickling a file runs code in it"
+  )
+
+
+def write_tensors(
+  folder: pathlib.Path, tensors: Mapping[str, np.ndarray], shard_bytes: int
+) -> None:
+  """Writes model.safetensors, or shards with an index beyond `shard_bytes`."""
+  shards, size = [{}], 0
+  for name, value in tensors.items():
+    if shards[-1] and size + value.nbytes > shard_bytes:
+      shards.append({})
+      size = 0
+    shards[-1][name] = value
+    size += value.nbytes
+  stale = [SINGLE, INDEX, *(p.name for p in folder.glob(SHARDS))]
+  for old in stale:
+    (folder / old).unlink(missing_ok=True)
+  # `transformers` and timm refuse files that do not name their framework.
+  metadata = {"format": "pt"}
+  if len(shards) == 1:
+    save_file(shards[0], folder / SINGLE, metadata=metadata)
+    return
+  weight_map = {}
+  for i, shard in enumerate(shards, 1):
+    name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+    save_file(shard, folder / name, metadata=metadata)
+    weight_map.update(dict.fromkeys(shard, name))
+  total = sum(value.nbytes for value in tensors.values())
+  write_json(
+    folder / INDEX,
+    {"metadata": {"total_size": total}, "weight_map": weight_map},
+  )

@@ -1,0 +1,15 @@
+"""Flax modules of learned recipes: scorers, poolers, modulators."""
+
+from tokjax.learned.keep_predictor import KeepPredictor
+from tokjax.learned.local_pooling import TokenAwarePooling
+from tokjax.learned.modulation import PairModulation
+from tokjax.learned.sparse_mask import SparseMask
+from tokjax.learned.token_learner import TokenLearner
+
+__all__ = [
+  "KeepPredictor",
+  "PairModulation",
+  "SparseMask",
+  "TokenAwarePooling",
+  "TokenLearner",
+]

@@ -1,0 +1,19 @@
+"""Flax backbones with slots. Nothing is patched: a model is built with them."""
+
+from tokjax.models.decoder import Decoder
+from tokjax.models.decoder_config import DecoderConfig
+from tokjax.models.generation import Generator
+from tokjax.models.rotary import Rotary
+from tokjax.models.sampling import Sampler
+from tokjax.models.vit import ViT
+from tokjax.models.vit import ViTConfig
+
+__all__ = [
+  "Decoder",
+  "DecoderConfig",
+  "Generator",
+  "Rotary",
+  "Sampler",
+  "ViT",
+  "ViTConfig",
+]

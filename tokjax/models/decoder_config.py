@@ -1,0 +1,115 @@
+"""The architecture of a decoder-only language model."""
+
+import dataclasses
+from typing import Literal
+
+from tokjax.models.activations import ACTIVATIONS
+from tokjax.models.rotary import Rotary
+
+LAYERS = ("full", "sliding")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """One transformer for Llama, Mistral, Qwen and Gemma; they differ in values.
+
+  Attributes:
+    vocabulary: number of token ids.
+    width, depth, mlp_dim: of the residual stream, blocks, the gated MLP.
+    heads, kv_heads: query heads, and key-value heads that they share.
+    head_dim: features of a head; None: width / heads.
+    length: the longest context it was made for, in tokens.
+    layers: "full" or "sliding" for each block, repeated along the depth.
+    window: keys a query of a sliding layer sees, itself included.
+    rotary: positions; `local_rotary`: those of sliding layers (Gemma 3), None:
+      the same.
+    activation: of the gate.
+    epsilon: of the norms.
+    qkv_bias, out_bias, mlp_bias: which projections have a bias.
+    qk_norm: queries and keys are normed per head before the rotation
+      (Qwen 3, Gemma 3).
+    post_norms: attention and MLP are also normed before they are added
+      (Gemma).
+    norm_from_one: norms multiply by 1 + scale (Gemma).
+    embed_scale: embeddings are multiplied by sqrt(width), rounded to the
+      dtype of activations (Gemma).
+    query_scale: what logits of attention are divided by the square root of;
+      None: head_dim.
+    attention_softcap, logit_softcap: c in c tanh(x / c), on the logits of
+      attention and of tokens (Gemma 2); None: none.
+    tied: the embedding is also the output matrix.
+  """
+
+  vocabulary: int = 256
+  width: int = 64
+  depth: int = 2
+  heads: int = 4
+  kv_heads: int = 4
+  head_dim: int | None = None
+  mlp_dim: int = 256
+  length: int = 2048
+  layers: tuple[Literal["full", "sliding"], ...] = ("full",)
+  window: int | None = None
+  rotary: Rotary = Rotary()
+  local_rotary: Rotary | None = None
+  activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+  epsilon: float = 1e-6
+  qkv_bias: bool = False
+  out_bias: bool = False
+  mlp_bias: bool = False
+  qk_norm: bool = False
+  post_norms: bool = False
+  norm_from_one: bool = False
+  embed_scale: bool = False
+  query_scale: float | None = None
+  attention_softcap: float | None = None
+  logit_softcap: float | None = None
+  tied: bool = True
+
+  def __post_init__(self):
+    sizes = ("vocabulary", "width", "depth", "heads", "kv_heads", "mlp_dim")
+    for name in (*sizes, "length"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
+    if self.head_dim is None and self.width % self.heads:
+      raise ValueError(
+        f"width={self.width}: must be a multiple of heads={self.heads}, or"
+        " head_dim be given"
+      )
+    if self.features % 2:
+      raise ValueError(f"{self.features} features a head: must be even")
+    if self.heads % self.kv_heads:
+      raise ValueError(
+        f"heads={self.heads}: must be a multiple of kv_heads={self.kv_heads}"
+      )
+    if not self.layers or set(self.layers) - set(LAYERS):
+      raise ValueError(f"layers={self.layers}: entries must be of {LAYERS}")
+    if "sliding" in self.layers and (self.window is None or self.window < 1):
+      raise ValueError(f"window={self.window}: sliding layers need 1 or more")
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(
+        f"activation={self.activation!r}: must be one of {sorted(ACTIVATIONS)}"
+      )
+
+  @property
+  def features(self) -> int:
+    """Features of a head."""
+    return self.head_dim or self.width // self.heads
+
+  @property
+  def attention_scale(self) -> float:
+    """What logits of attention are multiplied by."""
+    return (self.query_scale or self.features) ** -0.5
+
+  def layer(self, index: int) -> str:
+    """Whether a block is "full" or "sliding"."""
+    return self.layers[index % len(self.layers)]
+
+  def window_of(self, index: int) -> int | None:
+    """Keys a query of a block sees; None: all before it."""
+    return self.window if self.layer(index) == "sliding" else None
+
+  def rotary_of(self, index: int) -> Rotary:
+    """The positions of a block."""
+    sliding = self.layer(index) == "sliding"
+    return (sliding and self.local_rotary) or self.rotary

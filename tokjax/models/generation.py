@@ -1,0 +1,224 @@
+"""Prompts to text: compiled prefill and decode steps over ragged batches.
+
+Prompts are padded at their end to a bucket, so that there is one compilation
+for each bucket and none for each length; positions are those of each example
+alone. `prefill` and `step` are the two compiled functions, `Generator` is the
+loop around them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+
+from tokjax.cache.contract import Bytes
+from tokjax.models import prompting
+from tokjax.models.decoder import Decoder, States, cache_of
+from tokjax.models.sampling import Sampler
+
+BUCKETS = tuple(2**i for i in range(4, 21))
+GREEDY = Sampler()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Going:
+  """Texts that are being made.
+
+  Attributes:
+    states: of every block.
+    logits: of the next token, `[b, v]` float32.
+    position: of the next token in its text, `[b]`.
+    alive: False once a text is complete, `[b]`.
+  """
+
+  states: States
+  logits: Float[Array, "b v"]
+  position: Int[Array, "b"]
+  alive: Bool[Array, "b"]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def prefill(
+  model: Decoder,
+  params: Any,
+  tokens: Int[Array, "b n"],
+  length: Int[Array, "b"],
+  decode: int,
+  chunk: int | None = None,
+) -> Going:
+  """Takes prompts; one compilation for each padded length.
+
+  Args:
+    model: built with slots (static).
+    params: its parameters.
+    tokens: prompts, padded at their end.
+    length: real tokens of each.
+    decode: how many tokens can follow (static).
+    chunk: tokens taken at a time (static); None: all. Shorter chunks need less
+      memory for activations.
+  """
+  done = prompting.prefill(model, params, tokens, length, decode, chunk)
+  return Going(done.states, done.logits, done.position, length > 0)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="going")
+def decode_step(
+  model: Decoder, params: Any, going: Going, token: Int[Array, "b"]
+) -> Going:
+  """Takes one token of each text; those that are complete stay as they are."""
+  logits, states = model.apply(
+    {"params": params},
+    token,
+    going.position,
+    going.alive,
+    going.states,
+    method="decode",
+  )
+  position = going.position + going.alive
+  return Going(states, logits, position, going.alive)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def draw(
+  sampler: Sampler, logits: Float[Array, "b v"], keys: Key[Array, "b"] | None
+) -> Int[Array, "b"]:
+  """The next token of each text."""
+  if keys is None:
+    return jax.vmap(sampler)(logits).astype(jnp.int32)
+  return jax.vmap(sampler)(logits, keys).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+  """A model with parameters and room for prompts and answers.
+
+  Attributes:
+    model: built with slots.
+    params: its parameters.
+    capacity: the longest prompt, in tokens.
+    decode: how many tokens can be generated.
+    buckets: lengths that prompts are padded to, ascending; those beyond the
+      capacity are cut to it.
+    chunk: tokens of a prompt taken at a time; None: all.
+  """
+
+  model: Decoder
+  params: Any
+  capacity: int
+  decode: int
+  buckets: tuple[int, ...] = BUCKETS
+  chunk: int | None = None
+
+  def __post_init__(self):
+    for name in ("capacity", "decode"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
+    prompting.check(self.model, self.capacity, self.decode, self.chunk)
+
+  def bucket(self, length: int) -> int:
+    """The padded length of a prompt."""
+    fits = [n for n in self.buckets if n >= length]
+    return min([*fits, self.capacity])
+
+  def pack(
+    self, prompts: Sequence[Sequence[int]]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts padded to one bucket `[b, n]`, and their lengths `[b]`.
+
+    Raises:
+      ValueError: no prompt, an empty one, or one beyond the capacity.
+    """
+    if not len(prompts):
+      raise ValueError("no prompts were given")
+    lengths = [len(prompt) for prompt in prompts]
+    if 0 in lengths:
+      raise ValueError(
+        f"prompt {lengths.index(0)} is empty: give at least one token, such as"
+        " the one that begins a text"
+      )
+    if max(lengths) > self.capacity:
+      raise ValueError(
+        f"prompt {lengths.index(max(lengths))} has {max(lengths)} tokens, the"
+        f" capacity is {self.capacity}: make it shorter, or make the generator"
+        f" with capacity={max(lengths)} or more"
+      )
+    tokens = np.zeros((len(prompts), self.bucket(max(lengths))), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+      row[: len(prompt)] = prompt
+    return tokens, np.asarray(lengths, np.int32)
+
+  def prefill(self, prompts: Sequence[Sequence[int]]) -> Going:
+    """Takes prompts; see `pack` for errors."""
+    tokens, length = self.pack(prompts)
+    return prefill(
+      self.model, self.params, tokens, length, self.decode, self.chunk
+    )
+
+  def stream(
+    self,
+    going: Going,
+    *,
+    sampler: Sampler = GREEDY,
+    key: PRNGKeyArray | None = None,
+    ends: tuple[int, ...] = (),
+    most: int | None = None,
+  ) -> Iterator[np.ndarray]:
+    """Tokens `[b]`, step by step; -1 for texts that are complete.
+
+    Args:
+      going: from `prefill`; it is used up.
+      sampler: how tokens are drawn.
+      key: for a temperature above 0. An example's draws do not depend on the
+        others in its batch.
+      ends: tokens that complete a text; they are given out.
+      most: stop after so many; None: `decode`.
+
+    Raises:
+      ValueError: more than `decode` tokens are asked for.
+    """
+    most = self.decode if most is None else most
+    if most > self.decode:
+      raise ValueError(
+        f"most={most}: the cache has room for decode={self.decode} tokens"
+      )
+    for i in range(most):
+      keys = None
+      if key is not None:
+        keys = _keys(jax.random.fold_in(key, i), going.alive.shape[0])
+      token = draw(sampler, going.logits, keys)
+      # A copy: the next step takes the buffer over.
+      alive = np.array(going.alive)
+      given = np.where(alive, np.asarray(token), -1)
+      yield given
+      alive &= ~np.isin(given, ends)
+      if i + 1 == most or not alive.any():
+        return
+      going = dataclasses.replace(going, alive=jnp.array(alive))
+      going = decode_step(self.model, self.params, going, token)
+
+  def generate(
+    self, prompts: Sequence[Sequence[int]], **options: Any
+  ) -> list[list[int]]:
+    """The tokens after each prompt; options of `stream`."""
+    steps = list(self.stream(self.prefill(prompts), **options))
+    return [[int(t) for t in row if t >= 0] for row in np.stack(steps, axis=1)]
+
+  def bytes(self, going: Going) -> Bytes:
+    """Sizes of the cache of all blocks."""
+    cache = cache_of(self.model.slots)
+    sizes = [
+      cache.bytes(layer, state)
+      for layer, state in zip(self.model.layers, going.states, strict=True)
+    ]
+    return Bytes(sum(s.logical for s in sizes), sum(s.physical for s in sizes))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _keys(key, batch: int):
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))

@@ -1,0 +1,150 @@
+"""Rotary positions: frequencies by published scaling rule, and the rotation.
+
+Pairs are (i, i + k/2) of a head's k features (the layout of Llama, Mistral,
+Qwen and Gemma). Angles, cosines and sines are float32, whatever the dtype of
+what is rotated.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+  """How positions turn queries and keys.
+
+  Rules were checked against `transformers` 5.24, modeling_rope_utils.py.
+
+  Attributes:
+    base: wavelengths grow from 2 pi to 2 pi * base along the features.
+    scaling: "none"; "linear" divides every frequency by `factor` (position
+      interpolation); "dynamic" grows the base once a sequence is longer than
+      `original_length` (NTK); "llama3" divides long wavelengths only; "yarn"
+      divides those that turn less than `slow` times within the original
+      length, keeps those that turn more than `fast` times, and scales
+      attention.
+    factor: how many times longer the context has become.
+    original_length: the context before scaling, in tokens.
+    slow, fast: bounds in turns within the original length, between which
+      "llama3" and "yarn" interpolate (Llama 3.1: 1 and 4, YaRN: 1 and 32).
+    attention_factor: "yarn": cosines and sines are multiplied by it; None:
+      0.1 log(factor) + 1.
+    truncate: "yarn": bounds are rounded outwards to whole features.
+  """
+
+  base: float = 10_000.0
+  scaling: Literal["none", "linear", "dynamic", "llama3", "yarn"] = "none"
+  factor: float = 1.0
+  original_length: int = 0
+  slow: float = 1.0
+  fast: float = 4.0
+  attention_factor: float | None = None
+  truncate: bool = True
+
+  def __post_init__(self):
+    if self.scaling not in SCALINGS:
+      raise ValueError(
+        f"scaling={self.scaling!r}: must be one of {', '.join(SCALINGS)}"
+      )
+    if self.base <= 1 or self.factor < 1:
+      raise ValueError(
+        f"base={self.base}, factor={self.factor}: the base must be above 1 and"
+        " the factor 1 or more"
+      )
+    if self.scaling not in ("none", "linear") and self.original_length < 1:
+      raise ValueError(
+        f"scaling={self.scaling!r}: needs original_length, the context before"
+        " scaling"
+      )
+
+  @property
+  def scale(self) -> float:
+    """What cosines and sines are multiplied by."""
+    if self.scaling != "yarn":
+      return 1.0
+    if self.attention_factor is not None:
+      return self.attention_factor
+    return 0.1 * math.log(self.factor) + 1
+
+  def frequencies(
+    self, features: int, length: Int[Array, "*b"] | None = None
+  ) -> Float[Array, "*b half"]:
+    """Radians per position of every pair, float32.
+
+    Args:
+      features: of a head.
+      length: "dynamic" only: how long each sequence is now (may be traced);
+        None: no longer than the original.
+    """
+    exponent = np.arange(0, features, 2, dtype=np.float32) / features
+    plain = 1.0 / np.float32(self.base) ** exponent
+    if self.scaling == "dynamic":
+      return self._dynamic(exponent, features, length)
+    rule = {
+      "none": lambda: plain,
+      "linear": lambda: plain / self.factor,
+      "llama3": lambda: self._llama3(plain),
+      "yarn": lambda: self._yarn(plain, features),
+    }[self.scaling]
+    return jnp.asarray(rule(), jnp.float32)
+
+  def _dynamic(self, exponent, features, length):
+    length = jnp.asarray(self.original_length if length is None else length)
+    longer = jnp.maximum(length, self.original_length) / self.original_length
+    growth = self.factor * longer - (self.factor - 1)
+    base = self.base * growth ** (features / (features - 2))
+    exponent = jnp.asarray(exponent)[(None,) * length.ndim]
+    return (1.0 / base[..., None] ** exponent).astype(jnp.float32)
+
+  def _llama3(self, plain):
+    turns = self.original_length * plain / (2 * np.pi)
+    keep = (turns - self.slow) / (self.fast - self.slow)
+    keep = np.clip(keep, 0, 1)
+    return keep * plain + (1 - keep) * plain / self.factor
+
+  def _yarn(self, plain, features):
+    def feature(turns):
+      """The pair, as a real number, that turns so often."""
+      ratio = self.original_length / (turns * 2 * math.pi)
+      return features * math.log(ratio) / (2 * math.log(self.base))
+
+    low, high = feature(self.fast), feature(self.slow)
+    if self.truncate:
+      low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, features - 1)
+    high = high + 0.001 if low == high else high
+    ramp = (np.arange(features // 2, dtype=np.float32) - low) / (high - low)
+    keep = 1 - np.clip(ramp, 0, 1)
+    return keep * plain + (1 - keep) * plain / self.factor
+
+  def __call__(
+    self, x: Float[Array, "*b t h d"], position: Int[Array, "*b t"]
+  ) -> Float[Array, "*b t h d"]:
+    """Queries or keys turned by their positions, in the dtype of `x`.
+
+    "dynamic" takes the largest position of a sequence for its length. Turning
+    by `a` and then by `b` is turning by `a + b`, except that a `scale` other
+    than 1 is applied twice.
+    """
+    length = None
+    if self.scaling == "dynamic":
+      length = position.max(axis=-1) + 1
+    frequency = self.frequencies(x.shape[-1], length)
+    if frequency.ndim > 1:
+      frequency = frequency[..., None, :]
+    else:
+      frequency = frequency[(None,) * position.ndim]
+    angle = (position.astype(jnp.float32)[..., None] * frequency)[..., None, :]
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate(
+      [first * cosine - second * sine, second * cosine + first * sine], axis=-1
+    )
+    return (turned * self.scale).astype(x.dtype)

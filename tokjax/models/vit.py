@@ -1,0 +1,232 @@
+"""Vision transformers: ViT, DeiT, CLIP and SigLIP towers, MAE-style pooling.
+
+One encoder with two slots (`reduce`, `attend`); families differ by
+configuration only. `ViT(config, slots).apply({"params": p}, images)` returns
+`(logits or features, out)`, where `out` holds tokens, plans and pooled
+features; jit prunes what is not used. Parameter names follow the layers
+(`block_3/attention/query/kernel`); `tokjax.interop` maps published
+checkpoints onto them.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from tokjax.models.activations import ACTIVATIONS
+from tokjax.models.embed import Embed
+from tokjax.models.encoder import Encoder
+from tokjax.models.head import Head
+from tokjax.models.positions import RESIZES
+from tokjax.reduction import Slots
+from tokjax.tokens import Kind
+
+CHOICES = {
+  "stem": ("patch", "conv"),
+  "pool": ("class", "mean", "map", "none"),
+  "head_norm": ("tokens", "pooled"),
+  "activation": tuple(ACTIVATIONS),
+  "position_resize": RESIZES,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+  """Architecture of a vision transformer; the defaults are ViT-B/16.
+
+  Attributes:
+    image_size: height and width in pixels.
+    patch_size: side of a patch; with `stem="conv"` the total stride.
+    stem: "patch" is one strided convolution; "conv" two 3x3 convolutions
+      before it, for small images.
+    class_token, distillation_token, registers: tokens put in front.
+    pool: what the head sees: "class", "mean" of the patches, "map" (SigLIP's
+      attention pooling) or "none" (all tokens).
+    head_norm: "tokens": the final norm acts before pooling, "pooled": after
+      it (CLIP, MAE fine-tuning).
+    pre_norm: LayerNorm on the embedded tokens (CLIP).
+    pooler: width of a dense layer with tanh on the pooled features (the head
+      of ViT checkpoints without classes).
+    projection: width of a bias-free projection of the pooled features (CLIP).
+    num_classes: None: no head.
+    distillation_head: where there is a distillation token, a second classifier
+      reads it and the logits are the mean of both.
+    position_on_class: the position table has rows for the tokens in front.
+    position_resize: how the position table is interpolated for images of
+      another size; one of `positions.RESIZES`.
+    layer_scale: learned factor on each residual branch (DeiT-III, DINOv2).
+  """
+
+  image_size: int = 224
+  patch_size: int = 16
+  channels: int = 3
+  width: int = 768
+  depth: int = 12
+  heads: int = 12
+  mlp_dim: int = 3072
+  stem: Literal["patch", "conv"] = "patch"
+  class_token: bool = True
+  distillation_token: bool = False
+  registers: int = 0
+  pool: Literal["class", "mean", "map", "none"] = "class"
+  head_norm: Literal["tokens", "pooled"] = "tokens"
+  pre_norm: bool = False
+  patch_bias: bool = True
+  qkv_bias: bool = True
+  position_on_class: bool = True
+  pooler: int | None = None
+  projection: int | None = None
+  num_classes: int | None = 1000
+  distillation_head: bool = True
+  activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+  epsilon: float = 1e-6
+  layer_scale: bool = False
+  position_resize: Literal[
+    "bicubic", "bicubic_antialias", "bilinear_antialias"
+  ] = "bicubic"
+
+  def __post_init__(self):
+    if self.image_size % self.patch_size:
+      raise ValueError(
+        f"image_size={self.image_size}: must be a multiple of"
+        f" patch_size={self.patch_size}"
+      )
+    if self.width % self.heads:
+      raise ValueError(
+        f"width={self.width}: must be a multiple of heads={self.heads}"
+      )
+    for name, allowed in CHOICES.items():
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f"{name}={getattr(self, name)!r}: must be one of {allowed}"
+        )
+    if self.pool == "class" and not self.class_token:
+      raise ValueError("pool='class': the model has no class token")
+    if self.num_classes is not None and self.pool == "none":
+      raise ValueError("pool='none': classes need pooled features")
+    if self.distilled and (self.pool, self.head_norm) != ("class", "tokens"):
+      raise ValueError(
+        "distillation_head=True: needs pool='class' and head_norm='tokens'"
+      )
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    side = self.image_size // self.patch_size
+    return side, side
+
+  @property
+  def num_patches(self) -> int:
+    return self.grid[0] * self.grid[1]
+
+  @property
+  def kinds(self) -> tuple[Kind, ...]:
+    """Kinds of the tokens in front of the patches."""
+    return (
+      (Kind.CLASS,) * self.class_token
+      + (Kind.DISTILLATION,) * self.distillation_token
+      + (Kind.REGISTER,) * self.registers
+    )
+
+  @property
+  def positions_in_front(self) -> int:
+    """Rows of the position table before those of the patches."""
+    return int(self.position_on_class) * (
+      int(self.class_token) + int(self.distillation_token)
+    )
+
+  @property
+  def distilled(self) -> bool:
+    """True if a second classifier reads the distillation token."""
+    return (
+      self.distillation_token
+      and self.distillation_head
+      and self.num_classes is not None
+    )
+
+  @property
+  def provides(self) -> tuple[str, ...]:
+    """Signals a recipe may ask this model for."""
+    names = ["queries", "keys", "values", "attention", "received_attention"]
+    names += ["hidden_before", "key", "grid"]
+    return tuple(names + ["class_attention"] * self.class_token)
+
+
+class ViT(nn.Module):
+  """A vision transformer built with slots.
+
+  Attributes:
+    config: the architecture.
+    slots: what a recipe returned; `Slots()` is the plain model.
+    dtype: of activations; parameters stay float32.
+  """
+
+  config: ViTConfig
+  slots: Slots = Slots()
+  dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.slots.check(
+      tokens=self.config.num_patches,
+      depth=self.config.depth,
+      provides=self.config.provides,
+      model=f"ViT({self.config.pool=}, {self.config.class_token=})",
+    )
+
+  @nn.compact
+  def __call__(
+    self,
+    images: Float[Array, "b height width c"],
+    *,
+    mask: Bool[Array, "b n"] | None = None,
+    key: PRNGKeyArray | None = None,
+    train: bool = False,
+  ) -> tuple[Array, dict[str, Any]]:
+    """Classifies or encodes images.
+
+    Args:
+      images: normalised as the checkpoint expects; another size than the
+        configured one interpolates the position table.
+      mask: patches that are real (row major); None: all.
+      key: for recipes that are random, one key for the batch.
+      train: recipes that train with soft masks use that form.
+
+    Returns:
+      logits `[b, num_classes]` (without classes the pooled features, through
+      pooler and projection where there are any), and `out`: "tokens" (after
+      the encoder), "plans" (one or None for each block), "features" (what is
+      pooled, `[b, m, d]`: the tokens, normed if `head_norm` says so),
+      "pooled" (before pooler and projection), and with a distillation head
+      "class_logits" and "distillation_logits".
+    """
+    if self.slots.program is None:
+      return self._forward(images, mask, key, train)
+    if mask is not None:
+      raise ValueError(
+        f"recipe {self.slots.name!r} changes the image; it cannot take a mask"
+      )
+    forward = lambda images: self._forward(images, None, key, train)
+    return self.slots.program(forward, images, self.config.patch_size)
+
+  def _forward(self, images, mask, key, train):
+    cfg = self.config
+    tokens, grid = Embed(cfg, self.dtype, name="embed")(images, mask)
+    tokens, trace = Encoder(
+      depth=cfg.depth,
+      width=cfg.width,
+      heads=cfg.heads,
+      mlp_dim=cfg.mlp_dim,
+      activation=cfg.activation,
+      epsilon=cfg.epsilon,
+      qkv_bias=cfg.qkv_bias,
+      layer_scale=cfg.layer_scale,
+      slots=self.slots,
+      protected=len(cfg.kinds),
+      dtype=self.dtype,
+      name="encoder",
+    )(tokens, grid=grid, key=key, train=train)
+    head = Head(cfg, self.slots.pool_by_size, self.dtype, name="head")
+    logits, out = head(tokens)
+    return logits, {"tokens": tokens, **trace, **out}

@@ -1,0 +1,116 @@
+"""The registry of recipes: one short function per published method."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable
+
+from tokjax.reduction import Slots
+
+FAMILIES = ("baseline", "vision", "vlm", "video", "llm", "cache", "bytes")
+TRAINING = ("training-free", "learned", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """A method: the function that fills the slots, and where it comes from.
+
+  Attributes:
+    name: how users ask for it.
+    family: one of `FAMILIES`.
+    paper: title of the publication.
+    training: one of `TRAINING`.
+    evidence: what the rule was checked against.
+    deviations: where it differs from that, and why.
+    build: the function; its keyword arguments are the options.
+  """
+
+  name: str
+  family: str
+  paper: str
+  training: str
+  evidence: str
+  deviations: str
+  build: Callable[..., Slots]
+
+  @property
+  def options(self) -> tuple[str, ...]:
+    return tuple(inspect.signature(self.build).parameters)
+
+  def __call__(self, *, keep: float | None = None, **options) -> Slots:
+    """Builds the slots; `keep` turns the schedule to end at that fraction."""
+    unknown = [name for name in options if name not in self.options]
+    if unknown:
+      raise TypeError(
+        f"recipe {self.name!r}: unknown option {unknown[0]!r}; its options are"
+        f" keep, {', '.join(self.options)}"
+      )
+    slots = dataclasses.replace(self.build(**options), name=self.name)
+    return slots if keep is None else slots.with_keep(keep)
+
+
+_RECIPES: dict[str, Recipe] = {}
+
+
+def recipe(
+  name: str,
+  *,
+  family: str,
+  paper: str,
+  training: str = "training-free",
+  evidence: str = "a definition",
+  deviations: str = "",
+) -> Callable[[Callable[..., Slots]], Callable[..., Slots]]:
+  """Registers a function that returns `Slots` under `name`."""
+  if family not in FAMILIES:
+    raise ValueError(f"family={family!r}: must be one of {FAMILIES}")
+  if training not in TRAINING:
+    raise ValueError(f"training={training!r}: must be one of {TRAINING}")
+
+  def register(build):
+    known = _RECIPES.get(name)
+    if known is not None and (
+      known.build.__module__,
+      known.build.__qualname__,
+    ) != (build.__module__, build.__qualname__):
+      raise ValueError(
+        f"recipe {name!r} is already registered by {known.build.__module__}"
+      )
+    _RECIPES[name] = Recipe(
+      name, family, paper, training, evidence, deviations, build
+    )
+    return build
+
+  return register
+
+
+def names(family: str | None = None) -> tuple[str, ...]:
+  """Registered names, in the order of registration."""
+  return tuple(r.name for r in _RECIPES.values() if family in (None, r.family))
+
+
+def find(name: str) -> Recipe:
+  """The `Recipe` of that name; suggests near ones when there is none."""
+  if name not in _RECIPES:
+    near = difflib.get_close_matches(name, _RECIPES, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    raise KeyError(
+      f"unknown recipe {name!r}{hint} Known are: {', '.join(_RECIPES)}"
+    )
+  return _RECIPES[name]
+
+
+def get(name: str, **options) -> Slots:
+  """The slots of a recipe.
+
+  Args:
+    name: one of `names()`.
+    **options: `keep` (fraction of tokens that remain at the end) and the
+      recipe's own.
+
+  Raises:
+    KeyError: no such recipe.
+    TypeError: no such option.
+    ValueError: an option out of range.
+  """
+  return find(name)(**options)

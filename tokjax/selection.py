@@ -1,0 +1,215 @@
+"""Which tokens stay: from scores `[n]` to indices `[k]`.
+
+The same functions pick tokens, blocks of keys and cache entries; lift them
+over batches, heads and query blocks with `jax.vmap`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tokjax.ranking import top_indices
+
+
+class Selection(NamedTuple):
+  """Attributes:
+  index: which of the n stay, distinct, `[k]`.
+  valid: False where fewer than k were to be had, `[k]`; None: all valid.
+  """
+
+  index: Int[Array, "k"]
+  valid: Bool[Array, "k"] | None
+
+  @property
+  def total(self) -> Int[Array, ""]:
+    """How many are valid."""
+    if self.valid is None:
+      return jnp.int32(self.index.shape[0])
+    return self.valid.sum(dtype=jnp.int32)
+
+
+def first_max(
+  values: Float[Array, "*a"], axis: int
+) -> tuple[Float[Array, "*b"], Int[Array, "*b"]]:
+  """The largest value along an axis and the first index that has it.
+
+  As `max` and `argmax`, but in two reductions that XLA vectorises: on a CPU
+  core 8 x 98 x 98 values take 0.05 to 0.1 ms instead of 0.35 ms.
+  """
+  best = values.max(axis=axis, keepdims=True)
+  iota = jax.lax.broadcasted_iota(jnp.int32, values.shape, axis % values.ndim)
+  first = jnp.where(values == best, iota, values.shape[axis] - 1).min(axis=axis)
+  return best.squeeze(axis), first
+
+
+def top_k(
+  score: Float[Array, "n"],
+  k: int,
+  *,
+  mask: Bool[Array, "n"] | None = None,
+  count: Int[Array, ""] | None = None,
+) -> Selection:
+  """The k largest scores in descending order; ties go to the lower index.
+
+  Args:
+    score: `[n]`.
+    k: how many (static), at most n.
+    mask: False excludes a token.
+    count: how many of the k this example may keep (traced); default all.
+  """
+  if not 0 <= k <= score.shape[0]:
+    raise ValueError(f"k={k}: must lie in 0..{score.shape[0]}")
+  if mask is not None:
+    score = jnp.where(mask, score, -jnp.inf)
+  index = top_indices(score, k)
+  valid = None if mask is None else mask[index]
+  if count is not None:
+    within = jnp.arange(k) < count
+    valid = within if valid is None else valid & within
+  return Selection(index, valid)
+
+
+def in_order(selection: Selection) -> Selection:
+  """The same selection in ascending index, invalid entries last."""
+  index, valid = selection
+  if valid is None:
+    return Selection(jnp.sort(index), None)
+  perm = jnp.lexsort((index, ~valid))
+  return Selection(index[perm], valid[perm])
+
+
+def of_mask(
+  chosen: Bool[Array, "n"], k: int, *, order: Float[Array, "n"] | None = None
+) -> Selection:
+  """The tokens that are `chosen`, k at most, the rest of the k invalid.
+
+  Args:
+    chosen: True for tokens that stay.
+    k: room (static), at most n.
+    order: they stand in ascending order of this; default: of their index.
+  """
+  order = jnp.arange(chosen.shape[0]) if order is None else order
+  index = jnp.lexsort((order, ~chosen))[:k]
+  return Selection(index, chosen[index])
+
+
+def top_mass(
+  mass: Float[Array, "n"],
+  share: float,
+  *,
+  forced: Bool[Array, "n"],
+  mask: Bool[Array, "n"],
+) -> Bool[Array, "n"]:
+  """Forced entries, then the largest until they hold a share of the total.
+
+  An entry is added as long as what is chosen before it holds less than
+  `share` of the masked total. Ties go to the lower index.
+
+  Args:
+    mass: non-negative.
+    share: in [0, 1].
+    forced: chosen in any case.
+    mask: False excludes an entry.
+  """
+  mass = jnp.where(mask, mass, 0.0)
+  forced = forced & mask
+  order = jnp.lexsort((-mass, forced | ~mask))
+  sorted_ = jnp.where(forced, 0.0, mass)[order]
+  before = jnp.where(forced, mass, 0.0).sum() + jnp.cumsum(sorted_) - sorted_
+  taken = jnp.zeros(mass.shape, bool).at[order].set(before < share * mass.sum())
+  return (taken & mask) | forced
+
+
+def places(
+  score: Float[Array, "n"], *, mask: Bool[Array, "n"] | None = None
+) -> Int[Array, "n"]:
+  """Where each token stands when all are sorted by descending score.
+
+  Ties go to the lower index; tokens where `mask` is False stand last.
+  """
+  last = jnp.zeros(score.shape, bool) if mask is None else ~mask
+  order = jnp.lexsort((-score, last))
+  return jnp.zeros_like(order).at[order].set(jnp.arange(score.shape[0]))
+
+
+def stride(
+  n: int,
+  k: int,
+  *,
+  mask: Bool[Array, "n"] | None = None,
+  count: Int[Array, ""] | None = None,
+) -> Selection:
+  """Evenly spaced: `floor(linspace(0, n - 1, k))`.
+
+  With a mask the real tokens (numbered in order) are strided over, `count` of
+  them, and the rest of the k is invalid.
+  """
+  if not 1 <= k <= n:
+    raise ValueError(f"k={k}: must lie in 1..{n}")
+  if mask is None and count is None:
+    # Integer arithmetic: exact where linspace rounds down by accident.
+    steps = [(i * (n - 1)) // max(k - 1, 1) for i in range(k)]
+    return Selection(jnp.array(steps), None)
+  mask = jnp.ones((n,), bool) if mask is None else mask
+  total = mask.sum()
+  count = jnp.minimum(total, k if count is None else count)
+  rank = (jnp.arange(k) * (total - 1)) // jnp.maximum(count - 1, 1)
+  # Beyond `count` any distinct index serves: the outputs are invalid.
+  order = jnp.argsort(~mask, stable=True)
+  real = jnp.arange(k) < count
+  chosen = jnp.zeros((n + 1,), bool)
+  chosen = chosen.at[jnp.where(real, rank, n)].set(True)[:n]
+  perm = jnp.argsort(~chosen, stable=True)[:k]
+  return Selection(order[perm], real)
+
+
+def inverse_cdf(
+  score: Float[Array, "n"],
+  k: int,
+  *,
+  rule: str = "code",
+  mask: Bool[Array, "n"] | None = None,
+  count: Int[Array, ""] | None = None,
+) -> Bool[Array, "n"]:
+  """Samples k points of the inverse cumulative distribution of the scores.
+
+  Each point picks the token whose cumulative score is nearest. Several may
+  fall on one token, so fewer than k may be picked; the result is a mask over
+  the tokens. Adaptive Token Sampling (Fayyaz et al., 2022; checked against
+  libs/models/transformers/ats_block.py).
+
+  Args:
+    score: non-negative, `[n]`.
+    k: number of sample points (static).
+    rule: "code" sorts ascending, min-max normalises the cumulative sum and
+      spaces the points from its smallest non-zero value to 1; "paper" takes
+      tokens in order and points (2i - 1) / 2k.
+    mask: False excludes a token.
+    count: number of points this example is entitled to, at most k.
+  """
+  if rule not in ("code", "paper"):
+    raise ValueError(f"rule={rule!r}: must be 'code' or 'paper'")
+  n = score.shape[0]
+  mask = jnp.ones((n,), bool) if mask is None else mask
+  count = k if count is None else count
+  # Points beyond `count` repeat the last one and so pick nothing new.
+  point = jnp.minimum(jnp.arange(k), count - 1)
+  score = jnp.where(mask, score, 0.0)
+  total = score.sum()
+  score = jnp.where(total > 0, score / jnp.where(total > 0, total, 1), 1 / n)
+  # Masked tokens come first, with zero mass.
+  order = jnp.lexsort((score if rule == "code" else jnp.arange(n), mask))
+  cdf, real = jnp.cumsum(score[order]), mask[order]
+  if rule == "paper":
+    points = (2 * point + 1) / (2 * count)
+  else:
+    low = jnp.where(real, cdf, jnp.inf).min()
+    span = cdf[-1] - low
+    cdf = jnp.where(span > 0, (cdf - low) / jnp.where(span > 0, span, 1), 1.0)
+    start = jnp.where(real & (cdf > 0), cdf, jnp.inf).min()
+    points = start + (1 - start) * point / jnp.maximum(count - 1, 1)
+  gap = jnp.abs(points[:, None] - cdf[None, :])
+  pick = jnp.argmin(jnp.where(real[None, :], gap, jnp.inf), axis=-1)
+  return jnp.zeros((n,), bool).at[order[pick]].set(True) & mask
