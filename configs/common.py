@@ -1,20 +1,32 @@
 """What configs share."""
 
+import ast
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
 
-def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
+def parse_arg(
+  arg: str, *, others: str | None = None, **defaults: Any
+) -> ml_collections.ConfigDict:
   """`"dataset=cifar100,runlocal"` to values with the types of `defaults`.
+
+  Args:
+    others: where names go that are none of `defaults`, as Python literals or
+      words; None: there may be none.
 
   Raises:
     ValueError: a name that is none of `defaults`, or an unreadable value.
   """
   values = ml_collections.ConfigDict({"runlocal": False, **defaults})
+  if others is not None:
+    values[others] = {}
   for part in filter(None, arg.split(",")):
     name, _, text = part.partition("=")
+    if others is not None and (name not in values or name == others):
+      values[others][name] = _literal(text)
+      continue
     if name not in values:
       raise ValueError(f"argument {name!r}: must be one of {sorted(values)}")
     kind = type(values[name])
@@ -25,6 +37,13 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
     else:
       values[name] = kind(text)
   return values
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
 
 
 def base() -> ml_collections.ConfigDict:

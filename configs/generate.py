@@ -1,7 +1,8 @@
 """Text from a prompt with any recipe of the slots `attend` and `cache`.
 
 python -m experiments.generate --config configs/generate.py --prompt "import "
-python -m experiments.generate --config configs/generate.py:recipe=kivi,keep=0.5
+python -m experiments.generate \\
+  --config configs/generate.py:recipe=snapkv,keep=0.25,window=16
 python -m experiments.generate \\
   --config configs/generate.py:checkpoint=Qwen/Qwen2.5-0.5B --prompt "Paris is"
 
@@ -16,8 +17,11 @@ from configs import common, text
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  """`arg`: "recipe=...", "keep=...", "checkpoint=...", "runlocal"."""
-  values = common.parse_arg(arg, recipe="none", keep=0.0, checkpoint="")
+  """`arg`: "recipe=...", "keep=...", "checkpoint=...", "runlocal"; other names
+  are options of the recipe."""
+  values = common.parse_arg(
+    arg, others="options", recipe="none", keep=0.0, checkpoint=""
+  )
   config = ml_collections.ConfigDict()
   if values.checkpoint:
     config.carrier = dict(name="pretrained", checkpoint=values.checkpoint)
@@ -25,6 +29,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     local = "runlocal" if values.runlocal else ""
     config.carrier = dict(name="trained", train=text.get_config(local))
   config.recipe = common.recipe(values.recipe, values.keep or None)
+  config.recipe.update(options=values.options.to_dict())
   config.prompt = "import os\n\ndef "
   config.tokens = 8 if values.runlocal else 128
   config.capacity = config_dict.placeholder(int)

@@ -7,10 +7,8 @@ multiply queries and keys only.
 
 import functools
 
-from jax.experimental.pallas import tpu as pltpu
-
 from pallas_kernels.attention_mass import tpu_backward, tpu_forward
-from pallas_kernels.block_sparse_attention import contract, tpu, tpu_plan
+from pallas_kernels.block_sparse_attention import tpu, tpu_plan
 
 
 def supports(operands, params, *rest):
@@ -33,35 +31,7 @@ def supports(operands, params, *rest):
   return None
 
 
-def _supports_here(*call):
-  return tpu.not_here() or supports(*call)
-
-
-@functools.cache
-def interpreted(**options):
-  """The implementation that simulates the kernels on any backend.
-
-  Args:
-    **options: of `pltpu.InterpretParams`, for example `detect_races=True`.
-  """
-  interpret = pltpu.InterpretParams(**options)
-  return contract.Implementation(
-    "tpu_interpret",
-    functools.partial(tpu_forward.forward, interpret=interpret),
-    functools.partial(tpu_backward.backward, interpret=interpret),
-    supports,
-    needs_transpose=True,
-  )
-
-
-IMPLEMENTATIONS = (
-  contract.Implementation(
-    "tpu",
-    tpu_forward.forward,
-    tpu_backward.backward,
-    _supports_here,
-    platforms=("tpu",),
-    needs_transpose=True,
-  ),
-  interpreted(),
-)
+_KERNELS = (tpu_forward.forward, tpu_backward.backward, supports)
+# Of the simulator's options, the implementation that has them.
+interpreted = functools.partial(tpu.simulated, *_KERNELS)
+IMPLEMENTATIONS = (tpu.compiled(*_KERNELS), interpreted())

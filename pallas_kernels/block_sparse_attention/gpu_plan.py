@@ -13,7 +13,8 @@ lists; one alone works where neither is possible.
 
 import dataclasses
 import math
-from typing import Any
+
+from pallas_kernels.block_sparse_attention import sides
 
 # Rows of a warpgroup's matrix product, and elements in a row of 128 bytes.
 ROWS = 64
@@ -25,16 +26,12 @@ _MAX_DEPTH = 4
 MAX_HEAD_SIZE = 256
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(sides.Sides):
   """Static numbers of one kernel.
 
   Attributes:
     batch, heads, groups, list_heads: B, H, G (key heads), L (layout heads).
-    keys_resident: whether keys are resident and queries streamed.
-    shared_lists: whether the lists are the same for the whole batch.
-    block_q, block_k, q_blocks, k_blocks, k_len, mask_fn: of the layout.
-    capacity: lengths of the full and the partial lists.
     d, dv: padded head sizes.
     resident_width: elements of resident rows and of what is staged with them.
     warpgroups: compute warpgroups of a thread block, 1 or 2.
@@ -44,22 +41,12 @@ class Plan:
       as wide as heads, one tile of scores (forward) or two, and their rounded
       copies. 64 is the least that the matrix unit sums over.
     depth: stages of the rings.
-    has_bias, has_segments, has_mask, has_tag: what the call brings.
   """
 
   batch: int
   heads: int
   groups: int
   list_heads: int
-  keys_resident: bool
-  shared_lists: bool
-  block_q: int
-  block_k: int
-  q_blocks: int
-  k_blocks: int
-  k_len: int
-  mask_fn: Any
-  capacity: tuple
   d: int
   dv: int
   resident_width: int
@@ -67,28 +54,6 @@ class Plan:
   head_pairs: bool
   tile: int
   depth: int
-  has_bias: bool
-  has_segments: bool
-  has_mask: bool
-  has_tag: bool
-
-  @property
-  def resident(self):
-    """Tokens in a block of the resident side."""
-    return self.block_k if self.keys_resident else self.block_q
-
-  @property
-  def streamed(self):
-    """Tokens in a block of the streamed side."""
-    return self.block_q if self.keys_resident else self.block_k
-
-  @property
-  def resident_blocks(self):
-    return self.k_blocks if self.keys_resident else self.q_blocks
-
-  @property
-  def streamed_blocks(self):
-    return self.q_blocks if self.keys_resident else self.k_blocks
 
   @property
   def rows(self):
@@ -141,7 +106,6 @@ def make(operands, kind):
   q, k, v, bias, layout = operands
   heads, d, dv = q.shape[2], padded(q.shape[-1]), padded(v.shape[-1])
   keys_resident = kind in ("d_kv", "d_v")
-  lists = layout.transpose if keys_resident else layout
   resident = layout.block_k if keys_resident else layout.block_q
   streamed = layout.block_q if keys_resident else layout.block_k
   shared = math.gcd(heads // k.shape[2], heads // layout.heads)
@@ -150,19 +114,11 @@ def make(operands, kind):
   # What is staged for the result may replace what was resident.
   width = d if kind in ("forward", "d_v") and d == dv else d + dv
   plan = Plan(
+    **sides.read(operands, keys_resident),
     batch=q.shape[0],
     heads=heads,
     groups=k.shape[2],
     list_heads=layout.heads,
-    keys_resident=keys_resident,
-    shared_lists=layout.full_count.shape[0] == 1,
-    block_q=layout.block_q,
-    block_k=layout.block_k,
-    q_blocks=layout.q_blocks,
-    k_blocks=layout.k_blocks,
-    k_len=layout.k_len,
-    mask_fn=layout.mask_fn,
-    capacity=(lists.full_index.shape[-1], lists.partial_index.shape[-1]),
     d=d,
     dv=dv,
     resident_width=width,
@@ -170,10 +126,6 @@ def make(operands, kind):
     head_pairs=head_pairs,
     tile=ROWS,
     depth=1,
-    has_bias=bias is not None,
-    has_segments=layout.q_segments is not None,
-    has_mask=layout.partial_mask is not None,
-    has_tag=layout.partial_tag is not None,
   )
   if kind == "forward" and dv <= 128 and streamed % 128 == 0:
     wide = _with_depth(dataclasses.replace(plan, tile=128))

@@ -81,35 +81,43 @@ def not_here():
   )
 
 
-def _supports_here(operands, params):
-  return not_here() or supports(operands, params)
+@functools.cache
+def compiled(forward, backward, supports):
+  """The implementation that runs kernels on a TPU.
+
+  Args:
+    forward, backward, supports: see `contract.Implementation`; where backward
+      is None there are no gradients.
+  """
+  return contract.Implementation(
+    "tpu",
+    forward,
+    backward,
+    lambda *call: not_here() or supports(*call),
+    platforms=("tpu",),
+    needs_transpose=backward is not None,
+  )
 
 
 @functools.cache
-def interpreted(**options):
-  """The implementation that simulates the kernels on any backend.
+def simulated(forward, backward, supports, **options):
+  """The implementation that simulates kernels on any backend.
 
   Args:
+    forward, backward, supports: as for `compiled`.
     **options: of `pltpu.InterpretParams`, for example `detect_races=True`.
   """
   interpret = pltpu.InterpretParams(**options)
   return contract.Implementation(
     "tpu_interpret",
-    functools.partial(tpu_forward.forward, interpret=interpret),
-    functools.partial(tpu_backward.backward, interpret=interpret),
+    functools.partial(forward, interpret=interpret),
+    backward and functools.partial(backward, interpret=interpret),
     supports,
-    needs_transpose=True,
+    needs_transpose=backward is not None,
   )
 
 
-IMPLEMENTATIONS = (
-  contract.Implementation(
-    "tpu",
-    tpu_forward.forward,
-    tpu_backward.backward,
-    _supports_here,
-    platforms=("tpu",),
-    needs_transpose=True,
-  ),
-  interpreted(),
-)
+_KERNELS = (tpu_forward.forward, tpu_backward.backward, supports)
+# Of the simulator's options, the implementation that has them.
+interpreted = functools.partial(simulated, *_KERNELS)
+IMPLEMENTATIONS = (compiled(*_KERNELS), interpreted())

@@ -14,7 +14,8 @@ always `[resident rows, streamed columns]`.
 
 import dataclasses
 import math
-from typing import Any
+
+from pallas_kernels.block_sparse_attention import sides
 
 LANES = 128
 # Rows, columns and elements of a tile of scores, at most. By the compiler's
@@ -30,8 +31,8 @@ _STREAM_BYTES = 8 * 2**20
 VMEM_LIMIT = 48 * 2**20
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(sides.Sides):
   """Static numbers of one kernel.
 
   Attributes:
@@ -42,14 +43,9 @@ class Plan:
     packs_per_list: packs that share a layout head.
     turns: packs that a resident block goes through one after the other: 1, or
       `packs_per_group` where the keys are resident.
-    keys_resident: whether keys are resident and queries streamed.
-    shared_lists: whether the lists are the same for the whole batch.
-    block_q, block_k, q_blocks, k_blocks, k_len, mask_fn: of the layout.
-    capacity: lengths of the full and the partial lists.
     blocks: listed blocks of a layout head, at most.
     d, dv: padded head sizes; dv is 0 where there are no values.
     item: bytes of an element of q, k and v.
-    has_bias, has_segments, has_mask, has_tag: what the call brings.
   """
 
   batch: int
@@ -57,45 +53,14 @@ class Plan:
   pack: int
   packs_per_group: int
   packs_per_list: int
-  keys_resident: bool
-  shared_lists: bool
-  block_q: int
-  block_k: int
-  q_blocks: int
-  k_blocks: int
-  k_len: int
-  mask_fn: Any
-  capacity: tuple
   blocks: int
   d: int
   dv: int
   item: int
-  has_bias: bool
-  has_segments: bool
-  has_mask: bool
-  has_tag: bool
 
   @property
   def turns(self):
     return self.packs_per_group if self.keys_resident else 1
-
-  @property
-  def resident(self):
-    """Rows per head of a resident block."""
-    return self.block_k if self.keys_resident else self.block_q
-
-  @property
-  def streamed(self):
-    """Columns of a streamed block."""
-    return self.block_q if self.keys_resident else self.block_k
-
-  @property
-  def resident_blocks(self):
-    return self.k_blocks if self.keys_resident else self.q_blocks
-
-  @property
-  def streamed_blocks(self):
-    return self.q_blocks if self.keys_resident else self.k_blocks
 
   @property
   def streamed_heads(self):
@@ -181,28 +146,16 @@ def make(operands, keys_resident=False):
     rows * sum(capacity),
   )
   return Plan(
+    **sides.read(operands, keys_resident),
     batch=batch,
     packs=heads // pack,
     pack=pack,
     packs_per_group=per_group // pack,
     packs_per_list=per_list // pack,
-    keys_resident=keys_resident,
-    shared_lists=layout.full_count.shape[0] == 1,
-    block_q=layout.block_q,
-    block_k=layout.block_k,
-    q_blocks=layout.q_blocks,
-    k_blocks=layout.k_blocks,
-    k_len=layout.k_len,
-    mask_fn=layout.mask_fn,
-    capacity=capacity,
     blocks=blocks,
     d=lane_padded(d),
     dv=0 if v is None else lane_padded(v.shape[-1]),
     item=q.dtype.itemsize,
-    has_bias=bias is not None,
-    has_segments=layout.q_segments is not None,
-    has_mask=layout.partial_mask is not None,
-    has_tag=layout.partial_tag is not None,
   )
 
 

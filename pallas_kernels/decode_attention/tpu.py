@@ -49,10 +49,6 @@ def supports(operands, options):
   return None
 
 
-def _supports_here(operands, options):
-  return attention.not_here() or supports(operands, options)
-
-
 def attend(operands, options, interpret=False):
   """Returns output `[B, t, H, Dv]` and log-sum-exp `[B, H, t]`, float32."""
   batch, t, heads, _ = operands.q.shape
@@ -253,24 +249,7 @@ def _online_softmax(
   ) + tiles.product(p.astype(v.dtype), v, 1, 0, precision)
 
 
-@functools.cache
-def interpreted(**options):
-  """The implementation that simulates the kernel on any backend.
-
-  Args:
-    **options: of `pltpu.InterpretParams`, for example `detect_races=True`.
-  """
-  return contract.Implementation(
-    "tpu_interpret",
-    functools.partial(attend, interpret=pltpu.InterpretParams(**options)),
-    None,
-    supports,
-  )
-
-
-IMPLEMENTATIONS = (
-  contract.Implementation(
-    "tpu", attend, None, _supports_here, platforms=("tpu",)
-  ),
-  interpreted(),
-)
+_KERNEL = (attend, None, supports)
+# Of the simulator's options, the implementation that has them.
+interpreted = functools.partial(attention.simulated, *_KERNEL)
+IMPLEMENTATIONS = (attention.compiled(*_KERNEL), interpreted())

@@ -34,6 +34,16 @@ def test_compressed_cache_is_smaller(workdir):
   assert done.physical < done.full and done.logical <= done.physical
 
 
+def test_options_of_the_recipe(workdir):
+  prompt = "import os, sys\n"
+  with pytest.raises(ValueError, match="fewer than the 64 that are protected"):
+    run(workdir, "recipe=snapkv,keep=0.4", prompt)
+  done, _ = run(workdir, "recipe=snapkv,keep=0.4,window=2,kernel=3", prompt)
+  assert done.physical < done.full
+  with pytest.raises(TypeError, match="unknown option 'windw'"):
+    run(workdir, "recipe=snapkv,windw=2", prompt)
+
+
 @pytest.mark.parametrize(
   "prompt, message",
   [("", "is empty"), ("x" * 33, "33 tokens, the capacity is 32")],
