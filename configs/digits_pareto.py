@@ -1,4 +1,4 @@
-"""Every training-free method on scikit-learn's digits, in about seven minutes.
+"""Every training-free method on scikit-learn's digits, in about five minutes.
 
 python -m experiments.sweep --config configs/digits_pareto.py --workdir DIR
 
