@@ -113,7 +113,11 @@ class Recipe:
     return None if self.warmup is None else self.warmup.level(step, steps)
 
   def slots(self, level: int | None = None) -> Slots:
-    """As the model is used, or at a level of the warm-up."""
+    """As the model is used, or at a level of the warm-up.
+
+    Raises:
+      ConfigError: no such recipe, or no such option of it.
+    """
     from tokjax import recipes
 
     keep = self.keep
@@ -124,7 +128,10 @@ class Recipe:
       given["schedule"] = self.schedule
     if keep is not None:
       given["keep"] = keep
-    return recipes.get(self.name, **given)
+    try:
+      return recipes.get(self.name, **given)
+    except (KeyError, TypeError) as error:
+      raise typed.ConfigError(error.args[0]) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ def test_options_of_the_recipe(workdir):
     run(workdir, "recipe=snapkv,keep=0.4", prompt)
   done, _ = run(workdir, "recipe=snapkv,keep=0.4,window=2,kernel=3", prompt)
   assert done.physical < done.full
-  with pytest.raises(TypeError, match="unknown option 'windw'"):
+  with pytest.raises(ValueError, match="unknown option 'windw'"):
     run(workdir, "recipe=snapkv,windw=2", prompt)
 
 
