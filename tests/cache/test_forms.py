@@ -101,6 +101,18 @@ def test_layers_and_heads_may_differ():
   np.testing.assert_allclose(mixed.decoded[:, 1], full.decoded[:, 1], **CLOSE)
 
 
+def test_heads_with_choices_of_their_own():
+  """Each part hands on to its own heads; equal parts are the cache alone."""
+  alone = case("tidaldecode")
+  cache = alone.slots.cache
+  parted = Case("parted", Slots(cache=ByHead((((0,), cache),), cache)))
+  np.testing.assert_allclose(parted.decoded, alone.decoded, **CLOSE)
+  first = ByHead((((0,), cache),), cache)
+  swapped = ByLayer((((0,), first),), ByHead((((0, 1), cache),), KV()))
+  with pytest.raises(ValueError, match="no earlier layer chose"):
+    Case("swapped", Slots(cache=swapped)).decoded  # noqa: B018
+
+
 def test_eviction_and_few_bits_compose():
   """Eight bits are nearly exact; the packed buffers are what is there."""
   snap = case("snapkv").slots.cache

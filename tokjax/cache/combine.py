@@ -185,7 +185,12 @@ class ByHead(Prompted):
         arrivals.token,
         arrivals.x,
       )
-      part_out, new, carry = part.step(own, old, some, attend, params, carry)
+      # What a part hands on is for the same heads of later layers.
+      key = ("by_head", heads)
+      part_out, new, handed = part.step(
+        own, old, some, attend, params, carry.get(key, {})
+      )
+      carry = {**carry, key: handed}
       out = out.at[:, :, which].set(part_out.astype(out.dtype))
       states.append(new)
     return out, tuple(states), carry

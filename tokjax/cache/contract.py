@@ -47,7 +47,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 Rotary = Callable[[Array, Array], Array]
 State = Any
 Params = dict[str, Any]
-Carry = dict[str, Any]
+Carry = dict[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -281,6 +281,11 @@ class Persistent(Everything):
     layer = query.layer
     selecting = self.selecting(layer.depth)
     if layer.index > selecting[0] and layer.index not in selecting:
+      if "persistent" not in carry:
+        raise ValueError(
+          f"Persistent: no earlier layer chose for these heads of layer"
+          f" {layer.index}; read the same heads with it in layer {selecting[0]}"
+        )
       at, valid = carry["persistent"]
       return attend_to(query, entries, at, valid), None, carry
     logits = query.logits(entries)
