@@ -9,7 +9,10 @@ import pytest
 
 from tests.cache import cases, reference
 from tests.cache.cases import DEPTH, LENGTHS, case
+from tests.decoder.models import decoder
+from tokjax import recipes
 from tokjax.cache.entries import physical_bytes
+from tokjax.models import generation, prompting
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 
@@ -90,3 +93,24 @@ def test_a_build_is_checked(name):
   for layer in cases.layers():
     c.attend.check(layer, cases.PROMPT)
     c.cache.check(layer, c.attend, cases.PROMPT, cases.STEPS)
+
+
+@EVERY
+def test_one_token_is_a_prompt_or_refused(name):
+  """With the recipe's own options, which are larger; shapes are enough."""
+  model = decoder(recipes.get(name))
+  for n in (1, 2):
+    ids = jax.ShapeDtypeStruct((1, n), np.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), ids)["params"]
+
+    def run(params, ids, model=model, n=n):
+      length = np.full((1,), n, np.int32)
+      going = generation.prefill(model, params, ids, length, 2)
+      return generation.decode_step(model, params, going, ids[:, 0]).logits
+
+    try:
+      prompting.check(model, n, 2, None)
+    except ValueError:
+      continue  # What it protects is longer.
+    logits = jax.eval_shape(run, params, ids)
+    assert logits.shape == (1, model.config.vocabulary)

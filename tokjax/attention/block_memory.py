@@ -133,6 +133,8 @@ class BlockMemory(Retrieval):
     before = chunk.now - chunk.valid.sum()
     old, new = self.layout(before)[1], self.layout(chunk.now)[1]
     n, m = chunk.k.shape[0], reps.shape[0]
+    if n < self.block:
+      return memo  # There is no room for a block, and none is ever due.
     for i in range(min(-(-chunk.q.shape[0] // self.block) + 1, m)):
       number = old + i
       start = jnp.minimum(self.first + number * self.block, n - self.block)
