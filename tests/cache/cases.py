@@ -106,7 +106,7 @@ def names() -> tuple[str, ...]:
   return recipes.names("cache") + recipes.names("llm")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Text:
   """What all tokens, of prompts and generated, bring to every layer.
 
@@ -133,6 +133,12 @@ class Text:
       draw(INPUT),
       rng.integers(0, IDS, size=(b, n)),
     )
+
+  def with_far(self, tokens: int) -> "Text":
+    """The first tokens have other values."""
+    v = self.v.copy()
+    v[:, :, :tokens] += 100.0
+    return dataclasses.replace(self, v=v)
 
   def prompt(self, layer: int, start: int, stop: int, garbage=np.nan):
     """Arrivals of the slots start..stop of the padded prompts."""
@@ -176,7 +182,12 @@ def nothing(arrivals: Arrivals, garbage) -> Arrivals:
   return dataclasses.replace(jax.tree.map(bad, arrivals), valid=none)
 
 
-@dataclasses.dataclass
+@functools.lru_cache(maxsize=8)
+def _program(case: "Case"):
+  return jax.jit(case.life, compiler_options=QUICK)
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
   """A recipe's slots, what they returned, and what is left."""
 
@@ -184,11 +195,15 @@ class Case:
   slots: Slots
   depth: int = DEPTH
   dtype: Any = jnp.float32
+  window: int | None = None
+  text: Text = TEXT
 
   @property
   def layers(self) -> tuple[Layer, ...]:
     """The first `depth` of the layers."""
-    of = lambda layer: dataclasses.replace(layer, dtype=self.dtype)
+    of = lambda layer: dataclasses.replace(
+      layer, dtype=self.dtype, window=self.window
+    )
     return tuple(of(layer) for layer in layers()[: self.depth])
 
   @property
@@ -211,12 +226,12 @@ class Case:
 
   def arguments(self, garbage=np.nan):
     prompts = [
-      [TEXT.prompt(i, *chunk, garbage) for i in range(self.depth)]
+      [self.text.prompt(i, *chunk, garbage) for i in range(self.depth)]
       for chunk in self.chunks
     ]
     steps = []
     for i in range(self.depth):
-      real = [TEXT.step(i, s) for s in range(STEPS)]
+      real = [self.text.step(i, s) for s in range(STEPS)]
       real.insert(PAUSE, nothing(real[0], garbage))
       steps.append(jax.tree.map(lambda *x: jnp.stack(x), *real))
     return prompts, steps, [self.params(layer) for layer in self.layers]
@@ -256,9 +271,10 @@ class Case:
     ]
     return jnp.concatenate(outs, axis=2), decoded, start, states, logical
 
-  @functools.cached_property
+  @property
   def program(self):
-    return jax.jit(self.life, compiler_options=QUICK)
+    """Compiled once, whatever the text."""
+    return _program(dataclasses.replace(self, text=TEXT))
 
   @functools.cached_property
   def result(self):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.cache import cases, reference
-from tests.cache.cases import DEPTH, LENGTHS, case
+from tests.cache.cases import DEPTH, LENGTHS, Case, case
 from tests.decoder.models import decoder
 from tokjax import recipes
 from tokjax.cache.entries import physical_bytes
@@ -93,6 +93,33 @@ def test_a_build_is_checked(name):
   for layer in cases.layers():
     c.attend.check(layer, cases.PROMPT)
     c.cache.check(layer, c.attend, cases.PROMPT, cases.STEPS)
+
+
+# Scores that look at values, or bits that values share: what far values are
+# decides a little of what stands in the window.
+LOOKS_AT_VALUES = ("expected_attention", "zipcache")
+
+
+@EVERY
+def test_a_sliding_layer_looks_at_its_window_or_is_refused(name):
+  """Values far behind, changed, change no output."""
+  window, reach = 3, 2 * (3 - 1)
+  c = Case(name, case(name).slots, window=window)
+  try:
+    for layer in c.layers:
+      c.attend.check(layer, cases.PROMPT)
+      c.cache.check(layer, c.attend, cases.PROMPT, cases.STEPS)
+  except ValueError as refused:
+    assert "window" in str(refused)
+    return
+  other = Case(name, c.slots, window=window, text=cases.TEXT.with_far(4))
+  for b, n in enumerate(LENGTHS):
+    np.testing.assert_allclose(
+      c.prefilled[:, b, 4 + reach : n], other.prefilled[:, b, 4 + reach : n],
+      rtol=1e-6, atol=1e-6,
+    )  # fmt: skip
+  if name not in LOOKS_AT_VALUES:
+    np.testing.assert_allclose(c.decoded, other.decoded, rtol=1e-6, atol=1e-6)
 
 
 @EVERY

@@ -87,7 +87,7 @@ class Landmark(Retrieval):
     return dataclasses.replace(self, budget=budgets.Share(keep))
 
   def __call__(self, layer, arrivals, memory, *, params, carry):
-    if self.budget is not None:
+    if self.budget is not None or layer.window is not None:
       return super().__call__(
         layer, arrivals, memory, params=params, carry=carry
       )

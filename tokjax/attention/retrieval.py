@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tokjax.attention import core
 from tokjax.attention.causal import Causal, need_whole
 from tokjax.cache import budgets, workspace
 from tokjax.cache import entries as entries_lib
@@ -53,12 +54,30 @@ def grouped(layer: Layer, x: Float[Array, "*c h d"]) -> Array:
   return x.reshape(*x.shape[:-2], layer.kv_heads, layer.group, x.shape[-1])
 
 
+def within_window(layer: Layer, chunk: Chunk) -> Float[Array, "c h d"]:
+  """A sliding layer's attention of one example's chunk."""
+  c, n = chunk.q.shape[0], chunk.k.shape[0]
+  width = min(layer.window + c - 1, n)
+  start = jnp.clip(chunk.now - width, 0, n - width)
+  place = start + jnp.arange(width)
+  part = lambda x: jax.lax.dynamic_slice_in_dim(x, start, width)[None]
+  q = core.split(layer.rotate(chunk.q, chunk.place)[None], layer.kv_heads)
+  k, v = layer.rotate(part(chunk.k), place[None]), part(chunk.v)
+  seen = core.visible(layer, chunk.place, place, place < chunk.now)
+  x = core.logits(layer, q, core.heads_first(k))
+  weight = core.softmax(x, seen[None, None, None])
+  return core.join(core.mix(weight, core.heads_first(v)))[0]
+
+
+DENSE = Causal()
+
+
 @dataclasses.dataclass(frozen=True)
 class Retrieval(Causal):
   """Base of the methods.
 
   A subclass has fields `chunk` and `budget`, and the methods below, all of one
-  example.
+  example. A sliding layer of the model sees its window and retrieves nothing.
   """
 
   @property
@@ -104,6 +123,10 @@ class Retrieval(Causal):
     """Outputs of a chunk, and the memo after it."""
     raise NotImplementedError
 
+  def remembered(self, layer: Layer, n: int) -> Any:
+    """The memo of a layer: nothing where nothing is retrieved."""
+    return self.memo(layer, n) if layer.window is None else ()
+
   def due(self, chunk: Chunk) -> Bool[Array, ""]:
     """Whether `digest` has something to do."""
     return jnp.zeros((), bool)
@@ -114,6 +137,8 @@ class Retrieval(Causal):
 
   def batch(self, layer: Layer, chunk: Chunk, memo: Any):
     """`look` and `digest` over a batch."""
+    if layer.window is not None:
+      return jax.vmap(lambda c: within_window(layer, c))(chunk), memo
     out, memo = jax.vmap(lambda c, m: self.look(layer, c, m))(chunk, memo)
     due = jax.vmap(self.due)(chunk)
 
@@ -127,6 +152,9 @@ class Retrieval(Causal):
     return out, jax.lax.cond(due.any(), digest, lambda m: m, memo)
 
   def __call__(self, layer, arrivals, memory, *, params, carry):
+    if layer.window is not None:
+      out, carry = DENSE(layer, arrivals, memory, params=params, carry=carry)
+      return out, {**carry, NOTES: {"memo": ()}}
     a = arrivals.clean()
     need_whole(self, a, memory)
     b, t = a.valid.shape
@@ -198,7 +226,7 @@ class Retriever(Prompted):
       last=last,
     )  # fmt: skip
     if last:
-      of = jax.eval_shape(lambda: attend.memo(layer, state.k.shape[1]))
+      of = jax.eval_shape(lambda: attend.remembered(layer, state.k.shape[1]))
       memo = jax.tree.map(_grown, state.memo, of)
       state = dataclasses.replace(state, memo=memo)
     return out, state, carry

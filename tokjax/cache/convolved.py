@@ -63,6 +63,12 @@ class Convolved:
         "Convolved reads prompts through its own cache, block by block, and"
         f" cannot attend as {type(attend).__name__} does; use attend=None"
       )
+    if layer.window is not None:
+      raise ValueError(
+        "Convolved keeps means of tokens, which stand at no place inside or"
+        f" outside a window; layer {layer.index} has window={layer.window}, use"
+        " ByLayer with another cache there"
+      )
 
   def parameters(self, layer: Layer, width: int, key) -> Any:
     """`kernel` [taps, 2 D, M / 2], `bias` [M / 2], `mix` []."""
