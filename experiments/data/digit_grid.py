@@ -36,12 +36,10 @@ class DigitGrid:
   Attributes:
     side: cells in a row and in a column.
     digits: cells that show a digit.
-    copies: images with each held-out digit.
   """
 
   side: int = 6
   digits: int = 3
-  copies: int = 1
 
   num_classes = 10
 
@@ -50,17 +48,11 @@ class DigitGrid:
       raise ValueError(
         f"digits={self.digits}: must be in 1..side**2={self.side**2}"
       )
-    if self.copies < 1:
-      raise ValueError(f"copies={self.copies}: must be 1 or more")
 
   def source(self, split: str) -> tuple[Element, ...]:
     """Raw examples by index; `split` is "train" or "test"."""
-    copies = range(1 if split == "train" else self.copies)
-    return tuple(
-      {**example, "split": split, "copy": copy}
-      for copy in copies
-      for example in digits.load()[split]
-    )
+    examples = digits.load()[split]
+    return tuple({**e, "split": split} for e in examples)
 
   def augment(self, element: Element, rng: np.random.Generator) -> Element:
     """A training example: other companions and places in every epoch."""
@@ -77,5 +69,5 @@ class DigitGrid:
 
   def prepare(self, element: Element) -> Element:
     """A held-out example as the model sees it."""
-    seed = zlib.crc32(element["image"].tobytes(), element["copy"])
+    seed = zlib.crc32(element["image"].tobytes())
     return self.augment(element, np.random.default_rng(seed))
