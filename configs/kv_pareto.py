@@ -64,6 +64,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.keeps = (0.5, 0.25, 0.125)
   config.batch_size, config.texts = 16, 32
   config.context, config.steps = 96, 32  # as long as `text.py` is trained
+  if values.checkpoint:
+    config.batch_size, config.texts = 4, 8
+    config.context, config.steps = 512, 64
   if values.runlocal:
     config.recipes, config.keeps = ("random_kv", "streaming_llm"), (0.5,)
     config.picture_keep, config.rounds, config.batch_size = 0.5, 2, 4

@@ -5,10 +5,15 @@ import json
 import jax
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
 
 from configs import kv_pareto
-from experiments import language_programs, sweep
+from experiments import carriers, language_programs, sweep
 from experiments.programs import Job
+from tests.decoder.models import params_of
+from tokjax.interop import convert, files
+from tokjax.interop.language import LANGUAGE
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +74,43 @@ def test_goes_on_where_it_was(done, monkeypatch):
   monkeypatch.setattr(language_programs, "compile_one", spy)
   again = sweep.main(kv_pareto.get_config("runlocal"), workdir)
   assert not compiled and again.rows == results.rows
+
+
+@pytest.fixture
+def published(tmp_path):
+  """A checkpoint of random weights that reads bytes."""
+  config = {
+    "architectures": ["Qwen2ForCausalLM"], "vocab_size": 256,
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 24,
+    "max_position_embeddings": 1024, "rope_theta": 1000.0,
+  }  # fmt: skip
+  language = LANGUAGE["Qwen2ForCausalLM"]
+  own = language.read(config)
+  found = convert.entries(language.table(), own, "model.")
+  tensors = convert.write_tensors(params_of(own), found, own, None)
+  folder = tmp_path / "checkpoint"
+  folder.mkdir()
+  files.write_json(folder / "config.json", config)
+  files.write_tensors(folder, tensors, shard_bytes=10**9)
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  ids = {letter: i for i, letter in enumerate(alphabet)}
+  made = tokenizers.Tokenizer(models.BPE(ids, []))
+  made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  made.save(str(folder / "tokenizer.json"))
+  return folder
+
+
+def test_a_published_checkpoint_by_name(published, tmp_path):
+  """The needles are sentences in its text; nothing is trained."""
+  config = kv_pareto.get_config(f"runlocal,checkpoint={published}")
+  config.context, config.steps, config.recipes = 16, 4, ("random_kv",)
+  results = sweep.main(config, tmp_path / "new" / "run")
+  assert [row["method"] for row in results.rows] == ["none", "random_kv"]
+  whole, half = results.rows
+  assert half["physical_bytes"] < whole["physical_bytes"]
+  assert np.isfinite(whole["nats_per_token"])
+  with pytest.raises(ValueError, match="has no tokenizer.json"):
+    (published / "tokenizer.json").unlink()
+    carriers._read.cache_clear()
+    sweep.main(config, tmp_path / "other")
