@@ -122,7 +122,6 @@ def main(
   """Runs the sweep; everything is written under `workdir`."""
   began, methods = time.perf_counter(), config.methods()
   length = config.context + config.steps + 1
-  workdir.mkdir(parents=True, exist_ok=True)
   subject = config.subject.prepare(workdir, config.grid, config.texts, length)
   results = results_lib.LanguageResults(
     workdir / "kv_pareto.json", config.fingerprint()

@@ -88,10 +88,10 @@ def main(config: Any, workdir: str | pathlib.Path) -> results_lib.Results:
   """Runs the sweep; everything is written under `workdir`."""
   began = time.perf_counter()
   config, workdir = load(config), pathlib.Path(workdir)
-  if isinstance(config, LanguageSweep):
-    return language_sweep.main(config, workdir)
   methods = config.methods()
   workdir.mkdir(parents=True, exist_ok=True)
+  if isinstance(config, LanguageSweep):
+    return language_sweep.main(config, workdir)
   subject = config.subject.prepare(workdir)
   results = results_lib.Results(workdir / "pareto.json", fingerprint(config))
   rounds = list(todo(config, methods, results))

@@ -103,18 +103,17 @@ def make(operands, kind):
     operands: `contract.Operands`; for "d_kv" and "d_v" with transposed lists.
     kind: "forward", "d_q", "d_kv", or "d_v", which is without d_k.
   """
-  q, k, v, bias, layout = operands
+  q, k, v, _, layout = operands
   heads, d, dv = q.shape[2], padded(q.shape[-1]), padded(v.shape[-1])
   keys_resident = kind in ("d_kv", "d_v")
-  resident = layout.block_k if keys_resident else layout.block_q
-  streamed = layout.block_q if keys_resident else layout.block_k
+  both = sides.read(operands, keys_resident)
   shared = math.gcd(heads // k.shape[2], heads // layout.heads)
-  halves = resident % (2 * ROWS) == 0
+  halves = both.resident % (2 * ROWS) == 0
   head_pairs = not (halves or keys_resident or shared % 2)
   # What is staged for the result may replace what was resident.
   width = d if kind in ("forward", "d_v") and d == dv else d + dv
   plan = Plan(
-    **sides.read(operands, keys_resident),
+    **vars(both),
     batch=q.shape[0],
     heads=heads,
     groups=k.shape[2],
@@ -127,7 +126,7 @@ def make(operands, kind):
     tile=ROWS,
     depth=1,
   )
-  if kind == "forward" and dv <= 128 and streamed % 128 == 0:
+  if kind == "forward" and dv <= 128 and both.streamed % 128 == 0:
     wide = _with_depth(dataclasses.replace(plan, tile=128))
     if wide.depth > 1:
       return wide

@@ -54,10 +54,10 @@ class Sides:
 
 
 def read(operands, keys_resident):
-  """The fields of `Sides` of a call (see `contract.Operands`), as a dict."""
+  """The `Sides` of a call (see `contract.Operands`)."""
   layout = operands.layout
   lists = layout.transpose if keys_resident else layout
-  return dict(
+  return Sides(
     keys_resident=keys_resident,
     shared_lists=layout.full_count.shape[0] == 1,
     block_q=layout.block_q,

@@ -134,19 +134,17 @@ def lane_padded(size):
 
 def make(operands, keys_resident=False):
   """Returns the `Plan` of a call (see `contract.Operands`)."""
-  q, k, v, bias, layout = operands
+  q, k, v, _, layout = operands
   batch, _, heads, d = q.shape
   per_group, per_list = heads // k.shape[2], heads // layout.heads
   pack = _pack(math.gcd(per_group, per_list), layout.block_q)
-  lists = layout.transpose if keys_resident else layout
-  capacity = (lists.full_index.shape[-1], lists.partial_index.shape[-1])
-  rows = layout.k_blocks if keys_resident else layout.q_blocks
+  both = sides.read(operands, keys_resident)
   blocks = min(
     layout.q_blocks * min(sum(layout.capacity), layout.k_blocks),
-    rows * sum(capacity),
+    both.resident_blocks * sum(both.capacity),
   )
   return Plan(
-    **sides.read(operands, keys_resident),
+    **vars(both),
     batch=batch,
     packs=heads // pack,
     pack=pack,

@@ -9,34 +9,18 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.decoder.models import params_of
+from tests.interop import checkpoints
+from tests.interop.checkpoints import QWEN
 from tokjax import interop
-from tokjax.interop import convert, files
+from tokjax.interop import files
 from tokjax.interop.language import LANGUAGE
 from tokjax.models import Rotary
-
-QWEN = {
-  "architectures": ["Qwen2ForCausalLM"],
-  "vocab_size": 40,
-  "hidden_size": 16,
-  "num_hidden_layers": 2,
-  "num_attention_heads": 4,
-  "num_key_value_heads": 2,
-  "intermediate_size": 24,
-  "max_position_embeddings": 64,
-  "rope_theta": 1000.0,
-  "eos_token_id": [5, 7],
-}
 
 
 @pytest.fixture
 def folder(tmp_path):
   """A checkpoint in shards, written from random parameters."""
-  language = LANGUAGE["Qwen2ForCausalLM"]
-  config = language.read(QWEN)
-  found = convert.entries(language.table(), config, "model.")
-  tensors = convert.write_tensors(params_of(config), found, config, None)
-  files.write_json(tmp_path / "config.json", QWEN)
-  files.write_tensors(tmp_path, tensors, shard_bytes=4000)
+  checkpoints.write(tmp_path)
   return tmp_path
 
 

@@ -11,9 +11,7 @@ from tokenizers import models, pre_tokenizers
 from configs import kv_pareto
 from experiments import carriers, language_programs, sweep
 from experiments.programs import Job
-from tests.decoder.models import params_of
-from tokjax.interop import convert, files
-from tokjax.interop.language import LANGUAGE
+from tests.interop import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +77,9 @@ def test_goes_on_where_it_was(done, monkeypatch):
 @pytest.fixture
 def published(tmp_path):
   """A checkpoint of random weights that reads bytes."""
-  config = {
-    "architectures": ["Qwen2ForCausalLM"], "vocab_size": 256,
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "intermediate_size": 24,
-    "max_position_embeddings": 1024, "rope_theta": 1000.0,
-  }  # fmt: skip
-  language = LANGUAGE["Qwen2ForCausalLM"]
-  own = language.read(config)
-  found = convert.entries(language.table(), own, "model.")
-  tensors = convert.write_tensors(params_of(own), found, own, None)
   folder = tmp_path / "checkpoint"
   folder.mkdir()
-  files.write_json(folder / "config.json", config)
-  files.write_tensors(folder, tensors, shard_bytes=10**9)
+  checkpoints.write(folder, vocab_size=256, max_position_embeddings=1024)
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   ids = {letter: i for i, letter in enumerate(alphabet)}
   made = tokenizers.Tokenizer(models.BPE(ids, []))
