@@ -30,16 +30,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # The lower block sees two tokens, so that a value knows its key; the upper
   # one has to find it. A large base leaves most features of a head unturned.
   config.model = dict(
-    name="decoder", vocabulary=3 * ids, length=length, width=64, depth=2,
-    heads=2, kv_heads=1, head_dim=32, mlp_dim=128, layers=("sliding", "full"),
-    window=2, rotary=dict(base=500_000.0), embed_scale=True,
+    name="decoder", vocabulary=3 * ids, length=length, width=64, depth=3,
+    heads=2, kv_heads=1, head_dim=32, mlp_dim=128,
+    layers=("sliding", "full", "full"), window=2, rotary=dict(base=500_000.0), embed_scale=True,
   )  # fmt: skip
   config.task = dict(name="language")
   config.recipe = common.recipe()
   config.optimizer = dict(
     name="adamw", lr=1.5e-3, warmup=50, b2=0.95, weight_decay=0.01
   )
-  config.steps = 500 if short else 200
+  config.steps = 500 if short else 300
   config.batch_size, config.eval_batch_size = 64 if short else 16, 64
   config.checkpoint = dict(every=100, keep=2)
   config.log_every, config.eval_every = 50, 500

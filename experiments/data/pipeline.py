@@ -6,6 +6,8 @@ evaluation. Everything else happens here, once.
 """
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,37 +18,53 @@ import numpy as np
 Batch = dict[str, np.ndarray]
 
 
-class HostRows(grain.MapDataset):
-  """This host's rows of every global batch.
-
-  The batch is cut into consecutive parts, so that the hosts' parts put
-  together are the batch one host alone would read, in the same order.
-  """
-
-  def __init__(self, parent, batch_size: int, host: int, hosts: int):
-    super().__init__(parent)
-    self._rows = batch_size // hosts
-    self._batch_size = batch_size
-    self._host = host
-
-  def __len__(self) -> int:
-    return len(self._parent) // self._batch_size * self._rows
-
-  def __getitem__(self, index):
-    batch, row = divmod(index, self._rows)
-    return self._parent[
-      batch * self._batch_size + self._host * self._rows + row
-    ]
+@functools.lru_cache(maxsize=2)
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+  """The places of `count` examples in an epoch."""
+  return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 @dataclasses.dataclass(frozen=True)
-class Augment(grain.transforms.RandomMap):
-  """`data.augment` as grain wants it."""
+class Shuffled:
+  """This host's rows of every global batch, by its number, without end.
+
+  A random-access source of whole batches: on a CPU, grain's own work for each
+  example takes longer than that of a small data set.
+
+  The batch is cut into consecutive parts, so that the hosts' parts put
+  together are the batch one host alone would read, in the same order. Every
+  epoch has its own order, and every example in it its own random numbers; a
+  batch may hold the end of one and the start of the next.
+
+  Attributes:
+    data: the data set.
+    examples: its raw training examples.
+    batch_size: of all hosts together.
+    seed: of order and augmentation.
+    host, hosts: number of this one, and how many there are.
+  """
 
   data: Any
+  examples: Any
+  batch_size: int
+  seed: int
+  host: int
+  hosts: int
 
-  def random_map(self, element, rng: np.random.Generator):
-    return self.data.augment(element, rng)
+  def __len__(self) -> int:
+    return sys.maxsize // self.batch_size
+
+  def __getitem__(self, batch) -> Batch:
+    rows = self.batch_size // self.hosts
+    first = int(batch) * self.batch_size + self.host * rows
+    return stack([self._example(first + row) for row in range(rows)])
+
+  def _example(self, place: int) -> dict[str, Any]:
+    epoch, i = divmod(place, len(self.examples))
+    index = order(self.seed, epoch, len(self.examples))[i]
+    key = np.array([self.seed, place], np.uint64)
+    rng = np.random.Generator(np.random.Philox(key=key))
+    return self.data.augment(self.examples[int(index)], rng)
 
 
 def train_batches(
@@ -64,17 +82,18 @@ def train_batches(
     raise ValueError(
       f"batch_size={batch_size}: must be a multiple of the {hosts} hosts"
     )
-  examples = grain.MapDataset.source(data.source("train")).seed(config.seed)
+  examples = data.source("train")
   if len(examples) < batch_size:
     raise ValueError(
       f"batch_size={batch_size}: the data set has {len(examples)} examples"
     )
-  examples = examples.shuffle().repeat().random_map(Augment(data))
-  rows = HostRows(examples, batch_size, jax.process_index(), hosts)
+  source = Shuffled(
+    data, examples, batch_size, config.seed, jax.process_index(), hosts
+  )
   options = grain.ReadOptions(
     num_threads=config.threads, prefetch_buffer_size=4
   )
-  batches = rows.batch(batch_size // hosts).to_iter_dataset(options)
+  batches = grain.MapDataset.source(source).to_iter_dataset(options)
   if config.processes:
     workers = grain.MultiprocessingOptions(config.processes)
     batches = batches.mp_prefetch(workers)

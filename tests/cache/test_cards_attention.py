@@ -29,6 +29,7 @@ from tokjax.attention.static import Band, Separators
 from tokjax.cache import budgets
 from tokjax.cache.contract import Arrivals, Layer, Memory
 from tokjax.cache.reads import Pages
+from tokjax.models import Rotary
 
 
 def test_quest_bounds_products():
@@ -214,11 +215,16 @@ def test_causal_is_the_default():
     (Causal(), 6),
     (Band(3, budgets.Tokens(9)), None),
     (Band(3, budgets.Tokens(9)), 4),
+    (Band(3, budgets.Tokens(9), reindexed=True), None),
+    (Band(3, budgets.Tokens(9), reindexed=True), 4),
+    (Band(0, budgets.Tokens(9), reindexed=True), None),
     (Antidiagonal(0.5, 2, 8), None),
   ],
 )
 def test_blocks_that_a_kernel_reads_are_those_that_are_seen(attend, window):
-  layer = Layer(heads=2, kv_heads=1, head_dim=8, window=window)
+  layer = Layer(
+    heads=2, kv_heads=1, head_dim=8, window=window, rotary=Rotary(100.0)
+  )
   a = arrivals(29, width=8, heads=2)
   a = dataclasses.replace(a, k=a.k[:, :, :1], v=a.v[:, :, :1])
   memory = Memory.of(a)

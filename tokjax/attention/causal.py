@@ -131,15 +131,7 @@ class Causal:
     self, layer: Layer, layout: BlockLayout, arrivals: Arrivals, memory: Memory
   ) -> Float[Array, "b t h d"]:
     """Attention over the blocks that a layout lists, and nothing else."""
-    out: Any = block_sparse_attention(
-      layer.rotate(arrivals.q, arrivals.position),
-      layer.rotate(memory.k, memory.position),
-      memory.v,
-      layout,
-      scale=layer.factor,
-      soft_cap=layer.soft_cap,
-    )
-    return out
+    return listed(layer, layout, arrivals, memory)[0]
 
   # The slot.
 
@@ -167,6 +159,21 @@ class Causal:
       rows = lambda at: core.join(core.mix(weights(at), v))
       out = core.over_rows(rows, t)
     return self.finish(layer, out, arrivals, params), carry
+
+
+def listed(
+  layer: Layer, layout: BlockLayout, arrivals: Arrivals, memory: Memory
+) -> tuple[Float[Array, "b t h d"], Float[Array, "b h t"]]:
+  """Outputs of the pairs a layout lists, and their log-sum-exp."""
+  return block_sparse_attention(
+    layer.rotate(arrivals.q, arrivals.position),
+    layer.rotate(memory.k, memory.position),
+    memory.v,
+    layout,
+    scale=layer.factor,
+    soft_cap=layer.soft_cap,
+    return_lse=True,
+  )
 
 
 def by_group(layer: Layer, x: Array) -> Array:

@@ -5,8 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 
 from pallas_kernels import layout as layouts
+from pallas_kernels.decode_attention.merge import merge
 from tokjax.attention import core
-from tokjax.attention.causal import Causal
+from tokjax.attention.causal import Causal, listed
 from tokjax.cache import budgets
 from tokjax.cache.budgets import Budget
 
@@ -76,29 +77,60 @@ class Band(Causal):
     return rows
 
   def pattern(self, layer, tokens):
-    if self.reindexed or self.dense or not budgets.fixed(self.budget):
+    if self.dense or not budgets.fixed(self.budget):
       return None
     total = self.budget.count(tokens, layer.index, layer.depth)
     near = layouts.Window(total - self.first - 1)
-    return layouts.Causal() & (layouts.Sinks(self.first) | near)
+    early = layouts.Sinks(self.first)
+    if self._apart:
+      return layouts.Causal() & near & ~early
+    return layouts.Causal() & (early | near)
+
+  @property
+  def _apart(self) -> bool:
+    """Whether the first tokens meet other queries than the last ones."""
+    return self.reindexed and self.first > 0
 
   def products(self, layer, arrivals, memory):
     near = super().products(layer, arrivals, memory)
-    if not (self.reindexed and self.first):
+    if not self._apart:
       return near
-    # Distances to the first tokens grow up to the size of the cache only.
+    far = self._far(layer, arrivals, memory)
+    m = min(self.first, memory.k.shape[1])
+    return lambda at: jnp.concatenate([far(at), near(at)[..., m:]], axis=-1)
+
+  def by_blocks(self, layer, layout, arrivals, memory):
+    near, lse = listed(layer, layout, arrivals, memory)
+    if not self._apart:
+      return near
+    far, more = self._early(layer, arrivals, memory)
+    lses = jnp.swapaxes(jnp.stack([lse, more]), 2, 3)
+    return merge(jnp.stack([near, far.astype(near.dtype)]), lses)[0]
+
+  def _far(self, layer, arrivals, memory):
+    """From query numbers to logits of the first tokens, `[b, g, r, c, m]`.
+
+    Distances to them grow up to the size of the cache only.
+    """
     last = self.total(layer, arrivals) - 1
     place = jnp.minimum(arrivals.position, last[:, None])
     q = core.split(layer.rotate(arrivals.q, place), layer.kv_heads)
-    m = min(self.first, memory.k.shape[1])
-    k = layer.rotate(memory.k[:, :m], memory.position[:, :m])
-    k = core.heads_first(k)
+    k, position = memory.k[:, : self.first], memory.position[:, : self.first]
+    k = core.heads_first(layer.rotate(k, position))
+    return lambda at: core.logits(layer, q[:, :, :, at], k)
 
-    def rows(at):
-      far = core.logits(layer, q[:, :, :, at], k)
-      return jnp.concatenate([far, near(at)[..., m:]], axis=-1)
-
-    return rows
+  def _early(self, layer, arrivals, memory):
+    """Attention to the first tokens alone: outputs, and log-sum-exps."""
+    x = self._far(layer, arrivals, memory)(jnp.arange(arrivals.q.shape[1]))
+    k = memory.position[:, : self.first], memory.valid[:, : self.first]
+    seen = core.visible(layer, arrivals.position, *k)[:, None, None]
+    weight, total, peak = core.exponentials(x, seen)
+    v = core.heads_first(memory.v[:, : self.first])
+    some = jnp.where(total > 0, total, 1.0)
+    out = core.join(core.mix(weight / some[..., None], v))
+    lse = jnp.where(total > 0, jnp.log(some) + peak, -jnp.inf)
+    b, g, r, t = lse.shape
+    return out, lse.reshape(b, g * r, t)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,20 +146,32 @@ class Kivi:
     return entries_lib.over_heads(one, state, k, v, wide(position), wide(valid))
 
   def view(self, layer: Layer, state: Packed) -> Entries:
-    r, g, n = self.residual, self.group, state.position.shape[-1]
+    r, g = self.residual, self.group
+    # Whole blocks, and room for the exact rows wherever they are laid.
+    room = (-(-state.position.shape[-1] // r) + 1) * r
+    # Codes are filled up, not what they stand for: that is less to move.
+    full = lambda x, rows: jnp.pad(
+      x, [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+    )
 
     def one(s):
-      spread = lambda x: jnp.repeat(x, g, axis=0)
-      k = few.decode(few.unpack(s.k_bits), spread(s.k_low), spread(s.k_step))
-      spread = lambda x: jnp.repeat(x, g, axis=1)
-      v = few.decode(few.unpack(s.v_bits), spread(s.v_low), spread(s.v_step))
+      d = s.k_rest.shape[-1]
+      of_k = [full(x, room // g)[:, None] for x in (s.k_low, s.k_step)]
+      of_v = [full(x, room)[:, :, None] for x in (s.v_low, s.v_step)]
+      k = few.unpack(full(s.k_bits, room)).reshape(-1, g, d)
+      v = few.unpack(full(s.v_bits, room)).reshape(room, -1, g)
+      k, v = (
+        few.decode(x, *scale).reshape(room, d)
+        for x, scale in ((k, of_k), (v, of_v))
+      )
       return (
-        _over(k, s.k_rest, s.length // r * r, n),
-        _over(v, s.v_rest, jnp.maximum(s.length - r, 0), n),
+        _over(k, s.k_rest, s.length // r * r),
+        _over(v, s.v_rest, jnp.maximum(s.length - r, 0)),
+        full(s.position, room),
       )
 
-    k, v = entries_lib.over_heads(one, state)
-    return Entries(k, v, state.position, state.length)
+    k, v, position = entries_lib.over_heads(one, state)
+    return Entries(k, v, position, state.length)
 
   def logical(self, layer: Layer, state: Packed) -> Float[Array, "b"]:
     """Codes, scales and exact rows that count, and positions."""
@@ -185,9 +197,7 @@ def _rows(x: Array, at: Array, rows: Array) -> Array:
   )
 
 
-def _over(coded: Array, rest: Array, at: Array, n: int) -> Array:
-  """`rest` laid over `coded` from row `at` on, n rows in all."""
-  more = max(n + rest.shape[0] - coded.shape[0], 0)
-  whole = jnp.pad(coded, ((0, more), (0, 0)))
-  rest = rest.astype(whole.dtype)
-  return jax.lax.dynamic_update_slice_in_dim(whole, rest, at, 0)[:n]
+def _over(coded: Array, rest: Array, at: Array) -> Array:
+  """`rest` laid over `coded` from row `at` on."""
+  rest = rest.astype(coded.dtype)
+  return jax.lax.dynamic_update_slice_in_dim(coded, rest, at, 0)

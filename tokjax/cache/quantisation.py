@@ -4,6 +4,7 @@ Codes of B bits are stored as B bit planes, eight numbers a byte, so that any B
 from 1 to 8 takes exactly B bits a number.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -45,13 +46,10 @@ def pack(codes: UInt8[Array, "*a n"], bits: int) -> UInt8[Array, "*a m bits"]:
 def unpack(packed: UInt8[Array, "*a m bits"]) -> UInt8[Array, "*a n"]:
   """Undoes `pack`."""
   *lead, m, bits = packed.shape
-  place = jnp.arange(8, dtype=jnp.uint8)
-  ones = packed[..., None, :] >> place.reshape(
-    (1,) * (packed.ndim - 1) + (8, 1)
-  )
-  plane = _last(jnp.arange(bits, dtype=jnp.uint8), ones.ndim)
-  codes = ((ones & 1) << plane).sum(axis=-1, dtype=jnp.uint8)
-  return codes.reshape(*lead, m * 8)
+  place = _last(jnp.arange(8, dtype=jnp.uint8), packed.ndim)
+  # One plane after the other: a sum over so short an axis is slow on a CPU.
+  ones = [(packed[..., i, None] >> place & 1) << i for i in range(bits)]
+  return functools.reduce(jnp.bitwise_or, ones).reshape(*lead, m * 8)
 
 
 def _last(x: Array, ndim: int) -> Array:
