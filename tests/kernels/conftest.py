@@ -1,0 +1,35 @@
+"""What the tests of several kernels share."""
+
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import choice
+from pallas_kernels.attention_mass import tpu as mass
+from pallas_kernels.decode_attention import tpu as decode
+from pallas_kernels.linear_attention import tpu as linear
+
+
+@pytest.fixture
+def races(monkeypatch):
+  """Lets "tpu_races" be named; returns whether a race was seen."""
+  known = choice.implementations
+  made = {
+    "pallas_kernels.attention_mass": mass,
+    "pallas_kernels.decode_attention": decode,
+    "pallas_kernels.linear_attention": linear,
+  }
+
+  def implementations(package):
+    found = dict(known(package))
+    if package in made:
+      # Two cores share the parallel part of the grid, as on a v5p.
+      found["tpu_races"] = made[package].interpreted(
+        detect_races=True, num_cores_or_threads=2
+      )
+    return found
+
+  monkeypatch.setattr(choice, "implementations", implementations)
+  pltpu.reset_tpu_interpret_mode_state()
+  yield lambda: interpret_pallas_call.races.races_found
+  pltpu.reset_tpu_interpret_mode_state()
