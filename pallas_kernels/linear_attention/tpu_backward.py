@@ -130,7 +130,7 @@ def _recompute(tiles, decays, k, v, kept, states):
   """Writes the states before the tiles of a cell."""
   states[0] = kept[...]
 
-  # All of these tiles but the last, which is not visited, are full.
+  # The state after the last tile is where the next cell begins.
   def visit(n, _):
     number, rows = tiles.at(n)
     held = decays.enter(number)
