@@ -15,18 +15,19 @@ def races(monkeypatch):
   """Lets "tpu_races" be named; returns whether a race was seen."""
   known = choice.implementations
   made = {
-    "pallas_kernels.attention_mass": mass,
-    "pallas_kernels.decode_attention": decode,
-    "pallas_kernels.linear_attention": linear,
+    "pallas_kernels.attention_mass": mass.interpreted(detect_races=True),
+    "pallas_kernels.decode_attention": decode.interpreted(detect_races=True),
+    # Two cores share the parallel part of the grid, as on a v5p: were a state
+    # on its way from cell to cell in it, results would be wrong.
+    "pallas_kernels.linear_attention": linear.interpreted(
+      detect_races=True, num_cores_or_threads=2
+    ),
   }
 
   def implementations(package):
     found = dict(known(package))
     if package in made:
-      # Two cores share the parallel part of the grid, as on a v5p.
-      found["tpu_races"] = made[package].interpreted(
-        detect_races=True, num_cores_or_threads=2
-      )
+      found["tpu_races"] = made[package]
     return found
 
   monkeypatch.setattr(choice, "implementations", implementations)
