@@ -1,7 +1,7 @@
 """Linear attention for TPU, by Pallas: a state in VMEM that walks the tokens.
 
 Names and platforms are those of block-sparse attention. Tiles have multiples
-of 128 tokens, and head sizes are padded to multiples of 128.By the compiler's
+of 128 tokens, and head sizes are padded to multiples of 128. By the compiler's
 schedules for v5e and v6e at head size 128, forward and backward together take
 about as many instruction bundles a token with tiles of 128 as of 256, and more
 with 512: longer tiles use the matrix unit better, but multiply more.
