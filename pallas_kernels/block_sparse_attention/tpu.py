@@ -41,14 +41,16 @@ def unsupported(operands, params):
         f"the layout's {name} is {size}, the TPU kernels need a multiple "
         f"of {tpu_plan.LANES}"
       )
-  if str(operands.q.dtype) not in _DTYPES:
+  return unsupported_numbers(operands.q.dtype, params.precision)
+
+
+def unsupported_numbers(dtype, precision):
+  """The reason against the dtype of q, k and v or a precision, or None."""
+  if str(dtype) not in _DTYPES:
+    return f"q, k, v are {dtype}, the TPU kernels take {' or '.join(_DTYPES)}"
+  if precision not in _PRECISIONS:
     return (
-      f"q, k, v are {operands.q.dtype}, the TPU kernels take "
-      f"{' or '.join(_DTYPES)}"
-    )
-  if params.precision not in _PRECISIONS:
-    return (
-      f"precision is {params.precision!r}, Pallas on TPU offers "
+      f"precision is {precision!r}, Pallas on TPU offers "
       f"{', '.join(map(repr, _PRECISIONS))}"
     )
   return None

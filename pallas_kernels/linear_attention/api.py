@@ -8,12 +8,11 @@ that is, causal attention without a softmax whose pair (t, s) is weighted by
 `w ** (t - s)`. Any feature map is applied to q and k by the caller.
 """
 
-import jax
-from jax import numpy as jnp
+from pallas_kernels import choice
+from pallas_kernels.linear_attention import op
+from pallas_kernels.linear_attention import operands as forms
 
-from pallas_kernels.linear_attention import reference, xla
-
-_RUN = {"xla": xla.attend, "reference": reference.attend}
+_PACKAGE = "pallas_kernels.linear_attention"
 
 
 def linear_attention(
@@ -40,9 +39,12 @@ def linear_attention(
     initial_state: `[*b, H, D, Dv]`, S before the first token; default zeros.
     scale: static factor on the result.
     return_state: whether to return the last state too, for decoding on.
-    block: tile length in tokens of the XLA path.
+    block: tile length in tokens; the TPU kernels take the next multiple of
+      128. Results differ by rounding only.
     precision: `jax.lax.Precision` of the products.
-    implementation: None, "xla" or "reference".
+    implementation: None (by platform, and "xla" for a single token), "tpu",
+      "tpu_interpret", "xla" or "reference". The TPU kernels take bfloat16 and
+      float32.
 
   Returns:
     `[*b, n, H, Dv]` in q's dtype, and with `return_state` also the state
@@ -50,64 +52,16 @@ def linear_attention(
 
   Raises:
     ValueError: for shapes that do not fit, or an unknown implementation.
+    NotImplementedError: if the named implementation cannot run this call.
   """
-  if implementation is not None and implementation not in _RUN:
-    raise ValueError(
-      f"implementation={implementation!r} is unknown; allowed: None, "
-      f"{', '.join(map(repr, _RUN))}"
-    )
-  _check(q, k, v)
-  batch, (length, heads, width) = q.shape[:-3], q.shape[-3:]
-  dtype = jnp.promote_types(q.dtype, jnp.float32)
-  decay = jnp.zeros((), dtype) if log_decay is None else log_decay
-  decay = _wide(jnp.asarray(decay, dtype), batch + (heads,))
-  shape = batch + (heads, width, v.shape[-1])
-  state = jnp.zeros(shape, dtype)
-  if initial_state is not None:
-    if initial_state.shape != shape:
-      raise ValueError(
-        f"initial_state has shape {initial_state.shape}, must be {shape}"
-      )
-    state = initial_state.astype(dtype)
-  times = heads // k.shape[-2]
-  by_head = lambda x, times: jnp.swapaxes(
-    jnp.repeat(x, times, axis=-2), -2, -3
-  ).reshape(-1, length, x.shape[-1])
-  run = _RUN[implementation or "xla"]
-  out, state = run(
-    by_head(q, 1),
-    by_head(k, times),
-    by_head(v, times),
-    decay.reshape(-1),
-    state.reshape((-1,) + shape[-2:]),
-    scale,
-    block,
-    precision,
+  operands = forms.canonical(q, k, v, log_decay, initial_state)
+  params = forms.Params(float(scale), block, precision)
+  if implementation is None and q.shape[-3] == 1:
+    implementation = "xla"  # A tile of the kernels would be all padding.
+  chosen = choice.choose(
+    choice.implementations(_PACKAGE), (operands, params), implementation
   )
-  out = out.reshape(batch + (heads,) + out.shape[1:])
-  out = jnp.swapaxes(out, -2, -3).astype(q.dtype)
-  return (out, state.reshape(shape)) if return_state else out
-
-
-def _wide(x, shape):
-  x = jnp.expand_dims(x, tuple(range(len(shape) - x.ndim)))
-  return jnp.broadcast_to(x, shape)
-
-
-def _check(q, k, v):
-  """Raises ValueError for shapes that do not fit together."""
-  if (
-    q.ndim < 3
-    or q.shape[:-2] != k.shape[:-2]
-    or k.shape[:-1] != v.shape[:-1]
-    or q.shape[-1] != k.shape[-1]
-    or q.shape[-2] % k.shape[-2]
-  ):
-    raise ValueError(
-      f"q, k, v have shapes {q.shape}, {k.shape}, {v.shape}; they must be "
-      "[*b, n, H, D], [*b, n, G, D], [*b, n, G, Dv] with G dividing H"
-    )
-  if len({jax.dtypes.canonicalize_dtype(x.dtype) for x in (q, k, v)}) > 1:
-    raise ValueError(
-      f"q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}; they need one"
-    )
+  out, state = op.attend(chosen, params, operands)
+  out = out.reshape(q.shape[:-1] + v.shape[-1:]).astype(q.dtype)
+  state = state.reshape(q.shape[:-3] + state.shape[1:])
+  return (out, state) if return_state else out

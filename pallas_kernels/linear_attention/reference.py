@@ -3,17 +3,19 @@
 import jax
 from jax import numpy as jnp
 
+from pallas_kernels.block_sparse_attention import contract
+from pallas_kernels.linear_attention import operands as forms
 
-def attend(q, k, v, log_decay, state, scale, block, precision):
-  """See `xla.attend`; O(n^2) memory, plain autodiff. `block` is not used."""
-  del block
-  dtype = state.dtype
-  q, k, v = (x.astype(dtype) for x in (q, k, v))
-  n = q.shape[1]
+
+def forward(operands, params):
+  """See `op.attend`; O(n^2) memory, plain autodiff. `block` is not used."""
+  precision, dtype = params.precision, operands.state.dtype
+  n = operands.q.shape[1]
   at = jnp.arange(n)
   lag = at[:, None] - at[None, :]
 
   def one(q, k, v, log_decay, state):
+    q, k, v = (x.astype(dtype) for x in (q, k, v))
     weight = jnp.where(
       lag >= 0, jnp.exp(log_decay * jnp.maximum(lag, 0).astype(dtype)), 0
     )
@@ -26,6 +28,11 @@ def attend(q, k, v, log_decay, state, scale, block, precision):
     last = jnp.exp(log_decay * n) * state + jnp.dot(
       (k * until).T, v, precision=precision
     )
-    return scale * out, last
+    return params.scale * out, last
 
-  return jax.vmap(one)(q, k, v, log_decay, state)
+  results = jax.vmap(one)(*forms.by_head(operands))
+  return forms.from_heads(operands, *results)
+
+
+# Plain autodiff, so that no backward is given.
+IMPLEMENTATIONS = (contract.Implementation("reference", forward, None),)

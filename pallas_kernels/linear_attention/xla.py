@@ -1,7 +1,8 @@
 """Linear attention by tiles: products within a tile, a state between tiles.
 
 Exponents of the decay are never negative powers, so no factor overflows. The
-backward pass keeps one state per tile and recomputes the rest of the tile.
+backward pass, which autodiff makes, keeps one state per tile and recomputes
+the rest of the tile.
 """
 
 import functools
@@ -10,30 +11,26 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
+from pallas_kernels import aot
+from pallas_kernels.block_sparse_attention import contract
+from pallas_kernels.linear_attention import operands as forms
 
-def attend(q, k, v, log_decay, state, scale, block, precision):
-  """Causal linear attention with decay.
 
-  Args:
-    q, k: `[N, n, D]`, N = batch times heads.
-    v: `[N, n, Dv]`.
-    log_decay: `[N]` in the accumulation dtype.
-    state: `[N, D, Dv]` in the accumulation dtype.
-    scale: factor on the output.
-    block: tile length in tokens.
-    precision: of the products.
-
-  Returns:
-    Output `[N, n, Dv]` and last state `[N, D, Dv]`, in the state's dtype.
-  """
-  block = min(block, q.shape[1])
+def forward(operands, params):
+  """See `op.attend`; results are in the accumulation dtype."""
   one = functools.partial(
-    _one_head, scale=scale, block=block, precision=precision
+    _one_head,
+    scale=params.scale,
+    block=min(params.block, operands.q.shape[1]),
+    precision=params.precision,
   )
-  if jax.default_backend() == "cpu":
+  arrays = forms.by_head(operands)
+  if aot.platform() == "cpu":
     # Plain 2-D products in a loop are several times faster than batched ones.
-    return lax.map(lambda x: one(*x), (q, k, v, log_decay, state))
-  return jax.vmap(one)(q, k, v, log_decay, state)
+    results = lax.map(lambda x: one(*x), arrays)
+  else:
+    results = jax.vmap(one)(*arrays)
+  return forms.from_heads(operands, *results)
 
 
 def _one_head(q, k, v, log_decay, state, *, scale, block, precision):
@@ -66,3 +63,10 @@ def _tile(state, inputs, *, log_decay, scale, precision, dtype):
   out = dot(within, v) + power(at + 1)[:, None] * dot(q, state)
   new = power(held) * state + dot((k * power(held - 1 - at)[:, None]).T, v)
   return new, scale * out
+
+
+IMPLEMENTATIONS = (
+  contract.Implementation(
+    "xla", forward, None, platforms=("cpu", "gpu", "tpu")
+  ),
+)

@@ -7,11 +7,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import aot, block_sparse_attention, decode_attention
+from pallas_kernels import (
+  aot,
+  block_sparse_attention,
+  decode_attention,
+  linear_attention,
+)
 from pallas_kernels import layout as layouts
 from pallas_kernels.aot import llo, tpu
 from pallas_kernels.attention_mass import masses
 from pallas_kernels.block_sparse_attention import api
+from pallas_kernels.linear_attention import operands as linear_forms
+from pallas_kernels.linear_attention import tpu as linear_tpu
+from pallas_kernels.linear_attention import tpu_plan as linear_plan
 
 pytestmark = pytest.mark.skipif(
   tpu.missing() is not None, reason=str(tpu.missing())
@@ -207,6 +215,83 @@ def test_decode_compiles_and_moves_nothing_but_what_is_listed(generation):
   assert found.bytes_accessed == pytest.approx(
     entries * 2 * 128 * 2, rel=0.05, abs=2**22
   )
+
+
+def linear_operands(length, heads, groups, d, dv=None, dtype=jnp.bfloat16):
+  rows = lambda heads, width: shapes(1, length, heads, width, dtype=dtype)
+  dv = dv or d
+  return linear_forms.Operands(
+    rows(heads, d),
+    rows(groups, d),
+    rows(groups, dv),
+    shapes(1, heads, dtype=jnp.float32),
+    shapes(1, heads, d, dv, dtype=jnp.float32),
+  )
+
+
+def linear_gradient(operands, **options):
+  """All gradients of linear attention: both kernels in one program."""
+
+  def total(operands):
+    q, k, v, log_decay, state = operands
+    out, last = linear_attention(
+      q,
+      k,
+      v,
+      log_decay=log_decay,
+      initial_state=state,
+      return_state=True,
+      implementation="tpu",
+      **options,
+    )
+    return jnp.sum(out.astype(jnp.float32)) + jnp.sum(last)
+
+  return jax.value_and_grad(total)(operands)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_linear_attention_compiles_within_budgets(generation):
+  """Memory and products follow the length, states are kept once a cell."""
+  length, heads, groups, d, block = 65536, 4, 2, 128, 128
+  operands = linear_operands(length, heads, groups, d)
+  compiled = aot.compile_for(tpu.device(generation), linear_gradient, operands)
+  found = aot.report(compiled)
+  # q, out and their gradients, k, v and theirs, each with heads side by side.
+  tensors = (4 * heads + 4 * groups) * length * d * 2
+  kept = heads * (length // linear_plan.CELL_TOKENS) * d * d * 4
+  assert found.temporaries < tensors + kept
+  within, across = 2 + 5, 2 + 5
+  assert found.flops == pytest.approx(
+    2 * length * heads * (within * block * d + across * d * d), rel=0.01
+  )
+  assert found.bytes_accessed > tensors
+
+
+def test_options_of_linear_attention_compile():
+  """Head sizes and a length that need padding, float32 in full."""
+  operands = linear_operands(1100, 4, 2, 64, 96, jnp.float32)
+  run = functools.partial(
+    linear_gradient, block=64, precision="highest", scale=0.5
+  )
+  compiled = aot.compile_for(tpu.device("v6e"), run, operands)
+  assert aot.report(compiled).flops > 0
+
+
+@pytest.mark.parametrize(
+  ("heads", "groups", "d", "block"), [(32, 1, 256, 256), (1, 1, 128, 1024)]
+)
+def test_the_estimate_of_vmem_of_linear_attention_is_not_too_low(
+  heads, groups, d, block
+):
+  """What nearly fills the limit, by states or by tiles, compiles."""
+  operands = linear_operands(2048, heads, groups, d)
+  params = linear_forms.Params(1.0, block)
+  assert linear_tpu.supports(operands, params) is None
+  plan = linear_plan.make(operands, params)
+  assert plan.vmem(plan.together) > 0.9 * linear_plan.VMEM_LIMIT
+  run = functools.partial(linear_gradient, block=block)
+  compiled = aot.compile_for(tpu.device("v7x"), run, operands)
+  assert aot.report(compiled).flops > 0
 
 
 def test_short_heads_and_ragged_caches_are_refused():

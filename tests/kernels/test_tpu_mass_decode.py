@@ -5,36 +5,11 @@ import functools
 import jax
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import choice, decode_attention
-from pallas_kernels.attention_mass import tpu as mass
-from pallas_kernels.decode_attention import tpu as decode
+from pallas_kernels import decode_attention
 from tests.kernels import cases, oracle
 from tests.kernels.test_attention_mass import check_sums
 from tests.kernels.test_tpu_interpret import large
-
-
-@pytest.fixture
-def races(monkeypatch):
-  """Lets "tpu_races" be named; returns whether a race was seen."""
-  known = choice.implementations
-  made = {
-    "pallas_kernels.attention_mass": mass,
-    "pallas_kernels.decode_attention": decode,
-  }
-
-  def implementations(package):
-    found = dict(known(package))
-    if package in made:
-      found["tpu_races"] = made[package].interpreted(detect_races=True)
-    return found
-
-  monkeypatch.setattr(choice, "implementations", implementations)
-  pltpu.reset_tpu_interpret_mode_state()
-  yield lambda: interpret_pallas_call.races.races_found
-  pltpu.reset_tpu_interpret_mode_state()
 
 
 def test_mass_sums_and_gradients_follow_the_formulas_without_races(races):

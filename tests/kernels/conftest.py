@@ -1,0 +1,36 @@
+"""What the tests of several kernels share."""
+
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import choice
+from pallas_kernels.attention_mass import tpu as mass
+from pallas_kernels.decode_attention import tpu as decode
+from pallas_kernels.linear_attention import tpu as linear
+
+
+@pytest.fixture
+def races(monkeypatch):
+  """Lets "tpu_races" be named; returns whether a race was seen."""
+  known = choice.implementations
+  made = {
+    "pallas_kernels.attention_mass": mass.interpreted(detect_races=True),
+    "pallas_kernels.decode_attention": decode.interpreted(detect_races=True),
+    # Two cores share the parallel part of the grid, as on a v5p: were a state
+    # on its way from cell to cell in it, results would be wrong.
+    "pallas_kernels.linear_attention": linear.interpreted(
+      detect_races=True, num_cores_or_threads=2
+    ),
+  }
+
+  def implementations(package):
+    found = dict(known(package))
+    if package in made:
+      found["tpu_races"] = made[package]
+    return found
+
+  monkeypatch.setattr(choice, "implementations", implementations)
+  pltpu.reset_tpu_interpret_mode_state()
+  yield lambda: interpret_pallas_call.races.races_found
+  pltpu.reset_tpu_interpret_mode_state()
