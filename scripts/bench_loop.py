@@ -1,10 +1,12 @@
 """The loop's overhead over its own bare compiled step.
 
-python scripts/bench_loop.py [--config configs/digits.py] [--steps 100]
+python scripts/bench_loop.py [--config configs/digits.py] [--steps 60] [--rounds 7]
 
 Times, in turns, so that both see the same machine: the compiled step called
 with one batch again and again, and the whole loop (data, metrics, logging,
-checkpoints) over as many steps. Prints seconds a step and the overhead.
+checkpoints) over as many steps. Each run of the loop is compared with the bare
+steps just before and behind it, and the median of these ratios counts. Prints
+seconds a step and the overhead.
 """
 
 import argparse
@@ -79,8 +81,8 @@ def main() -> None:
   """Prints what the loop adds to a bare jit-compiled step."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--config", default="configs/digits.py")
-  parser.add_argument("--steps", type=int, default=100)
-  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--steps", type=int, default=60)
+  parser.add_argument("--rounds", type=int, default=7)
   args = parser.parse_args()
   path = pathlib.Path(args.config.partition(":")[0])
   spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -91,17 +93,17 @@ def main() -> None:
   raw.steps = args.steps + raw.log_every
   config = config_lib.load(raw)
 
-  bare, whole = Bare(config), []
-  alone = []
+  bare, rows = Bare(config), []
   for i in range(args.rounds):
-    alone.append(bare.seconds(args.steps))
-    whole.append(loop_seconds(config, args.steps))
-    alone.append(bare.seconds(args.steps))
-    print(f"round {i}: step {min(alone[-2:]):.5f} s, loop {whole[-1]:.5f} s")
-  step, loop = statistics.median(alone), statistics.median(whole)
+    before = bare.seconds(args.steps)
+    loop = loop_seconds(config, args.steps)
+    step = (before + bare.seconds(args.steps)) / 2
+    rows.append((step, loop, loop / step))
+    print(f"round {i}: step {step:.5f} s, loop {loop:.5f} s", flush=True)
+  step, loop, ratio = (statistics.median(x) for x in zip(*rows, strict=True))
   print(
     f"bare step {1e3 * step:.2f} ms, loop {1e3 * loop:.2f} ms a step, overhead"
-    f" {100 * (loop / step - 1):.1f} %"
+    f" {100 * (ratio - 1):.1f} %, the median of {args.rounds} rounds"
   )
 
 

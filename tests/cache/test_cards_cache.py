@@ -15,7 +15,16 @@ from tests.cache.by_hand import (
   quick,
 )
 from tests.cache.cases import Rope
-from tokjax.cache import budgets, importance, low_rank, retrieval_heads, shared
+from tokjax.attention.causal import Causal
+from tokjax.cache import (
+  budgets,
+  importance,
+  kivi,
+  low_rank,
+  reads,
+  retrieval_heads,
+  shared,
+)
 from tokjax.cache import quantisation as few
 from tokjax.cache.adaptive import shares
 from tokjax.cache.contract import Layer
@@ -134,6 +143,30 @@ def test_kivi_counts_and_exact_groups():
   loud, quiet = quick(lambda k: (code(k.at[:, 2].mul(1e4)), code(k)), k[:8])
   others = [0, 1, 3, 4, 5, 6, 7]
   np.testing.assert_array_equal(loud[:, others], quiet[:, others])
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_kivi_reads_in_parts_what_it_shows(bits, monkeypatch):
+  """Ragged, down to fewer entries than stay exact."""
+  monkeypatch.setattr(kivi, "PART", 64)
+  store = Kivi(bits, group=8, residual=32)
+  layer = Layer(heads=4, kv_heads=2, head_dim=16)
+  rng = np.random.default_rng(2)
+  k, v = jnp.asarray(rng.normal(size=(2, 4, 2, 300, 16)), jnp.float32)
+  length = jnp.asarray([[300] * 2, [211] * 2, [40] * 2, [5] * 2])
+  entries = Entries(k, v, jnp.broadcast_to(jnp.arange(300), k.shape[:3]), length)
+  q = jnp.asarray(rng.normal(size=(4, 2, 2, 1, 16)), jnp.float32)
+  query = reads.Query(layer, q, length[:, 0], Causal())
+
+  def both(entries):
+    state = store.pack(layer, entries, 310)
+    parts = store.parts(layer, state)
+    assert parts.count == 5
+    whole, _, _ = reads.Everything()(query, store.view(layer, state), None, {})
+    return reads.in_parts(query, parts), whole
+
+  parts, whole = quick(both, entries)
+  np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_razor_compensation_is_exact_for_equal_tokens():

@@ -63,6 +63,21 @@ def mix(
   return jnp.einsum("bgrtn,bgnd->bgrtd", weight.astype(v.dtype), v)
 
 
+def part(
+  x: Float[Array, "b g r t n"],
+  seen: Bool[Array, "b #g #r #t n"],
+  v: Float[Array, "b g n d"],
+) -> tuple[Float[Array, "b g r t d"], Float[Array, "b g r t"]]:
+  """Attention to these keys alone and its log-sum-exp, for `merge`.
+
+  Zero and minus infinity where nothing is seen.
+  """
+  weight, total, peak = exponentials(x, seen)
+  some = jnp.where(total > 0, total, 1.0)
+  lse = jnp.where(total > 0, jnp.log(some) + peak, -jnp.inf)
+  return mix(weight / some[..., None], v), lse
+
+
 def split(
   x: Float[Array, "b t h d"], kv_heads: int
 ) -> Float[Array, "b g r t d"]:

@@ -124,13 +124,9 @@ class Band(Causal):
     x = self._far(layer, arrivals, memory)(jnp.arange(arrivals.q.shape[1]))
     k = memory.position[:, : self.first], memory.valid[:, : self.first]
     seen = core.visible(layer, arrivals.position, *k)[:, None, None]
-    weight, total, peak = core.exponentials(x, seen)
-    v = core.heads_first(memory.v[:, : self.first])
-    some = jnp.where(total > 0, total, 1.0)
-    out = core.join(core.mix(weight / some[..., None], v))
-    lse = jnp.where(total > 0, jnp.log(some) + peak, -jnp.inf)
+    out, lse = core.part(x, seen, core.heads_first(memory.v[:, : self.first]))
     b, g, r, t = lse.shape
-    return out, lse.reshape(b, g * r, t)
+    return core.join(out), lse.reshape(b, g * r, t)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ functions are those of one key head, lifted over heads and examples.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,10 @@ from tokjax.cache import entries as entries_lib
 from tokjax.cache import quantisation as few
 from tokjax.cache.contract import Layer
 from tokjax.cache.entries import Entries
+from tokjax.cache.stores import Parts
+
+# Entries that are decoded at a time, about, when all are read.
+PART = 4096
 
 
 @jax.tree_util.register_dataclass
@@ -86,12 +91,12 @@ class Kivi:
         " Exact()"
       )
     r = self.residual
-    blocks = max(room // r, 1) * r
-    later = max(room - r, 1)
-    entries = entries_lib.with_room(entries, max(room, blocks + r))
+    count, size = self.parts_of(room)
+    coded, later = count * size, count * size if count > 1 else max(room - r, 1)
+    entries = entries_lib.with_room(entries, max(room, coded + r))
 
     def one(e):
-      k_bits, k_low, k_step = self.coded_keys(e.k[:blocks], layer.dtype)
+      k_bits, k_low, k_step = self.coded_keys(e.k[:coded], layer.dtype)
       v_bits, v_low, v_step = self.coded_values(e.v[:later], layer.dtype)
       rest = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, r)
       return Packed(
@@ -101,6 +106,12 @@ class Kivi:
       )  # fmt: skip
 
     return entries_lib.over_heads(one, entries)
+
+  def parts_of(self, room: int) -> tuple[int, int]:
+    """In how many parts that many entries are read, and entries of a part."""
+    blocks = max(room // self.residual, 1)
+    count = -(-blocks * self.residual // PART)
+    return count, -(-blocks // count) * self.residual
 
   def coded_keys(self, k: Float[Array, "n d"], dtype):
     """Groups of tokens, channel by channel."""
@@ -146,32 +157,56 @@ class Kivi:
     return entries_lib.over_heads(one, state, k, v, wide(position), wide(valid))
 
   def view(self, layer: Layer, state: Packed) -> Entries:
-    r, g = self.residual, self.group
+    r, n = self.residual, state.position.shape[-1]
     # Whole blocks, and room for the exact rows wherever they are laid.
-    room = (-(-state.position.shape[-1] // r) + 1) * r
-    # Codes are filled up, not what they stand for: that is less to move.
-    full = lambda x, rows: jnp.pad(
-      x, [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-    )
+    room = (-(-n // r) + 1) * r
 
     def one(s):
-      d = s.k_rest.shape[-1]
-      of_k = [full(x, room // g)[:, None] for x in (s.k_low, s.k_step)]
-      of_v = [full(x, room)[:, :, None] for x in (s.v_low, s.v_step)]
-      k = few.unpack(full(s.k_bits, room)).reshape(-1, g, d)
-      v = few.unpack(full(s.v_bits, room)).reshape(room, -1, g)
-      k, v = (
-        few.decode(x, *scale).reshape(room, d)
-        for x, scale in ((k, of_k), (v, of_v))
-      )
+      k, v = self._decoded(_filled(s, room, self.group))
       return (
         _over(k, s.k_rest, s.length // r * r),
         _over(v, s.v_rest, jnp.maximum(s.length - r, 0)),
-        full(s.position, room),
+        _full(s.position, room),
       )
 
     k, v, position = entries_lib.over_heads(one, state)
     return Entries(k, v, position, state.length)
+
+  def parts(self, layer: Layer, state: Packed) -> Parts | None:
+    """The coded entries in parts, and the last R ones."""
+    count, size = self.parts_of(state.position.shape[-1])
+    if count == 1:
+      return None
+    coded = jnp.maximum(state.length - self.residual, 0)
+    behind = max(count * size - state.position.shape[-1], 0)
+    places = jnp.pad(state.position, [(0, 0), (0, 0), (0, behind)])
+
+    def part(i):
+      of = lambda s: self._decoded(_rows_of(s, i * size, size, self.group))
+      k, v = entries_lib.over_heads(of, state)
+      position = jax.lax.dynamic_slice_in_dim(places, i * size, size, 2)
+      return Entries(k, v, position, jnp.clip(coded - i * size, 0, size))
+
+    return Parts(count, part, entries_lib.over_heads(self._newest, state))
+
+  def _newest(self, s: Packed) -> Entries:
+    """One head's last R entries: exact values, of keys as many as there are."""
+    r, g = self.residual, self.group
+    at = jnp.maximum(s.length - r, 0) + jnp.arange(r)
+    exact = at - s.length // r * r
+    scales = (x[at // g] for x in (s.k_low, s.k_step))
+    k = few.decode(few.unpack(s.k_bits[at]), *scales)
+    k = jnp.where(exact[:, None] >= 0, s.k_rest[jnp.maximum(exact, 0)], k)
+    return Entries(k, s.v_rest, s.position[at], jnp.minimum(s.length, r))
+
+  def _decoded(self, s: Packed) -> tuple[Float[Array, "n d"], ...]:
+    """One head's coded keys and values."""
+    n, d = s.k_bits.shape[0], s.k_rest.shape[-1]
+    k = few.unpack(s.k_bits).reshape(-1, self.group, d)
+    k = few.decode(k, s.k_low[:, None], s.k_step[:, None])
+    v = few.unpack(s.v_bits).reshape(n, -1, self.group)
+    v = few.decode(v, s.v_low[:, :, None], s.v_step[:, :, None])
+    return k.reshape(n, d), v.reshape(n, d)
 
   def logical(self, layer: Layer, state: Packed) -> Float[Array, "b"]:
     """Codes, scales and exact rows that count, and positions."""
@@ -195,6 +230,33 @@ def _rows(x: Array, at: Array, rows: Array) -> Array:
   return x.at[at + jnp.arange(rows.shape[0])].set(
     rows.astype(x.dtype), mode="drop"
   )
+
+
+def _coded(fn: Callable[[Array, int], Array], s: Packed, group: int) -> Packed:
+  """`fn(array, tokens a row)` of everything coded."""
+  tokens = dict.fromkeys(("k_bits", "v_bits", "v_low", "v_step"), 1)
+  tokens.update(k_low=group, k_step=group)
+  new = {name: fn(getattr(s, name), t) for name, t in tokens.items()}
+  return dataclasses.replace(s, **new)
+
+
+def _filled(s: Packed, room: int, group: int) -> Packed:
+  """With codes of `room` entries: filling these up moves less than others."""
+  return _coded(lambda x, tokens: _full(x, room // tokens), s, group)
+
+
+def _rows_of(s: Packed, at: Array, size: int, group: int) -> Packed:
+  """With the codes of `size` entries from `at` on."""
+
+  def cut(x, tokens):
+    return jax.lax.dynamic_slice_in_dim(x, at // tokens, size // tokens)
+
+  return _coded(cut, s, group)
+
+
+def _full(x: Array, rows: int) -> Array:
+  """`x` with zeros behind, that many rows in all."""
+  return jnp.pad(x, [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
 
 
 def _over(coded: Array, rest: Array, at: Array) -> Array:

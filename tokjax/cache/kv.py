@@ -18,12 +18,12 @@ from jaxtyping import Array, Float, Int
 
 from tokjax.attention import core
 from tokjax.cache import entries as entries_lib
-from tokjax.cache import workspace
+from tokjax.cache import reads, workspace
 from tokjax.cache.contract import Arrivals, Bytes, Carry, Layer
 from tokjax.cache.entries import Entries
 from tokjax.cache.evict import Evict, Trim
 from tokjax.cache.reads import Everything, Query
-from tokjax.cache.stores import Exact, Store
+from tokjax.cache.stores import Exact, Parts, Store
 from tokjax.cache.workspace import Workspace
 
 NOTES = "notes"
@@ -221,6 +221,11 @@ class KV(Prompted):
       store = entries_lib.stamp(store, trim.score, score, valid)
     if trim is not None and not trim.after:
       store = self._trimmed(trim, store, state)
+    parts = self._parts(layer, store)
+    if parts is not None:
+      q = core.split(layer.rotate(a.q, a.position), layer.kv_heads)
+      out = reads.in_parts(Query(layer, q, position, attend), parts)
+      return core.join(out), dataclasses.replace(state, store=store), carry
     entries = self.store.view(layer, store)
     index = self.read.update(layer, state.index, entries, valid)
     q, shown = self._turned(layer, a, entries)
@@ -231,6 +236,12 @@ class KV(Prompted):
       store = self._trimmed(trim, store, state)
     state = dataclasses.replace(state, store=store, index=index)
     return core.join(out), state, carry
+
+  def _parts(self, layer: Layer, store: Any) -> Parts | None:
+    """The store in parts, where all of it is read and nothing else asks."""
+    if type(self.read) is not Everything or self.trim is not None:
+      return None
+    return self.store.parts(layer, store)
 
   def _trimmed(self, trim: Trim, store: Entries, state: Held) -> Entries:
     first = 0 if self.evict is None else self.evict.first

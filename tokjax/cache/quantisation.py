@@ -7,8 +7,9 @@ from 1 to 8 takes exactly B bits a number.
 import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 
 class Coded(NamedTuple):
@@ -35,25 +36,34 @@ def pack(codes: UInt8[Array, "*a n"], bits: int) -> UInt8[Array, "*a m bits"]:
   *lead, n = codes.shape
   if n % 8:
     raise ValueError(f"{n} codes cannot be packed by eights; pad them")
-  plane = jnp.arange(bits, dtype=jnp.uint8)
-  ones = (codes[..., None] >> _last(plane, codes.ndim + 1)) & 1
-  ones = ones.reshape(*lead, n // 8, 8, bits)
-  place = jnp.arange(8, dtype=jnp.uint8)[:, None]
-  shifted = ones << place.reshape((1,) * (ones.ndim - 2) + (8, 1))
-  return shifted.sum(axis=-2, dtype=jnp.uint8)
+  codes = codes.reshape(*lead, n // 8, 8)
+  # One number after the other: a sum over so short an axis is slow on a CPU.
+  planes = [
+    functools.reduce(
+      jnp.bitwise_or, [(codes[..., j] >> i & 1) << j for j in range(8)]
+    )
+    for i in range(bits)
+  ]
+  return jnp.stack(planes, axis=-1)
 
 
-def unpack(packed: UInt8[Array, "*a m bits"]) -> UInt8[Array, "*a n"]:
-  """Undoes `pack`."""
+def unpack(packed: UInt8[Array, "*a m bits"]) -> Int[Array, "*a n"]:
+  """Undoes `pack`, into int32.
+
+  Several bytes are read as one word, so that a CPU shifts as many numbers at
+  once as a word has bits.
+  """
   *lead, m, bits = packed.shape
-  place = _last(jnp.arange(8, dtype=jnp.uint8), packed.ndim)
-  # One plane after the other: a sum over so short an axis is slow on a CPU.
-  ones = [(packed[..., i, None] >> place & 1) << i for i in range(bits)]
-  return functools.reduce(jnp.bitwise_or, ones).reshape(*lead, m * 8)
-
-
-def _last(x: Array, ndim: int) -> Array:
-  return x.reshape((1,) * (ndim - 1) + (-1,))
+  word = {0: jnp.uint32, 2: jnp.uint16}.get(m % 4, jnp.uint8)
+  size = jnp.dtype(word).itemsize
+  planes = jnp.swapaxes(packed, -1, -2).reshape(*lead, bits, m // size, size)
+  planes = planes[..., 0] if size == 1 else planes
+  words = jax.lax.bitcast_convert_type(planes, word)[..., None]
+  place = jnp.arange(8 * size, dtype=word)
+  place = place.reshape((1,) * (words.ndim - 2) + (-1,))
+  ones = [(words[..., i, :, :] >> place & 1) << i for i in range(bits)]
+  codes = functools.reduce(jnp.bitwise_or, ones).reshape(*lead, m * 8)
+  return codes.astype(jnp.int32)
 
 
 def limits(
@@ -90,7 +100,7 @@ def encode(
 
 
 def decode(
-  codes: UInt8[Array, "*a"], low: Float[Array, "*b"], step: Float[Array, "*b"]
+  codes: Int[Array, "*a"], low: Float[Array, "*b"], step: Float[Array, "*b"]
 ) -> Float[Array, "*a"]:
   """code * step + low."""
   return codes.astype(step.dtype) * step + low

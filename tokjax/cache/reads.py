@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.decode_attention.merge import merge
 from tokjax import schedules, selection
 from tokjax.attention import core
 from tokjax.cache import budgets
@@ -18,6 +19,7 @@ from tokjax.cache import entries as entries_lib
 from tokjax.cache.budgets import Budget
 from tokjax.cache.contract import Carry, Layer
 from tokjax.cache.entries import Entries
+from tokjax.cache.stores import Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,18 @@ class Everything:
     seen = query.seen(entries)[:, :, None, None]
     out, weight = query.attention(entries, query.logits(entries), seen)
     return out, weight, carry
+
+
+def in_parts(query: Query, parts: Parts) -> Float[Array, "b g r 1 d"]:
+  """Attention to all entries, of which one part is there at a time."""
+
+  def one(entries):
+    seen = query.seen(entries)[:, :, None, None]
+    return core.part(query.logits(entries), seen, entries.v)
+
+  each = jax.lax.map(lambda i: one(parts.part(i)), jnp.arange(parts.count))
+  join = lambda many, last: jnp.concatenate([many, last[None]])
+  return merge(*jax.tree.map(join, each, one(parts.last)))[0]
 
 
 def take(entries: Entries, index: Int[Array, "b g r m"]) -> Entries:

@@ -5,6 +5,7 @@ what it holds as `Entries`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int
@@ -12,6 +13,21 @@ from jaxtyping import Array, Bool, Float, Int
 from tokjax.cache import entries as entries_lib
 from tokjax.cache.contract import Layer
 from tokjax.cache.entries import Entries
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """Entries as parts, of which one at a time is shown.
+
+  Attributes:
+    count: how many parts `part` gives (static).
+    part: from a number to entries `[b, G, m]`.
+    last: entries of one part more.
+  """
+
+  count: int
+  part: Callable[[Int[Array, ""]], Entries]
+  last: Entries
 
 
 @runtime_checkable
@@ -54,6 +70,10 @@ class Store(Protocol):
     """What is there, `[b, G, n]`."""
     ...
 
+  def parts(self, layer: Layer, state: Any) -> Parts | None:
+    """What `view` shows, in parts, where all at once would take much memory."""
+    ...
+
   def logical(self, layer: Layer, state: Any) -> Float[Array, "b"]:
     """Bytes of what counts."""
     ...
@@ -85,6 +105,9 @@ class Exact:
 
   def view(self, layer: Layer, state: Entries) -> Entries:
     return state
+
+  def parts(self, layer: Layer, state: Entries) -> None:
+    return None
 
   def logical(self, layer: Layer, state: Entries) -> Float[Array, "b"]:
     return entries_lib.logical_bytes(state)
