@@ -15,7 +15,7 @@ import ml_collections
 from configs import common, recall, text
 from tokjax.cache import budgets
 
-# Options for contexts of 200 tokens and models of two blocks: the recipes' own
+# Options for contexts of 200 tokens and models of three blocks: the recipes' own
 # defaults are made for contexts of thousands and dozens of blocks.
 SMALL = {
   "streaming_llm": dict(first=1),
@@ -27,7 +27,7 @@ SMALL = {
   "kivi": dict(group=16, residual=32),
   "zipcache": dict(gap=16),
   "quest": dict(page=4, least=1, from_layer=0),
-  "tidaldecode": dict(layers=(0,)),
+  "tidaldecode": dict(layers=(1,)),
   "minference_a_shape": dict(first=4),
   "minference_vertical_slash": dict(
     queries=8, sinks=1, near=8, least_vertical=1, least_slash=8

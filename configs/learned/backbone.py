@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     name="vit", image_size=48, patch_size=8, channels=1, width=32, depth=3,
     heads=2, mlp_dim=64, pool="class", num_classes=10,
   )  # fmt: skip
-  config.data = dict(name="digit_grid", side=6, digits=4)
+  config.data = dict(name="digit_grid", side=6, digits=4, copies=4)
   config.task = dict(name="classification")
   config.recipe = common.recipe()
   config.optimizer = dict(

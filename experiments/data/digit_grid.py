@@ -36,10 +36,12 @@ class DigitGrid:
   Attributes:
     side: cells in a row and in a column.
     digits: cells that show a digit.
+    copies: held-out images for each held-out digit.
   """
 
   side: int = 6
   digits: int = 3
+  copies: int = 1
 
   num_classes = 10
 
@@ -48,11 +50,16 @@ class DigitGrid:
       raise ValueError(
         f"digits={self.digits}: must be in 1..side**2={self.side**2}"
       )
+    if self.copies < 1:
+      raise ValueError(f"copies={self.copies}: must be 1 or more")
 
   def source(self, split: str) -> tuple[Element, ...]:
     """Raw examples by index; `split` is "train" or "test"."""
     examples = digits.load()[split]
-    return tuple({**e, "split": split} for e in examples)
+    copies = self.copies if split == "test" else 1
+    return tuple(
+      {**e, "split": split, "copy": i} for i in range(copies) for e in examples
+    )
 
   def augment(self, element: Element, rng: np.random.Generator) -> Element:
     """A training example: other companions and places in every epoch."""
@@ -69,5 +76,5 @@ class DigitGrid:
 
   def prepare(self, element: Element) -> Element:
     """A held-out example as the model sees it."""
-    seed = zlib.crc32(element["image"].tobytes())
+    seed = zlib.crc32(element["image"].tobytes()), element["copy"]
     return self.augment(element, np.random.default_rng(seed))

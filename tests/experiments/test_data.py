@@ -103,6 +103,12 @@ def test_a_grid_shows_its_digits_and_is_labelled_by_the_largest():
   places = {data.augment(element, np.random.default_rng(i))["image"].tobytes()
             for i in range(5)}  # fmt: skip
   assert len(places) == 5
+  twice = DATA["digit_grid"](side=3, digits=2, copies=2)
+  assert len(twice.source("train")) == len(data.source("train"))
+  held = [twice.prepare(e)["image"].tobytes() for e in twice.source("test")]
+  assert len(set(held)) == len(held) == 2 * len(data.source("test"))
+  with pytest.raises(ValueError, match="copies=0"):
+    DATA["digit_grid"](side=3, digits=2, copies=0)
   with pytest.raises(ValueError, match="digits=10"):
     DATA["digit_grid"](side=3, digits=10)
 
