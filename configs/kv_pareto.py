@@ -15,8 +15,8 @@ import ml_collections
 from configs import common, recall, text
 from tokjax.cache import budgets
 
-# Options for contexts of 200 tokens and models of three blocks: the recipes' own
-# defaults are made for contexts of thousands and dozens of blocks.
+# Options for contexts of 200 tokens and models of three blocks: the recipes'
+# own defaults are made for contexts of thousands and dozens of blocks.
 SMALL = {
   "streaming_llm": dict(first=1),
   "snapkv": dict(window=8, kernel=3),
@@ -30,7 +30,12 @@ SMALL = {
   "tidaldecode": dict(layers=(1,)),
   "minference_a_shape": dict(first=4),
   "minference_vertical_slash": dict(
-    queries=8, sinks=1, near=8, least_vertical=1, least_slash=8
+    queries=8,
+    sinks=1,
+    near=8,
+    least_vertical=1,
+    least_slash=8,
+    block=4,
   ),
   "xattention": dict(stride=4, block=16),
   "sepllm": dict(tokens=(0, 10), first=1, separators=16),

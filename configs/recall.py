@@ -27,19 +27,20 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     name="recall", length=length, pairs=6 if short else 8, keys=ids, values=ids,
     fillers=ids - 1, least=4 if short else 16, heldout=256,
   )  # fmt: skip
-  # The lower block sees two tokens, so that a value knows its key; the upper
-  # one has to find it. A large base leaves most features of a head unturned.
+  # The lowest block sees two tokens, so that a value knows its key; those above
+  # have to find it. A large base leaves most features of a head unturned.
   config.model = dict(
     name="decoder", vocabulary=3 * ids, length=length, width=64, depth=3,
     heads=2, kv_heads=1, head_dim=32, mlp_dim=128,
-    layers=("sliding", "full", "full"), window=2, rotary=dict(base=500_000.0), embed_scale=True,
+    layers=("sliding", "full", "full"), window=2,
+    rotary=dict(base=500_000.0), embed_scale=True,
   )  # fmt: skip
   config.task = dict(name="language")
   config.recipe = common.recipe()
   config.optimizer = dict(
     name="adamw", lr=1.5e-3, warmup=50, b2=0.95, weight_decay=0.01
   )
-  config.steps = 500 if short else 300
+  config.steps = 500
   config.batch_size, config.eval_batch_size = 64 if short else 16, 64
   config.checkpoint = dict(every=100, keep=2)
   config.log_every, config.eval_every = 50, 500

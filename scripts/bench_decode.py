@@ -33,6 +33,7 @@ METHODS = {
   "full": {},
   "streaming_llm": {"budget": BUDGET},
   "snapkv": {"budget": BUDGET},
+  "adakv": {"budget": BUDGET},
   "quest": {"budget": BUDGET, "from_layer": 0},
   "kivi": {},
 }

@@ -1,6 +1,6 @@
 """The loop's overhead over its own bare compiled step.
 
-python scripts/bench_loop.py [--config configs/digits.py] [--steps 60] [--rounds 7]
+python scripts/bench_loop.py [--config FILE] [--steps 60] [--rounds 7]
 
 Times, in turns, so that both see the same machine: the compiled step called
 with one batch again and again, and the whole loop (data, metrics, logging,

@@ -20,7 +20,7 @@ Batch = dict[str, np.ndarray]
 
 @functools.lru_cache(maxsize=2)
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
-  """The places of `count` examples in an epoch."""
+  """The places of `count` examples in an epoch; eight bytes each."""
   return np.random.default_rng((seed, epoch)).permutation(count)
 
 

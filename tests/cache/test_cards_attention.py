@@ -72,12 +72,17 @@ def test_vertical_slash_finds_a_diagonal():
   )  # fmt: skip
   attend = VerticalSlash(
     budgets.Tokens(1), budgets.Tokens(2), queries=4, sinks=0, near=1,
-    least_vertical=1, least_slash=2,
+    least_vertical=1, least_slash=2, block=1,
   )  # fmt: skip
   vertical, slash = quick(lambda a: attend.mass(layer, a, Memory.of(a)), a)
   np.testing.assert_allclose([vertical.sum(), slash.sum()], 4, rtol=1e-5)
   _, distance = quick(lambda a: attend.chosen(layer, a, Memory.of(a)), a)
   assert np.flatnonzero(distance[0, 0]).tolist() == [0, 3]
+  for block in (1, 2, 3):
+    some = dataclasses.replace(attend, block=block).slashes(distance)[0, 0]
+    apart = range(-(-n // block))
+    wide = [any(abs(o - d * block) < block for o in (0, 3)) for d in apart]
+    assert some.tolist() == wide
   wide = dataclasses.replace(attend, vertical=budgets.Tokens(n))
   np.testing.assert_array_equal(
     pairs(wide, n, layer=LAYER), np.tril(np.ones((n, n), bool))
@@ -208,6 +213,9 @@ def test_causal_is_the_default():
   )
 
 
+FEW = budgets.Tokens(3)
+
+
 @pytest.mark.parametrize(
   ("attend", "window"),
   [
@@ -219,6 +227,8 @@ def test_causal_is_the_default():
     (Band(3, budgets.Tokens(9), reindexed=True), 4),
     (Band(0, budgets.Tokens(9), reindexed=True), None),
     (Antidiagonal(0.5, 2, 8), None),
+    (VerticalSlash(FEW, FEW, 4, 1, 1, 1, 1, block=4), None),
+    (VerticalSlash(budgets.Share(0.2), FEW, 4, 0, 0, 1, 1, block=8), None),
   ],
 )
 def test_blocks_that_a_kernel_reads_are_those_that_are_seen(attend, window):

@@ -15,6 +15,7 @@ from tests.cache.by_hand import (
   quick,
 )
 from tests.cache.cases import Rope
+from tokjax.attention import core
 from tokjax.attention.causal import Causal
 from tokjax.cache import (
   budgets,
@@ -39,6 +40,21 @@ def test_h2o_sums_columns_and_never_normalises():
   mass = quick(lambda: importance.received(prompt_of(ROWS)))[0]
   np.testing.assert_allclose(mass, [1.8, 0.9, 0.8, 0.5], rtol=1e-5)
   assert keep(mass, 2, last=1) == [0, 3]
+
+
+def test_sums_over_long_prompts_leave_out_what_no_query_sees(monkeypatch):
+  rng = np.random.default_rng(0)
+  q, k = rng.normal(size=(2, 19, 3))
+  prompt = dataclasses.replace(
+    prompt_of(q @ k.T, dataclasses.replace(LAYER, head_dim=19)),
+    valid=jnp.arange(19) < 17, q_valid=jnp.arange(19) < 17,
+  )  # fmt: skip
+  whole = quick(lambda: importance.column_sums(prompt))
+  monkeypatch.setattr(core, "BLOCK", 2)
+  monkeypatch.setattr(importance, "PARTS", 4)
+  parts = quick(lambda: importance.column_sums(prompt))
+  np.testing.assert_allclose(parts, whole, rtol=1e-5)
+  np.testing.assert_allclose(whole.sum(), 17, rtol=1e-5)
 
 
 def test_zipcache_divides_by_the_queries_that_see_a_key():
@@ -154,7 +170,9 @@ def test_kivi_reads_in_parts_what_it_shows(bits, monkeypatch):
   rng = np.random.default_rng(2)
   k, v = jnp.asarray(rng.normal(size=(2, 4, 2, 300, 16)), jnp.float32)
   length = jnp.asarray([[300] * 2, [211] * 2, [40] * 2, [5] * 2])
-  entries = Entries(k, v, jnp.broadcast_to(jnp.arange(300), k.shape[:3]), length)
+  entries = Entries(
+    k, v, jnp.broadcast_to(jnp.arange(300), k.shape[:3]), length
+  )
   q = jnp.asarray(rng.normal(size=(4, 2, 2, 1, 16)), jnp.float32)
   query = reads.Query(layer, q, length[:, 0], Causal())
 

@@ -165,7 +165,7 @@ def listed(
   layer: Layer, layout: BlockLayout, arrivals: Arrivals, memory: Memory
 ) -> tuple[Float[Array, "b t h d"], Float[Array, "b h t"]]:
   """Outputs of the pairs a layout lists, and their log-sum-exp."""
-  return block_sparse_attention(
+  found: Any = block_sparse_attention(
     layer.rotate(arrivals.q, arrivals.position),
     layer.rotate(memory.k, memory.position),
     memory.v,
@@ -174,6 +174,7 @@ def listed(
     soft_cap=layer.soft_cap,
     return_lse=True,
   )
+  return found
 
 
 def by_group(layer: Layer, x: Array) -> Array:

@@ -6,6 +6,7 @@ query heads a key head, `D` features. All is computed in float32.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,12 +111,12 @@ def visible(
 
 
 def over_rows(
-  rows: Callable[[Int[Array, "c"]], Array], t: int, block: int = BLOCK
-) -> Array:
+  rows: Callable[[Int[Array, "c"]], Any], t: int, block: int = BLOCK
+) -> Any:
   """`rows(numbers of queries)` for blocks of them, joined along axis 1.
 
   Args:
-    rows: from query numbers `[c]` to outputs `[b, c, ...]`.
+    rows: from query numbers `[c]` to outputs `[b, c, ...]`, an array or a tree.
     t: number of queries (static).
     block: how many at a time.
   """
@@ -124,5 +125,9 @@ def over_rows(
   blocks = -(-t // block)
   # The last block repeats the last query instead of reading beyond.
   at = jnp.minimum(jnp.arange(blocks * block), t - 1).reshape(blocks, block)
-  out = jnp.moveaxis(jax.lax.map(rows, at), 0, 1)
-  return out.reshape(out.shape[0], blocks * block, *out.shape[3:])[:, :t]
+
+  def joined(out):
+    out = jnp.moveaxis(out, 0, 1)
+    return out.reshape(out.shape[0], blocks * block, *out.shape[3:])[:, :t]
+
+  return jax.tree.map(joined, jax.lax.map(rows, at))

@@ -4,12 +4,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import layout as layouts
+from pallas_kernels.decode_attention.merge import merge
 from tokjax import selection
 from tokjax.attention import core
-from tokjax.attention.causal import Causal
+from tokjax.attention.causal import Causal, listed
 from tokjax.cache import budgets
 from tokjax.cache.budgets import Budget
 from tokjax.cache.contract import Arrivals, Layer, Memory
@@ -20,8 +21,10 @@ class VerticalSlash(Causal):
   """Whole columns and whole diagonals of attention (MInference).
 
   The last queries say which: the columns and the distances that hold most of
-  their attention. A query sees key j if its column or its distance is chosen.
-  Checked against minference/modules/minference_forward.py (fb56c91).
+  their attention. A query sees key j if its column is chosen, or a distance
+  between the blocks that the two are in. Checked against
+  minference/modules/minference_forward.py (fb56c91), whose kernel widens
+  distances to blocks too.
 
   Attributes:
     vertical, slash: how many columns and distances.
@@ -29,6 +32,8 @@ class VerticalSlash(Causal):
     sinks, near: first columns and smallest distances that are chosen in any
       case, as far as there is room.
     least_vertical, least_slash: lower bounds of the two numbers.
+    block: tokens that distances are widened to; 1: not at all, and then no
+      block of attention can be skipped.
   """
 
   vertical: Budget = budgets.Tokens(1000)
@@ -38,6 +43,11 @@ class VerticalSlash(Causal):
   near: int = 100
   least_vertical: int = 30
   least_slash: int = 50
+  block: int = 128
+
+  def __post_init__(self):
+    if self.block < 1:
+      raise ValueError(f"block={self.block}: must be 1 or more")
 
   @property
   def whole(self) -> bool:
@@ -103,16 +113,75 @@ class VerticalSlash(Causal):
       ),
     )  # fmt: skip
 
+  def slashes(self, distance: Bool[Array, "b h n"]) -> Bool[Array, "b h m"]:
+    """Whether a distance that occurs between blocks so far apart is chosen.
+
+    Those between blocks d apart are d * block - (block - 1) to
+    d * block + (block - 1).
+    """
+    some = _padded(distance, self.block, axis=-1)
+    some = some.reshape(*some.shape[:-1], -1, self.block)
+    below = jnp.pad(some[..., :-1, 1:].any(axis=-1), [(0, 0), (0, 0), (1, 0)])
+    return some.any(axis=-1) | below
+
   def seen(self, layer, arrivals, memory):
     causal = super().seen(layer, arrivals, memory)
     column, distance = self.chosen(layer, arrivals, memory)
+    slash = self.slashes(distance)
 
     def rows(at):
-      offset = at[:, None] - jnp.arange(column.shape[-1])[None]
-      slash = distance[:, :, jnp.maximum(offset, 0)]
-      return causal(at) & (column[:, :, None] | slash)
+      apart = _apart(at, jnp.arange(column.shape[-1]), self.block)
+      return causal(at) & (column[:, :, None] | slash[:, :, apart])
 
     return rows
+
+  def layout(self, layer, arrivals, memory):
+    """Blocks that slashes touch; columns are read besides."""
+    if layer.window is not None or self.block == 1:
+      return None
+    _, distance = self.chosen(layer, arrivals, memory)
+    slash = self.slashes(distance)
+    place = jnp.arange(slash.shape[-1])
+    blocks = slash[..., _apart(place, place, 1)]
+    past = (place[:, None] >= place[None])[None, None]
+    return causal_blocks(blocks & past, self.block, arrivals, memory)
+
+  def by_blocks(self, layer, layout, arrivals, memory):
+    out, lse = listed(layer, layout, arrivals, memory)
+    more, lse_more = self._columns(layer, arrivals, memory)
+    lses = jnp.stack([jnp.swapaxes(lse, 1, 2), lse_more])
+    return merge(jnp.stack([out, more.astype(out.dtype)]), lses)[0]
+
+  def _columns(self, layer, arrivals, memory):
+    """Attention to the chosen columns outside of the blocks, with its lse."""
+    # The same as in `layout`: the compiler computes it once.
+    column, distance = self.chosen(layer, arrivals, memory)
+    slash, t = self.slashes(distance), arrivals.q.shape[1]
+    most = budgets.table(self.vertical, t, layer.index, layer.depth).max()
+    room = min(max(int(most), self.least_vertical), t)
+    pick = jax.vmap(jax.vmap(lambda x: selection.top_k(x, room, mask=x > 0)))(
+      column.astype(jnp.float32)
+    )
+    rotated = layer.rotate(memory.k, memory.position)
+    k, v = (
+      jnp.take_along_axis(
+        jnp.repeat(core.heads_first(x), layer.group, axis=1),
+        pick.index[..., None], axis=2,
+      )
+      for x in (rotated, memory.v)
+    )  # fmt: skip
+    q = core.split(layer.rotate(arrivals.q, arrivals.position), layer.heads)
+
+    def rows(at):
+      query, key = at[None, None, :, None], pick.index[:, :, None]
+      apart = jnp.maximum(query // self.block - key // self.block, 0)
+      again = jnp.take_along_axis(slash[:, :, None], apart, axis=-1)
+      early = (key <= query) & pick.valid[:, :, None]
+      seen = (early & ~again)[:, :, None]
+      out, lse = core.part(core.logits(layer, q[:, :, :, at], k), seen, v)
+      return core.join(out), jnp.swapaxes(lse[:, :, 0], 1, 2)
+
+    return core.over_rows(rows, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,18 +265,7 @@ class Antidiagonal(Causal):
     if layer.window is not None:
       return None
     blocks = self.blocks(layer, arrivals, memory)
-    place = jnp.arange(blocks.shape[-1])
-    own = (place[:, None] == place[None])[None, None]
-    kinds = jnp.where(own, jnp.int8(1), jnp.int8(2))
-    return layouts.from_kinds(
-      jnp.where(blocks, kinds, jnp.int8(0)),
-      block_q=self.block,
-      block_k=self.block,
-      q_len=arrivals.q.shape[1],
-      k_len=memory.k.shape[1],
-      mask_fn=layouts.Causal(),
-      partial_capacity=2,
-    )
+    return causal_blocks(blocks, self.block, arrivals, memory)
 
   def seen(self, layer, arrivals, memory):
     causal = super().seen(layer, arrivals, memory)
@@ -219,6 +277,34 @@ class Antidiagonal(Causal):
       return causal(at) & wide[..., :n]
 
     return rows
+
+
+def causal_blocks(
+  blocks: Bool[Array, "b h m m"],
+  block: int,
+  arrivals: Arrivals,
+  memory: Memory,
+) -> layouts.BlockLayout:
+  """The layout of some blocks on and below the diagonal, which is partial."""
+  place = jnp.arange(blocks.shape[-1])
+  own = (place[:, None] == place[None])[None, None]
+  kinds = jnp.where(own, jnp.int8(1), jnp.int8(2))
+  return layouts.from_kinds(
+    jnp.where(blocks, kinds, jnp.int8(0)),
+    block_q=block,
+    block_k=block,
+    q_len=arrivals.q.shape[1],
+    k_len=memory.k.shape[1],
+    mask_fn=layouts.Causal(),
+    partial_capacity=2,
+  )
+
+
+def _apart(
+  q: Int[Array, "c"], k: Int[Array, "n"], block: int
+) -> Int[Array, "c n"]:
+  """How many blocks keys lie before queries; 0 for those behind."""
+  return jnp.maximum(q[:, None] // block - k[None] // block, 0)
 
 
 def _padded(x: Array, block: int, axis: int) -> Array:

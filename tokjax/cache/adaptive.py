@@ -166,20 +166,23 @@ class Adaptive(Prompted):
     a, g = arrivals, layer.kv_heads
     k = layer.rotate(a.k, a.position)[:, 0]  # [b, G, D]
     state = _appended(state, k, a.v[:, 0], a.position[:, 0], a.valid[:, 0])
+    # Every head multiplies all entries and hides those of the others: for a few
+    # heads that is faster than sorting entries or adding them up by head.
     q = core.split(layer.rotate(a.q, a.position), g)[:, :, :, 0]
+    x = jnp.einsum(
+      "bgrd,bnd->bgrn", q, state.k, preferred_element_type=jnp.float32
+    )
+    x = core.cap(layer, x * layer.factor)
     bias = attend.bias(layer, state.position[:, None])
-    own = lambda x, head: x[head, :, jnp.arange(head.shape[0])]
-    logits = jax.vmap(lambda q, k, head: jnp.einsum(
-      "trd,td->tr", q[head], k, preferred_element_type=jnp.float32
-    ))(q, state.k, state.head)  # fmt: skip
-    logits = core.cap(layer, logits * layer.factor)
     if bias is not None:
-      logits = logits + jax.vmap(own)(bias, state.head)
-    seen = jax.lax.broadcasted_iota(jnp.int32, state.head.shape, 1)
-    seen = seen < state.length[:, None]
+      x = x + bias
+    place = jax.lax.broadcasted_iota(jnp.int32, state.head.shape, 1)
+    seen = place < state.length[:, None]
     if layer.window is not None:
       seen = seen & (a.position - state.position < layer.window)
-    out = jax.vmap(lambda x, s, e: _by_head(x, s, e, g))(logits, seen, state)
+    own = state.head[:, None] == jnp.arange(g)[None, :, None]
+    weight = core.softmax(x, (seen[:, None] & own)[:, :, None])
+    out = jnp.einsum("bgrn,bnd->bgrd", weight.astype(state.v.dtype), state.v)
     b = out.shape[0]
     out = out.astype(layer.dtype).reshape(b, 1, layer.heads, -1)
     return out, state, carry
@@ -208,20 +211,3 @@ def _appended(state: Flat, k, v, position, valid) -> Flat:
     )  # fmt: skip
 
   return jax.vmap(one)(state, k, v, position, valid)
-
-
-def _by_head(
-  logits: Float[Array, "t r"], seen: Bool[Array, "t"], e: Flat, g: int
-) -> Float[Array, "g r d"]:
-  """Softmax within each head's entries, and their mean values."""
-  head = jnp.where(seen, e.head, g)
-  x = jnp.where(seen[:, None], logits, -jnp.inf)
-  peak = jax.ops.segment_max(x, head, num_segments=g + 1)
-  safe = jnp.where(seen[:, None], x - jnp.where(
-    jnp.isfinite(peak), peak, 0.0
-  )[head], 0.0)  # fmt: skip
-  weight = jnp.where(seen[:, None], jnp.exp(safe), 0.0)
-  add = lambda x: jax.ops.segment_sum(x, head, num_segments=g + 1)[:g]
-  total = add(weight)[..., None]
-  mass = add(weight[..., None] * e.v[:, None].astype(jnp.float32))
-  return mass / jnp.where(total > 0, total, 1.0)

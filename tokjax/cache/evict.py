@@ -250,21 +250,41 @@ class Trim:
     last: Int[Array, "b"],
   ) -> Entries:
     """The same room, fewer entries where there were too many."""
-
-    def one(e, count, last):
-      score = e.position.astype(jnp.float32)
-      if self.score != "recent":
-        score = e.extra[self.score]
-      pick = chosen(
-        score, e.length, room=e.room, count=count, first=first, last=last
-      )
-      plan = plan_of(pick, e.length, e.room, self.merge)
-      if self.merge:
-        plan = plan.weighted(e.extra["count"])
-      fewer = entries_lib.move(plan, e)
-      full = e.length > count + self.merge + self.slack
-      full = full | self.always
-      return jax.tree.map(lambda a, b: jnp.where(full, a, b), fewer, e)
-
     wide = lambda x: jnp.broadcast_to(x[:, None], entries.length.shape)
-    return entries_lib.over_heads(one, entries, wide(count), wide(last))
+    single = not (self.merge or self.slack or self.always)
+    one = self._less_one if single else self._cut
+    return entries_lib.over_heads(
+      lambda e, count, last: one(e, first, count, last),
+      entries, wide(count), wide(last),
+    )  # fmt: skip
+
+  def _score(self, e: Entries) -> Float[Array, "n"]:
+    if self.score == "recent":
+      return e.position.astype(jnp.float32)
+    return e.extra[self.score]
+
+  def _less_one(self, e, first, count, last) -> Entries:
+    """The lowest one goes, of equals the latest: steps bring one at a time."""
+    place = jnp.arange(e.room)
+    free = (place >= first) & (place < e.length - last)
+    score = jnp.where(free, self._score(e), jnp.inf)
+    full = e.length > count
+    goes = jnp.where(full, e.room - 1 - jnp.argmin(score[::-1]), e.room)
+
+    def closed(x):
+      stays = (place < goes).reshape(-1, *(1,) * (x.ndim - 1))
+      return jnp.where(stays, x, jnp.roll(x, -1, axis=0))
+
+    return e.map(closed, e.length - full)
+
+  def _cut(self, e, first, count, last) -> Entries:
+    """All go that are too many."""
+    pick = chosen(
+      self._score(e), e.length, room=e.room, count=count, first=first, last=last
+    )
+    plan = plan_of(pick, e.length, e.room, self.merge)
+    if self.merge:
+      plan = plan.weighted(e.extra["count"])
+    fewer = entries_lib.move(plan, e)
+    full = (e.length > count + self.merge + self.slack) | self.always
+    return jax.tree.map(lambda a, b: jnp.where(full, a, b), fewer, e)

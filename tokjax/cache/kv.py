@@ -255,15 +255,18 @@ class KV(Prompted):
       q = layer.rotate(a.q, a.position)
       return core.split(q, layer.kv_heads), entries
     q = core.split(a.q, layer.kv_heads)  # [b, G, r, 1, D]
-    place = entries.position
     at = jnp.broadcast_to(a.position[:, :1], entries.length.shape)
     if self.store.reindexed:
-      place = jnp.broadcast_to(jnp.arange(entries.room), place.shape)
-      at = entries.length - 1
+      # All heads alike, so that angles are computed once.
+      at, shape = entries.length - 1, entries.position.shape
+      place = jnp.broadcast_to(jnp.arange(shape[2]), (shape[0], shape[2]))
+      k = layer.rotate(jnp.swapaxes(entries.k, 1, 2), place)
+      k = jnp.swapaxes(k, 1, 2)
+    else:
+      k = layer.rotate(entries.k[:, :, :, None], entries.position)[:, :, :, 0]
     q = layer.rotate(q[:, :, :, 0][:, :, None], jnp.maximum(at, 0)[:, :, None])[
       :, :, 0
     ][:, :, :, None]
-    k = layer.rotate(entries.k[:, :, :, None], place)[:, :, :, 0]
     return q, entries.replace(k=k)
 
   def bytes(self, layer: Layer, state: Held) -> Bytes:

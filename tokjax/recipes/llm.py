@@ -41,8 +41,8 @@ def minference_a_shape(
   paper=MINFERENCE,
   evidence="microsoft/MInference:minference/modules/minference_forward.py"
   " (fb56c91)",
-  deviations="exactly the chosen columns and distances are seen; the official"
-  " kernel widens distances to blocks of 64",
+  deviations="distances are widened to the blocks of 128 that they touch; the"
+  " official kernel widens them to 64 tokens from the distance on",
 )
 def minference_vertical_slash(
   vertical: Budget = budgets.Tokens(1000),
@@ -52,11 +52,12 @@ def minference_vertical_slash(
   near: int = 100,
   least_vertical: int = 30,
   least_slash: int = 50,
+  block: int = 128,
 ) -> Slots:
   """Prompts see the columns and distances that the last queries attend to."""
   return Slots(
     attend=VerticalSlash(
-      vertical, slash, queries, sinks, near, least_vertical, least_slash
+      vertical, slash, queries, sinks, near, least_vertical, least_slash, block
     )
   )
 

@@ -20,7 +20,7 @@ def head_masks(s, masks):
   return np.stack(outs)
 
 
-def minference_vertical_slash(s):
+def minference_vertical_slash(s, block=4):
   count = max(int(s.n * 0.25), 1)
   masks = []
   for h in range(HEADS):
@@ -31,12 +31,14 @@ def minference_vertical_slash(s):
         slash[i - j] += w
     columns = forced_best(column, max(count, 2), 2)
     offsets = forced_best(slash, max(count, 3), 3)
+
+    def seen(i, j, columns=columns, offsets=offsets):
+      apart = (i // block - j // block) * block
+      return j in columns or any(abs(o - apart) < block for o in offsets)
+
     masks.append(
-      np.array(
-        [[j in columns or i - j in offsets for j in range(s.n)]
-         for i in range(s.n)]
-      )
-    )  # fmt: skip
+      np.array([[seen(i, j) for j in range(s.n)] for i in range(s.n)])
+    )
   return head_masks(s, masks), full(s)[1]
 
 
