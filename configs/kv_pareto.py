@@ -55,7 +55,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       name="checkpoint", checkpoint=values.checkpoint, precision="float32",
       data=dict(name="standard_library"),
     )  # fmt: skip
-    config.grid = dict(lengths=(512, 1024, 2048), texts=2, several=4)
+    config.grid = dict(
+      lengths=(512, 1024, 2048), texts=2, several=4, known=False
+    )
   else:
     config.subject = dict(
       name="carriers", recall=recall.get_config(local),
@@ -63,7 +65,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )  # fmt: skip
     if not local:
       config.subject.first = recall.get_config("length=48")
-    config.grid = dict(lengths=(64, 128, 192), texts=8, several=16)
+    config.grid = dict(
+      lengths=(64, 128, 192), texts=8, several=16, known=False
+    )
     config.options = SMALL
   config.recipes = ()
   config.keeps = (0.5, 0.25, 0.125)
