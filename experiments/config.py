@@ -129,9 +129,13 @@ class Recipe:
     if keep is not None:
       given["keep"] = keep
     try:
-      return recipes.get(self.name, **given)
-    except (KeyError, TypeError) as error:
+      found = recipes.find(self.name)
+    except KeyError as error:
       raise typed.ConfigError(error.args[0]) from error
+    try:
+      return found(**given)
+    except recipes.UnknownOption as error:
+      raise typed.ConfigError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tokjax.recipes import llm_retrieval
 from tokjax.recipes import merging
 from tokjax.recipes import pruning
 from tokjax.recipes.registry import Recipe
+from tokjax.recipes.registry import UnknownOption
 from tokjax.recipes.registry import find
 from tokjax.recipes.registry import get
 from tokjax.recipes.registry import names
@@ -25,6 +26,7 @@ from tokjax.recipes.registry import recipe
 
 __all__ = [
   "Recipe",
+  "UnknownOption",
   "baselines",
   "cache",
   "cache_stores",

@@ -11,6 +11,10 @@ FAMILIES = ("baseline", "vision", "vlm", "video", "llm", "cache", "bytes")
 TRAINING = ("training-free", "learned", "both")
 
 
+class UnknownOption(TypeError):
+  """An option that a recipe does not have."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """A method: the function that fills the slots, and where it comes from.
@@ -41,7 +45,7 @@ class Recipe:
     """Builds the slots; `keep` turns the schedule to end at that fraction."""
     unknown = [name for name in options if name not in self.options]
     if unknown:
-      raise TypeError(
+      raise UnknownOption(
         f"recipe {self.name!r}: unknown option {unknown[0]!r}; its options are"
         f" keep, {', '.join(self.options)}"
       )
@@ -110,7 +114,7 @@ def get(name: str, **options) -> Slots:
 
   Raises:
     KeyError: no such recipe.
-    TypeError: no such option.
+    UnknownOption: no such option.
     ValueError: an option out of range.
   """
   return find(name)(**options)
