@@ -65,9 +65,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )  # fmt: skip
     if not local:
       config.subject.first = recall.get_config("length=48")
-    config.grid = dict(
-      lengths=(64, 128, 192), texts=8, several=16, known=False
-    )
+    config.grid = dict(lengths=(64, 128, 192), texts=8, several=16, known=False)
     config.options = SMALL
   config.recipes = ()
   config.keeps = (0.5, 0.25, 0.125)

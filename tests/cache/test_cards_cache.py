@@ -28,7 +28,7 @@ from tokjax.cache import (
 )
 from tokjax.cache import quantisation as few
 from tokjax.cache.adaptive import shares
-from tokjax.cache.contract import Layer
+from tokjax.cache.contract import LSE, Arrivals, Layer, Memory
 from tokjax.cache.convolved import Convolved
 from tokjax.cache.entries import Entries
 from tokjax.cache.evict import Evict, Prompt, chosen, plan_of
@@ -42,19 +42,29 @@ def test_h2o_sums_columns_and_never_normalises():
   assert keep(mass, 2, last=1) == [0, 3]
 
 
-def test_sums_over_long_prompts_leave_out_what_no_query_sees(monkeypatch):
+@pytest.mark.parametrize("window", [None, 6])
+def test_sums_over_long_prompts_go_by_blocks(window, monkeypatch):
+  """The same as row by row; padding at the end gives and takes nothing."""
   rng = np.random.default_rng(0)
-  q, k = rng.normal(size=(2, 19, 3))
-  prompt = dataclasses.replace(
-    prompt_of(q @ k.T, dataclasses.replace(LAYER, head_dim=19)),
-    valid=jnp.arange(19) < 17, q_valid=jnp.arange(19) < 17,
-  )  # fmt: skip
-  whole = quick(lambda: importance.column_sums(prompt))
-  monkeypatch.setattr(core, "BLOCK", 2)
-  monkeypatch.setattr(importance, "PARTS", 4)
-  parts = quick(lambda: importance.column_sums(prompt))
-  np.testing.assert_allclose(parts, whole, rtol=1e-5)
-  np.testing.assert_allclose(whole.sum(), 17, rtol=1e-5)
+  x = lambda heads: jnp.asarray(rng.normal(size=(150, heads, 8)), jnp.float32)
+  at = jnp.arange(150)
+  layer = Layer(
+    heads=4, kv_heads=2, head_dim=8, rotary=Rope(), window=window, soft_cap=5.0
+  )
+  q, k, valid = x(4), x(2), at < 140
+  prompt = Prompt(layer, q, at, valid, k, k, at, valid, None)
+  rows = quick(lambda: importance.column_sums(prompt))
+  monkeypatch.setattr(core, "LONG", 128)
+  blocks = quick(lambda: importance.column_sums(prompt))
+  np.testing.assert_allclose(blocks, rows, rtol=1e-4, atol=1e-6)
+  # With what attention leaves, too.
+  one = lambda x: x[None]
+  a = Arrivals(one(q), one(k), one(k), one(at), one(valid))
+  attend = lambda: Causal()(layer, a, Memory.of(a), params={}, carry={})[1]
+  left = dataclasses.replace(prompt, lse=quick(attend)[LSE][0])
+  blocks = quick(lambda: importance.column_sums(left))
+  np.testing.assert_allclose(blocks, rows, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(rows.sum(), 4 * 140, rtol=1e-5)
 
 
 def test_zipcache_divides_by_the_queries_that_see_a_key():

@@ -13,6 +13,7 @@ import pytest
 from tests.cache import cases
 from tests.cache.cases import LENGTHS, Case, case
 from tokjax import recipes
+from tokjax.attention import core
 from tokjax.attention.block_memory import BlockMemory
 from tokjax.attention.estimated import Antidiagonal
 from tokjax.attention.head_chunks import HeadChunks
@@ -79,6 +80,29 @@ def test_room_for_all_is_dense_attention(name):
     prompts(got.prefilled), prompts(full.prefilled[:1]), **CLOSE
   )
   np.testing.assert_allclose(got.decoded[:, 0], full.decoded[:, 0], **CLOSE)
+
+
+BLOCKED = (
+  "h2o",
+  "streaming_llm",
+  "minference_a_shape",
+  "minference_vertical_slash",
+  "xattention",
+)
+
+
+@pytest.mark.parametrize("name", [*BLOCKED, "h2o by heads"])
+def test_long_prompts_go_by_blocks_to_the_same(name, monkeypatch):
+  rows = case(name.split()[0])
+  slots = rows.slots
+  if name not in BLOCKED:
+    slots = Slots(cache=ByHead((((1,), slots.cache),), slots.cache))
+  monkeypatch.setattr(core, "LONG", 2)
+  got = Case(f"{name} by blocks", slots)
+  np.testing.assert_allclose(
+    prompts(got.prefilled), prompts(rows.prefilled), **CLOSE
+  )
+  np.testing.assert_allclose(got.decoded, rows.decoded, **CLOSE)
 
 
 def test_landmarks_are_read_as_they_were_trained():

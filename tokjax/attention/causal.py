@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels import BlockLayout, block_sparse_attention
 from pallas_kernels import layout as layouts
 from tokjax.attention import core
-from tokjax.cache.contract import Arrivals, Carry, Layer, Memory, Params
+from tokjax.cache.contract import LSE, Arrivals, Carry, Layer, Memory, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,10 @@ class Causal:
     t, layout = arrivals.q.shape[1], None
     if t >= core.LONG and t == memory.k.shape[1]:
       layout = self.layout(layer, arrivals, memory)
-    if layout is not None:
+    if layout is not None and type(self) is Causal:
+      out, lse = listed(layer, layout, arrivals, memory)
+      carry = {**carry, LSE: lse}
+    elif layout is not None:
       out = self.by_blocks(layer, layout, arrivals, memory)
     else:
       weights = self.weights(layer, arrivals, memory)

@@ -220,5 +220,6 @@ def _space(layer: Layer, heads: tuple[int, ...], space: Workspace) -> Workspace:
   memory = dataclasses.replace(
     space.memory, k=space.memory.k[:, :, own], v=space.memory.v[:, :, own]
   )
-  q = space.q[:, :, _queries(layer, heads)]
-  return dataclasses.replace(space, memory=memory, q=q)
+  of = _queries(layer, heads)
+  lse = None if space.lse is None else space.lse[:, of]
+  return dataclasses.replace(space, memory=memory, q=space.q[:, :, of], lse=lse)

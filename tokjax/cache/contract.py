@@ -48,6 +48,9 @@ Rotary = Callable[[Array, Array], Array]
 State = Any
 Params = dict[str, Any]
 Carry = dict[Any, Any]
+# In the carry, from exact attention of a whole prompt to the cache of the same
+# layer: log-sum-exps of the queries' logits, `[b, H, t]`.
+LSE = "lse"
 
 
 @dataclasses.dataclass(frozen=True)

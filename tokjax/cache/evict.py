@@ -34,6 +34,8 @@ class Prompt:
     k, v: before rotation, `[n, G, D]`.
     position, valid: of keys, `[n]`.
     token: ids, `[n]`, where asked for.
+    lse: log-sum-exps of the logits of the prompt's queries, `[H, n]`, where
+      attention left them.
   """
 
   layer: Layer
@@ -45,6 +47,7 @@ class Prompt:
   position: Int[Array, "n"]
   valid: Bool[Array, "n"]
   token: Int[Array, "n"] | None
+  lse: Float[Array, "h n"] | None = None
 
   @property
   def rotated_q(self) -> Float[Array, "w h d"]:
@@ -67,13 +70,13 @@ def over_prompts(
 ) -> Any:
   """`fn` of every example's prompt, and of its part of `more`."""
 
-  def one(q, q_position, q_valid, m, *more):
+  def one(q, q_position, q_valid, m, lse, *more):
     prompt = Prompt(
-      layer, q, q_position, q_valid, m.k, m.v, m.position, m.valid, m.token
+      layer, q, q_position, q_valid, m.k, m.v, m.position, m.valid, m.token, lse
     )
     return fn(prompt, *more)
 
-  of = (space.q, space.q_position, space.q_valid, space.memory)
+  of = (space.q, space.q_position, space.q_valid, space.memory, space.lse)
   return jax.vmap(one)(*of, *more)
 
 

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels import aot
+from pallas_kernels import layout as layouts
+from pallas_kernels.attention_mass import attention_mass
 from tokjax.attention import core
 from tokjax.cache.contract import Arrivals, Layer
 from tokjax.cache.evict import Prompt
 
-# Parts of a long prompt's queries that are summed apart.
-PARTS = 8
 Reduction = Literal["mean", "max", "sum"]
 
 
@@ -74,17 +75,14 @@ def arriving_separators(
 def rows(
   prompt: Prompt, at: Int[Array, "c"], k: Float[Array, "n g d"]
 ) -> Float[Array, "g r c n"]:
-  """Attention of the prompt's queries numbered `at`; zeros where padding.
-
-  `k` are its first keys, rotated: as many as those queries can see, or more.
-  """
-  layer, n = prompt.layer, k.shape[0]
+  """Attention of the prompt's queries numbered `at`; zeros where padding."""
+  layer = prompt.layer
   q = layer.rotate(prompt.q[at], prompt.q_position[at])
   x = core.logits(
     layer, core.split(q[None], layer.kv_heads), core.heads_first(k[None])
   )[0]
   seen = core.visible(
-    layer, prompt.q_position[at], prompt.position[:n], prompt.valid[:n]
+    layer, prompt.q_position[at], prompt.position, prompt.valid
   )
   seen = seen & prompt.q_valid[at][:, None]
   return core.softmax(x, seen[None, None])
@@ -101,36 +99,41 @@ def column_sums(
   """
   k, w = prompt.rotated_k, prompt.q.shape[0]
   weight = jnp.ones((w,)) if weight is None else weight
-  n, layer = k.shape[0], prompt.layer
-  total = jnp.zeros((layer.kv_heads, layer.group, n))
-  # Queries of a whole prompt see no later keys: so many products are left out.
-  parts = min(PARTS, -(-w // core.BLOCK)) if w == n else 1
-  size = -(-w // parts)
-  for begin in range(0, w, size):
-    end = min(begin + size, w)
-    seen = end if w == n else n
-    part = _sums_of(prompt, begin, end, k[:seen], weight)
-    total = total.at[..., :seen].add(part)
-  return total
-
-
-def _sums_of(prompt, begin: int, end: int, k, weight) -> Float[Array, "g r n"]:
-  """`column_sums` over the queries numbered begin .. end - 1."""
-  count = end - begin
-  if count <= core.BLOCK:
-    at = jnp.arange(begin, end)
-    return jnp.einsum("grcn,c->grn", rows(prompt, at, k), weight[at])
-  blocks = -(-count // core.BLOCK)
-  at = begin + jnp.arange(blocks * core.BLOCK).reshape(blocks, -1)
+  # A GPU has no kernel for it, and XLA's loop over blocks would leave it idle.
+  if w == k.shape[0] >= core.LONG and aot.platform() != "gpu":
+    return _sums_by_blocks(prompt, k, weight)
+  if w <= core.BLOCK:
+    return jnp.einsum("grcn,c->grn", rows(prompt, jnp.arange(w), k), weight)
+  blocks = -(-w // core.BLOCK)
+  at = jnp.arange(blocks * core.BLOCK).reshape(blocks, -1)
 
   def step(total, at):
     # Beyond the last query the weight is zero.
-    own = jnp.where(at < end, weight[jnp.minimum(at, end - 1)], 0.0)
-    part = rows(prompt, jnp.minimum(at, end - 1), k)
+    own = jnp.where(at < w, weight[jnp.minimum(at, w - 1)], 0.0)
+    part = rows(prompt, jnp.minimum(at, w - 1), k)
     return total + jnp.einsum("grcn,c->grn", part, own), None
 
-  zero = jnp.zeros((prompt.layer.kv_heads, prompt.layer.group, k.shape[0]))
+  layer = prompt.layer
+  zero = jnp.zeros((layer.kv_heads, layer.group, k.shape[0]))
   return jax.lax.scan(step, zero, at)[0]
+
+
+def _sums_by_blocks(prompt: Prompt, k: Array, weight: Array) -> Array:
+  """`column_sums` of a long prompt that is there whole, padding last."""
+  layer, n = prompt.layer, k.shape[0]
+  mass = attention_mass(
+    prompt.rotated_q, k, layout=layouts.from_pattern(causal(layer), q_len=n),
+    weights=jnp.where(prompt.q_valid, weight, 0.0)[None], lse=prompt.lse,
+    scale=layer.factor, soft_cap=layer.soft_cap,
+  )  # fmt: skip
+  return mass.reshape(layer.kv_heads, layer.group, n)
+
+
+def causal(layer: Layer) -> layouts.Pattern:
+  """What a layer's queries see by place: what came before, in its window."""
+  if layer.window is None:
+    return layouts.Causal()
+  return layouts.Causal() & layouts.Window(layer.window - 1)
 
 
 def reduce_heads(x: Array, how: Reduction) -> Array:

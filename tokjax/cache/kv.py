@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from tokjax.attention import core
 from tokjax.cache import entries as entries_lib
 from tokjax.cache import reads, workspace
-from tokjax.cache.contract import Arrivals, Bytes, Carry, Layer
+from tokjax.cache.contract import LSE, Arrivals, Bytes, Carry, Layer
 from tokjax.cache.entries import Entries
 from tokjax.cache.evict import Evict, Trim
 from tokjax.cache.reads import Everything, Query
@@ -70,13 +70,15 @@ class Prompted:
   ) -> tuple[Array, Any, Carry]:
     """Attention to the exact prompt; after the last chunk it is compressed."""
     space = workspace.add(state, arrivals)
+    carry = {name: x for name, x in carry.items() if name != LSE}
     out, carry = attend(
       layer, arrivals, space.memory, params=params, carry=carry
     )
     carry = dict(carry)
-    notes = carry.pop(NOTES, {})
+    notes, lse = carry.pop(NOTES, {}), carry.pop(LSE, None)
     if not last:
       return out, space, carry
+    space = dataclasses.replace(space, lse=lse)
     return out, self.compress(layer, space, notes, params), carry
 
   def decode(self, layer, state, arrivals, *, attend, params, carry):

@@ -25,6 +25,8 @@ class Workspace:
     q_position, q_valid: of those, `[b, w]`.
     filled: slots of `memory` that chunks have gone into, padding included.
     decode: how many tokens are to be generated (static).
+    lse: log-sum-exps of the logits of all queries, `[b, H, prompt]`, once
+      exact attention of the whole prompt has left them.
   """
 
   memory: Memory
@@ -33,6 +35,7 @@ class Workspace:
   q_valid: Bool[Array, "b w"]
   filled: Int[Array, ""]
   decode: int = dataclasses.field(metadata={"static": True})
+  lse: Float[Array, "b h n"] | None = None
 
   @property
   def prompt(self) -> int:
