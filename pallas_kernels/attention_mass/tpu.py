@@ -21,14 +21,11 @@ def supports(operands, params, *rest):
   # One row of 128 lanes for each block of the other side, and head of a pack.
   plan = tpu_plan.make(operands)
   blocks = max(layout.q_blocks, layout.k_blocks)
-  needed = plan.vmem() + plan.pack * blocks * tpu_plan.LANES * 4
-  if needed > tpu_plan.VMEM_LIMIT:
-    return (
-      f"sums over {layout.q_blocks} x {layout.k_blocks} blocks need about "
-      f"{needed >> 20} MiB of VMEM, at most {tpu_plan.VMEM_LIMIT >> 20} are "
-      "used; take larger blocks"
-    )
-  return None
+  return tpu_plan.too_large(
+    f"sums over {layout.q_blocks} x {layout.k_blocks} blocks",
+    plan.vmem() + plan.pack * blocks * tpu_plan.LANES * 4,
+    "take larger blocks",
+  )
 
 
 _KERNELS = (tpu_forward.forward, tpu_backward.backward, supports)

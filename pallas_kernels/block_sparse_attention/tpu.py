@@ -61,15 +61,12 @@ def supports(operands, params):
   reason, layout = unsupported(operands, params), operands.layout
   if reason is not None:
     return reason
-  needed = tpu_plan.make(operands).vmem()
-  if needed > tpu_plan.VMEM_LIMIT:
-    return (
-      f"blocks of {layout.block_q} x {layout.block_k} with head sizes "
-      f"{operands.q.shape[-1]} and {operands.v.shape[-1]} need about "
-      f"{needed >> 20} MiB of VMEM, at most {tpu_plan.VMEM_LIMIT >> 20} "
-      "are used; take smaller blocks"
-    )
-  return None
+  return tpu_plan.too_large(
+    f"blocks of {layout.block_q} x {layout.block_k} with head sizes "
+    f"{operands.q.shape[-1]} and {operands.v.shape[-1]}",
+    tpu_plan.make(operands).vmem(),
+    "take smaller blocks",
+  )
 
 
 def not_here():

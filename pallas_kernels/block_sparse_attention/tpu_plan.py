@@ -31,6 +31,16 @@ _STREAM_BYTES = 8 * 2**20
 VMEM_LIMIT = 48 * 2**20
 
 
+def too_large(what, needed, advice):
+  """The reason against what needs so many bytes of VMEM, or None."""
+  if needed <= VMEM_LIMIT:
+    return None
+  return (
+    f"{what} need about {needed >> 20} MiB of VMEM, at most "
+    f"{VMEM_LIMIT >> 20} are used; {advice}"
+  )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(sides.Sides):
   """Static numbers of one kernel.

@@ -10,6 +10,7 @@ with 512: longer tiles use the matrix unit better, but multiply more.
 import functools
 
 from pallas_kernels.block_sparse_attention import tpu
+from pallas_kernels.block_sparse_attention.tpu_plan import too_large
 from pallas_kernels.linear_attention import (
   tpu_backward,
   tpu_forward,
@@ -23,15 +24,12 @@ def supports(operands, params):
   if reason is not None:
     return reason
   plan = tpu_plan.make(operands, params)
-  needed = plan.vmem(1)
-  if needed > tpu_plan.VMEM_LIMIT:
-    return (
-      f"tiles of {plan.tile} tokens and states of {plan.d} x {plan.dv} for "
-      f"{plan.group} query heads that share a key head need about "
-      f"{needed >> 20} MiB of VMEM, at most {tpu_plan.VMEM_LIMIT >> 20} are "
-      "used; smaller blocks and fewer heads per key head need less"
-    )
-  return None
+  return too_large(
+    f"tiles of {plan.tile} tokens and states of {plan.d} x {plan.dv} for "
+    f"{plan.group} query heads that share a key head",
+    plan.vmem(1),
+    "smaller blocks and fewer heads per key head need less",
+  )
 
 
 _KERNELS = (tpu_forward.forward, tpu_backward.backward, supports)

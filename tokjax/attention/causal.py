@@ -9,10 +9,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import BlockLayout, block_sparse_attention
 from pallas_kernels import layout as layouts
+from pallas_kernels.decode_attention.merge import merge
 from tokjax.attention import core
 from tokjax.cache.contract import LSE, Arrivals, Carry, Layer, Memory, Params
 
@@ -119,9 +121,7 @@ class Causal:
     pattern = self.pattern(layer, t)
     if pattern is None:
       return None
-    if layer.window is not None:
-      pattern = pattern & layouts.Window(layer.window - 1)
-    return layouts.from_pattern(pattern, q_len=t)
+    return layouts.from_pattern(core.in_window(layer, pattern), q_len=t)
 
   def pattern(self, layer: Layer, tokens: int) -> layouts.Pattern | None:
     """What a prompt of `tokens` shows whatever it says; None: that depends."""
@@ -178,6 +178,16 @@ def listed(
     return_lse=True,
   )
   return found
+
+
+def with_others(
+  found: tuple[Float[Array, "b t h d"], Float[Array, "b h t"]],
+  others: tuple[Float[Array, "b t h d"], Float[Array, "b h t"]],
+) -> Float[Array, "b t h d"]:
+  """Attention to listed pairs and to others, from what either gives alone."""
+  outs, lses = zip(found, others, strict=True)
+  out = jnp.stack([x.astype(outs[0].dtype) for x in outs])
+  return merge(out, jnp.swapaxes(jnp.stack(lses), 2, 3))[0]
 
 
 def by_group(layer: Layer, x: Array) -> Array:

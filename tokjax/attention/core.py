@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels import layout as layouts
 from tokjax.cache.contract import Layer
 
 # Rows of queries whose logits are held at a time.
@@ -108,6 +109,13 @@ def visible(
   distance = q_position[..., :, None] - k_position[..., None, :]
   seen = (distance >= 0) & k_valid[..., None, :]
   return seen if layer.window is None else seen & (distance < layer.window)
+
+
+def in_window(layer: Layer, pattern: layouts.Pattern) -> layouts.Pattern:
+  """A pattern by place, cut to the layer's window: what `visible` says."""
+  if layer.window is None:
+    return pattern
+  return pattern & layouts.Window(layer.window - 1)
 
 
 def over_rows(

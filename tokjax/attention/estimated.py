@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import layout as layouts
-from pallas_kernels.decode_attention.merge import merge
 from tokjax import selection
 from tokjax.attention import core
-from tokjax.attention.causal import Causal, listed
+from tokjax.attention.causal import Causal, listed, with_others
 from tokjax.cache import budgets
 from tokjax.cache.budgets import Budget
 from tokjax.cache.contract import Arrivals, Layer, Memory
@@ -130,7 +129,8 @@ class VerticalSlash(Causal):
     slash = self.slashes(distance)
 
     def rows(at):
-      apart = _apart(at, jnp.arange(column.shape[-1]), self.block)
+      place = jnp.arange(column.shape[-1])
+      apart = _apart(at[:, None], place[None], self.block)
       return causal(at) & (column[:, :, None] | slash[:, :, apart])
 
     return rows
@@ -142,15 +142,13 @@ class VerticalSlash(Causal):
     _, distance = self.chosen(layer, arrivals, memory)
     slash = self.slashes(distance)
     place = jnp.arange(slash.shape[-1])
-    blocks = slash[..., _apart(place, place, 1)]
+    blocks = slash[..., _apart(place[:, None], place[None], 1)]
     past = (place[:, None] >= place[None])[None, None]
     return causal_blocks(blocks & past, self.block, arrivals, memory)
 
   def by_blocks(self, layer, layout, arrivals, memory):
-    out, lse = listed(layer, layout, arrivals, memory)
-    more, lse_more = self._columns(layer, arrivals, memory)
-    lses = jnp.stack([jnp.swapaxes(lse, 1, 2), lse_more])
-    return merge(jnp.stack([out, more.astype(out.dtype)]), lses)[0]
+    found = listed(layer, layout, arrivals, memory)
+    return with_others(found, self._columns(layer, arrivals, memory))
 
   def _columns(self, layer, arrivals, memory):
     """Attention to the chosen columns outside of the blocks, with its lse."""
@@ -174,14 +172,15 @@ class VerticalSlash(Causal):
 
     def rows(at):
       query, key = at[None, None, :, None], pick.index[:, :, None]
-      apart = jnp.maximum(query // self.block - key // self.block, 0)
+      apart = _apart(query, key, self.block)
       again = jnp.take_along_axis(slash[:, :, None], apart, axis=-1)
       early = (key <= query) & pick.valid[:, :, None]
       seen = (early & ~again)[:, :, None]
       out, lse = core.part(core.logits(layer, q[:, :, :, at], k), seen, v)
       return core.join(out), jnp.swapaxes(lse[:, :, 0], 1, 2)
 
-    return core.over_rows(rows, t)
+    out, lse = core.over_rows(rows, t)
+    return out, jnp.swapaxes(lse, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,10 +300,10 @@ def causal_blocks(
 
 
 def _apart(
-  q: Int[Array, "c"], k: Int[Array, "n"], block: int
-) -> Int[Array, "c n"]:
+  q: Int[Array, "*#c"], k: Int[Array, "*#c"], block: int
+) -> Int[Array, "*c"]:
   """How many blocks keys lie before queries; 0 for those behind."""
-  return jnp.maximum(q[:, None] // block - k[None] // block, 0)
+  return jnp.maximum(q // block - k // block, 0)
 
 
 def _padded(x: Array, block: int, axis: int) -> Array:

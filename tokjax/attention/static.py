@@ -5,9 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 
 from pallas_kernels import layout as layouts
-from pallas_kernels.decode_attention.merge import merge
 from tokjax.attention import core
-from tokjax.attention.causal import Causal, listed
+from tokjax.attention.causal import Causal, listed, with_others
 from tokjax.cache import budgets
 from tokjax.cache.budgets import Budget
 
@@ -100,12 +99,10 @@ class Band(Causal):
     return lambda at: jnp.concatenate([far(at), near(at)[..., m:]], axis=-1)
 
   def by_blocks(self, layer, layout, arrivals, memory):
-    near, lse = listed(layer, layout, arrivals, memory)
+    near = listed(layer, layout, arrivals, memory)
     if not self._apart:
-      return near
-    far, more = self._early(layer, arrivals, memory)
-    lses = jnp.swapaxes(jnp.stack([lse, more]), 2, 3)
-    return merge(jnp.stack([near, far.astype(near.dtype)]), lses)[0]
+      return near[0]
+    return with_others(near, self._early(layer, arrivals, memory))
 
   def _far(self, layer, arrivals, memory):
     """From query numbers to logits of the first tokens, `[b, g, r, c, m]`.

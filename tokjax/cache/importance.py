@@ -121,19 +121,13 @@ def column_sums(
 def _sums_by_blocks(prompt: Prompt, k: Array, weight: Array) -> Array:
   """`column_sums` of a long prompt that is there whole, padding last."""
   layer, n = prompt.layer, k.shape[0]
+  seen = core.in_window(layer, layouts.Causal())
   mass = attention_mass(
-    prompt.rotated_q, k, layout=layouts.from_pattern(causal(layer), q_len=n),
+    prompt.rotated_q, k, layout=layouts.from_pattern(seen, q_len=n),
     weights=jnp.where(prompt.q_valid, weight, 0.0)[None], lse=prompt.lse,
     scale=layer.factor, soft_cap=layer.soft_cap,
   )  # fmt: skip
   return mass.reshape(layer.kv_heads, layer.group, n)
-
-
-def causal(layer: Layer) -> layouts.Pattern:
-  """What a layer's queries see by place: what came before, in its window."""
-  if layer.window is None:
-    return layouts.Causal()
-  return layouts.Causal() & layouts.Window(layer.window - 1)
 
 
 def reduce_heads(x: Array, how: Reduction) -> Array:

@@ -71,7 +71,10 @@ class Store(Protocol):
     ...
 
   def parts(self, layer: Layer, state: Any) -> Parts | None:
-    """What `view` shows, in parts, where all at once would take much memory."""
+    """What `view` shows, in parts, where all at once would take much memory.
+
+    Keys are rotated to their positions; None: `view` is to be read.
+    """
     ...
 
   def logical(self, layer: Layer, state: Any) -> Float[Array, "b"]:
