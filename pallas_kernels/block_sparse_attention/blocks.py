@@ -101,16 +101,27 @@ def walk(operands, cell, visit, state):
     return visit(state, tuple(index[at + u] for u in range(together)), None)
 
   def one(t, state):
-    return visit(state, (index[t],), None)
+    return visit(state, (_entry(index, count, t),), None)
+
+  partial_count = row(layout.partial_count)
 
   def partial(t, state):
-    j = row(layout.partial_index)[t]
+    j = _entry(row(layout.partial_index), partial_count, t)
     return visit(state, (j,), _mask(operands, cell, row, j, t))
 
   if together > 1:
     state = lax.fori_loop(0, chunks, several, state)
   state = lax.fori_loop(chunks * together, count, one, state)
-  return lax.fori_loop(0, row(layout.partial_count), partial, state)
+  return lax.fori_loop(0, partial_count, partial, state)
+
+
+def _entry(index, count, t):
+  """Entry t of a list, which has to depend on t.
+
+  In a list with room for one block nothing else would: XLA would do the visit's
+  products before the loop, in each cell whose list is empty too.
+  """
+  return jnp.where(t < count, index[t], 0)
 
 
 def _mask(operands, cell, row, j, t):
