@@ -33,10 +33,8 @@ def backward(operands, params, lse, delta, d_out, interpret=None):
   """See `contract`."""
   d_q = _queries(operands, params, lse, delta, d_out, interpret)
   sizes = (operands.q.shape[-1], operands.v.shape[-1])
-  passes = (("d_k", "d_v"),)
-  if params.soft_cap is not None or (sum(map(gpu_plan.padded, sizes)) > _SUMS):
-    passes = (("d_k",), ("d_v",))
   found, last = {}, d_q
+  passes = _passes(sizes, params.soft_cap, operands.bias is not None)
   for wanted in passes:
     lse = gpu_call.after(lse, last, interpret)
     found |= _keys(operands, params, lse, delta, d_out, interpret, wanted)
@@ -46,6 +44,18 @@ def backward(operands, params, lse, delta, d_out, interpret=None):
     for name, size in zip(("d_k", "d_v"), sizes, strict=True)
   )
   return d_q, d_k, d_v, found.get("d_bias")
+
+
+def _passes(sizes, soft_cap, has_bias):
+  """Which gradients each walk over the transposed lists makes."""
+  wide = sum(map(gpu_plan.padded, sizes)) > _SUMS
+  if not wide and soft_cap is None:
+    return (("d_k", "d_v") + ("d_bias",) * has_bias,)
+  if not has_bias:
+    return ("d_k",), ("d_v",)
+  if wide and soft_cap is not None:
+    return ("d_k",), ("d_v",), ("d_bias",)
+  return ("d_k", "d_bias"), ("d_v",)
 
 
 def _queries(operands, params, lse, delta, d_out, interpret):
@@ -149,7 +159,10 @@ def _gradients(cell, step, scores, d_scores, lines):
 
   def probabilities(s):
     logits = gpu_operands.logits(cell, step, s)
-    return logits.exp2(tiles.spread(next(lines), plan.tile, axis)), logits.slope
+    p = logits.exp2(tiles.spread(next(lines), plan.tile, axis))
+    # With the slope of the cap in it there is one tile to keep, unless the
+    # gradient of logits is asked for too.
+    return p, p if logits.slope is None else p * logits.slope
 
   # Where there is more to compute, registers are too few to do it early.
   simple = step.entry is None and params.soft_cap is None
@@ -159,26 +172,22 @@ def _gradients(cell, step, scores, d_scores, lines):
     cell.rings[1].wait(step.slot)
     return d_scores()
 
-  (p, slope), d_p = tiles.two_products(
-    scores, second, probabilities, under_way=simple
+  (p, sloped), d_p = tiles.two_products(
+    scores, second, probabilities, overlap=simple
   )
-  d_logits = p * (d_p - tiles.spread(next(lines), plan.tile, axis))
-  d_s = d_logits if slope is None else d_logits * slope
-  return d_s.astype(dtype), p.astype(dtype), d_logits
+  d_out_v = d_p - tiles.spread(next(lines), plan.tile, axis)
+  return (sloped * d_out_v).astype(dtype), p.astype(dtype), p * d_out_v
 
 
 def _keys(operands, params, lse, delta, d_out, interpret, wanted):
-  """d_k, d_v and d_bias, by the transposed lists: a dict of what is wanted.
-
-  d_bias comes with d_k.
-  """
-  has_k = "d_k" in wanted
-  plan = gpu_plan.make(operands, "d_kv" if has_k else "d_v")
+  """d_k, d_v and d_bias, by the transposed lists: a dict of what is wanted."""
+  # Of all d_v alone needs no gradients of scores.
+  scores = wanted != ("d_v",)
+  plan = gpu_plan.make(operands, "d_kv" if scores else "d_v")
   arrays = gpu_operands.Arrays(plan, operands)
   dtype = operands.k.dtype
   rows = (plan.warpgroups, _ROWS)
-  like = {"d_k": arrays.k, "d_v": arrays.v}
-  resident = {"k": arrays.k} | ({"v": arrays.v} if has_k else {})
+  resident = {"k": arrays.k} | ({"v": arrays.v} if scores else {})
   scratch = {
     "k_rows": gpu_stream.rows_buffer(rows + (plan.d,), dtype),
     "arrived": plgpu.Barrier(
@@ -186,28 +195,32 @@ def _keys(operands, params, lse, delta, d_out, interpret, wanted):
     ),
     **arrays.staging(interpret),
   }
-  if has_k or plan.d != plan.dv:
+  if scores or plan.d != plan.dv:
     scratch["v_rows"] = gpu_stream.rows_buffer(rows + (plan.dv,), dtype)
-  outputs = {
-    name: jax.ShapeDtypeStruct(like[name].shape, dtype) for name in wanted
-  }
-  if plan.has_bias and has_k:
-    shape = operands.bias.shape
-    outputs["d_bias"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+  if "d_bias" in wanted:
     scratch["bias_line"] = plgpu.SMEM(rows, jnp.float32)
+  like = {"d_k": arrays.k, "d_v": arrays.v, "d_bias": operands.bias}
+  outputs = {
+    name: jax.ShapeDtypeStruct(like[name].shape, like[name].dtype)
+    for name in wanted
+  }
   found = gpu_call.run(
     plan,
     params,
-    "block_sparse_attention_" + ("d_kv" if len(wanted) == 2 else wanted[0]),
+    "block_sparse_attention_" + _name(wanted),
     functools.partial(_stream_queries, plan),
     functools.partial(_compute_keys, wanted, tuple(resident)),
     {"lists": arrays.rows, **resident, **arrays.masks()},
-    arrays.streamed_queries(lse, delta if has_k else None, d_out),
+    arrays.streamed_queries(lse, delta if scores else None, d_out),
     outputs,
     scratch,
     interpret,
   )
   return dict(zip(outputs, found, strict=True))
+
+
+def _name(wanted):
+  return "d_kv" if {"d_k", "d_v"} <= set(wanted) else wanted[0]
 
 
 def _each_head(plan, at, turn, state):
@@ -240,12 +253,13 @@ def _compute_keys(wanted, resident, cell):
     plgpu.copy_gmem_to_smem(source, cell.own(f"{name}_rows"), arrived)
   plgpu.barrier_wait(arrived)
   widths = {"d_k": plan.d, "d_v": plan.dv}
-  sums = tuple(gpu_sums.zeros(widths[name]) for name in wanted)
+  summed = [name for name in wanted if name in widths]
+  sums = tuple(gpu_sums.zeros(widths[name]) for name in summed)
 
   def turn(at, state):
     position, sums = state
     here = cell.turn_to(at)
-    line = (tiles.full((_ROWS,), 0),) if "d_bias" in refs else ()
+    line = (tiles.full((_ROWS,), 0),) if "d_bias" in wanted else ()
     visit = functools.partial(_visit_queries, wanted, here)
     position, (sums, line) = gpu_stream.walk(
       plan, here.row(), position, visit, (sums, line)
@@ -260,7 +274,7 @@ def _compute_keys(wanted, resident, cell):
 
   _, sums = _each_head(plan, at, turn, (jnp.int32(0), sums))
   factors = {"d_k": cell.params.scale, "d_v": 1.0}
-  for name, value in zip(wanted, sums, strict=True):
+  for name, value in zip(summed, sums, strict=True):
     buffer = cell.own(f"{name[-1]}_rows") or cell.own("k_rows")
     gpu_sums.put(buffer, value, factors[name])
     target = refs[name].at[at.batch, cell.here, at.group]
@@ -276,7 +290,7 @@ def _visit_queries(wanted, cell, step, carry):
   queries.wait(step.slot)
   read = lambda name: tiles.line(buffers[name].at[0], tiles.BY_COLUMN)
   scores = (cell.own("k_rows"), tiles.turned(buffers["q"]))
-  if "d_k" in wanted:
+  if wanted != ("d_v",):
     d_s, p, d_logits = _gradients(
       cell,
       step,
@@ -291,6 +305,6 @@ def _visit_queries(wanted, cell, step, carry):
     p = logits.exp2(tiles.spread(read("lse"), cell.plan.tile, 1))
     cotangents.wait(step.slot)
     factors = {"d_v": (p.astype(scores[0].dtype), buffers["d_out"])}
-  sums = gpu_sums.add(cell, sums, [factors[name] for name in wanted])
+  sums = gpu_sums.add(cell, sums, [factors[x] for x in wanted if x in factors])
   gpu_stream.release(step.slot, queries, cotangents)
   return sums, line

@@ -275,15 +275,20 @@ def walk(plan, row, position, visit, carry):
   """
   depth, parts = jnp.int32(plan.depth), jnp.int32(plan.parts)
 
+  def slot(position):
+    # Known to change from step to step, also in a ring of one stage: addresses
+    # and descriptors of its buffers would be kept in registers throughout.
+    return lax.optimization_barrier((position, lax.rem(position, depth)))[1]
+
   def full(n, state):
     position, carry = state
-    step = Step(lax.rem(position, depth), None, None)
+    step = Step(slot(position), None, None)
     return position + 1, visit(step, carry)
 
   def partial(n, state):
     position, carry = state
     entry = (row, lax.div(n, parts))
-    step = Step(lax.rem(position, depth), entry, lax.rem(n, parts))
+    step = Step(slot(position), entry, lax.rem(n, parts))
     return position + 1, visit(step, carry)
 
   zero = jnp.int32(0)

@@ -66,24 +66,27 @@ def product(a, b, issued=None):
   return pl.run_scoped(multiply, plgpu.ACC((a.shape[0], b.shape[1])))
 
 
-def two_products(first, second, use, under_way):
+def two_products(first, second, use, overlap):
   """Two products of references, `[64, n]` each.
 
   Args:
     first: two references.
     second: returns two more, once the first product is issued.
     use: gets the first product.
-    under_way: whether the second is then still under way.
+    overlap: whether the second is under way meanwhile. If not, it is begun
+      afterwards, so that `use` has its registers too.
 
   Returns:
     What `use` returned, and the second product.
   """
+  if not overlap:
+    return use(product(*first)), product(*second())
 
   def multiply(acc, other):
     plgpu.wgmma(acc, *first)
     plgpu.wgmma(other, *second())
-    product = plgpu.wgmma_accumulator_load(acc, wait_n=int(under_way))
-    return use(product), other[...]
+    found = plgpu.wgmma_accumulator_load(acc, wait_n=1)
+    return use(found), other[...]
 
   acc = plgpu.ACC((first[0].shape[0], first[1].shape[1]))
   return pl.run_scoped(multiply, acc, acc)
@@ -102,6 +105,9 @@ def accumulate(sums, factors, staged=None):
       plgpu.commit_smem()
       found.append(acc + product(staged, b))
     return tuple(found)
+
+  if not sums:
+    return ()
 
   def multiply(refs):
     for ref, (a, b) in zip(refs, factors, strict=True):
@@ -170,7 +176,10 @@ def element_mask(cell, step, ids):
   def tokens(start, axis):
     return start + plgpu.broadcasted_iota(jnp.int32, size, axis, layout=TILE)
 
-  pair = (tokens(cell.start, 0), tokens(block * plan.streamed + first, 1))
+  # Positions are computed in the step: kept throughout the loop, with all that
+  # a mask makes of them, they take registers that sums need.
+  start, _ = lax.optimization_barrier((cell.start, step.slot))
+  pair = (tokens(start, 0), tokens(block * plan.streamed + first, 1))
   segments = (None, None)
   if ids is not None:
     segments = tuple(spread(x, plan.tile, axis) for axis, x in enumerate(ids))

@@ -125,26 +125,31 @@ def test_instructions_are_those_that_the_design_counts_on(width):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("call", "budget"),
+  "call",
   [
-    # Address arithmetic of a head, outside of the loop over its blocks.
-    ({"width": 128, "mask": "layouts.Causal()", "bias": True}, 16),
-    ({"width": 128, "mask": _LOCAL, "bias": True, "segments": True}, 128),
-    ({"width": 128, "mask": "layouts.Causal()", "soft_cap": 20.0}, 0),
-    ({"width": 64, "block": 64, "mask": _LOCAL, "segments": True}, 0),
-    ({"width": 128, "block": 256, "dtype": "float16"}, 0),
-    # Descriptors of factors that are 256 wide.
-    ({"width": 256, "mask": "layouts.Causal()"}, 400),
+    {"width": 128, "mask": _LOCAL, "bias": True, "segments": True},
+    {"width": 128, "mask": "layouts.Causal()", "soft_cap": 20.0},
+    {"width": 64, "block": 64, "mask": _LOCAL, "segments": True},
+    {"width": 128, "block": 256, "dtype": "float16"},
+    {"width": 192, "mask": _LOCAL, "bias": True, "soft_cap": 20.0},
+    {"width": 256, "mask": "layouts.Causal()"},
+    {"width": 256, "block": 64, "mask": _LOCAL, "bias": True},
+    # The most that there is to keep, and a pass of its own for d_bias.
+    {
+      "width": 256,
+      "mask": _LOCAL,
+      "bias": True,
+      "segments": True,
+      "soft_cap": 20.0,
+    },
   ],
   ids=json.dumps,
 )
-def test_options_compile_within_budgets(call, budget):
-  found = kernels(**call)
-  assert found["forward"].spilled == 0
-  for name, kernel in found.items():
-    assert kernel.spilled <= budget, name
+def test_nothing_is_spilled_with_options(call):
+  for name, kernel in kernels(**call).items():
+    assert kernel.spilled == 0, name
     assert kernel.shared_memory <= gpu_plan.SHARED_MEMORY
-    assert not any("serializ" in line for line in kernel.warnings), name
+    assert not kernel.warnings, name
     assert not gpu.hazards(kernel.sass), name
 
 

@@ -68,6 +68,8 @@ CASES = (
   ),
   # d_k and d_v apart; more steps than stages, so that buffers are used again.
   large("wide", groups=1, width=256, v_width=200, mask=_LOCAL, bias=True),
+  # d_bias apart too.
+  large("capped", width=256, v_width=256, mask=_LOCAL, bias=True, soft_cap=2.0),
   large("segments", batch=2, q_len=300, mask="segments", bias=True),
   large("tags", q_len=256, k_len=256, heads=1, groups=1, mask="union"),
   # One warpgroup alone, full blocks only.
