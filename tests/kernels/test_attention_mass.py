@@ -14,7 +14,7 @@ from pallas_kernels.attention_mass import (
   block_mass,
   masses,
 )
-from pallas_kernels.block_sparse_attention import block_sparse_attention
+from pallas_kernels.block_sparse_attention import block_sparse_attention, blocks
 from tests.kernels import cases, oracle
 
 NAMES = (
@@ -108,6 +108,16 @@ def check_sums(case, implementation, lse=None):
 @every_case
 def test_sums_and_their_gradients(case, implementation):
   check_sums(case, implementation)
+
+
+@every_case
+def test_sums_with_bundles_that_do_not_divide_the_cells(case, monkeypatch):
+  monkeypatch.setattr(blocks, "_CPU_QUERIES", 5 * case.block_q)
+  traced_anew = jax.jit(
+    sums_and_gradients.__wrapped__, static_argnames="implementation"
+  )
+  monkeypatch.setitem(globals(), "sums_and_gradients", traced_anew)
+  check_sums(case, "xla")
 
 
 def test_the_formulas_agree_with_finite_differences():
