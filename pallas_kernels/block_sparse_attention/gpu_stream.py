@@ -95,7 +95,12 @@ class Row:
     self._read = lambda n: ref[at.lead, at.list_head, at.block, n]
     self._starts = lists.starts(plan)
     self._has_tag = plan.has_tag
-    self.full_count, self.partial_count = self._read(0), self._read(1)
+    self.full_count = self._read(0)
+
+  @property
+  def partial_count(self):
+    """Read when it is asked for, so that no register holds it before."""
+    return self._read(1)
 
   def block(self, n):
     """Block number of entry n: the full ones, then the partial ones."""
