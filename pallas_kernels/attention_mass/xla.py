@@ -66,8 +66,8 @@ def backward(params, operands, weights, lse, d_columns, d_blocks):
       jnp.zeros(row.q.shape[:2], dtype),
     )
     d_query, *sums, line = walks.walk(operands, cells, visit, state)
-    d_q = walks.put(d_q, cells, cells.h, cells.i, d_query.astype(q.dtype))
-    return d_q, *sums, walks.put_line(r, cells, cells.i, line)
+    d_q = walks.put(d_q, cells, d_query.astype(q.dtype))
+    return d_q, *sums, walks.put_line(r, cells, line)
 
   d_bias = None if bias is None else jnp.zeros(bias.shape, dtype)
   d_q, d_k, d_bias, r = lax.fori_loop(

@@ -50,7 +50,7 @@ def bundles(operands):
   batch, _, heads, _ = operands.q.shape
   rows, group = layout.q_blocks, heads // operands.k.shape[2]
   total = batch * heads * rows
-  queries = _CPU_QUERIES if aot.platform() == "cpu" else _QUERIES
+  queries = _CPU_QUERIES if _in_order() else _QUERIES
   width = min(total, max(1, queries // layout.block_q))
   longest = layout.full_count * (layout.partial_index.shape[-1] + 1)
   longest = jnp.repeat(
@@ -102,24 +102,48 @@ def take_line(x, cells, block, size):
   return jax.vmap(one)(cells.b, cells.h, block)
 
 
-def put(x, cells, head, block, rows):
-  """Writes `rows` `[W, size, D]` to blocks of `[B, S, heads, D]`, in order."""
+def put(x, cells, rows):
+  """Writes `rows` `[W, block_q, D]` of query blocks to `[B, S, H, D]`."""
+  size = rows.shape[1]
+  if not _in_order():
+    b, h, tokens = _places(x, cells, size)
+    return x.at[b, tokens, h].set(rows, mode="drop")
 
   def one(n, x):
-    start = (cells.b[n], block[n] * rows.shape[1], head[n], 0)
+    start = (cells.b[n], cells.i[n] * size, cells.h[n], 0)
     return lax.dynamic_update_slice(x, rows[n][None, :, None], start)
 
   return lax.fori_loop(0, rows.shape[0], one, x)
 
 
-def put_line(x, cells, block, lines):
-  """Writes `lines` `[W, size]` to blocks of rows of `[B, H, S]`, in order."""
+def put_line(x, cells, lines):
+  """Writes `lines` `[W, block_q]` of query blocks to `[B, H, S]`."""
+  size = lines.shape[1]
+  if not _in_order():
+    b, h, tokens = _places(x, cells, size)
+    return x.at[b, h, tokens].set(lines, mode="drop")
 
   def one(n, x):
-    start = (cells.b[n], cells.h[n], block[n] * lines.shape[1])
+    start = (cells.b[n], cells.h[n], cells.i[n] * size)
     return lax.dynamic_update_slice(x, lines[n][None, None], start)
 
   return lax.fori_loop(0, lines.shape[0], one, x)
+
+
+def _in_order():
+  """Whether results are written one after the other.
+
+  That is in place and fast on a CPU, where scattering is slow. Accelerators
+  scatter those of a bundle at once.
+  """
+  return aot.platform() == "cpu"
+
+
+def _places(x, cells, size):
+  """Batch, head and token numbers; outside of x for cells that only fill up."""
+  b = jnp.where(cells.live, cells.b, x.shape[0])
+  tokens = cells.i[:, None] * size + jnp.arange(size, dtype=jnp.int32)[None, :]
+  return b[:, None], cells.h[:, None], tokens
 
 
 def key_sums(x, block_k, dtype):
@@ -137,9 +161,9 @@ def by_token(sums, x):
 def add_to_keys(cells, blocks, sums, parts):
   """Adds columns, lines or numbers of key blocks to arrays of all of them.
 
-  In a loop with one update of each: XLA copies the whole array between two
-  updates in one loop body, and updates in place otherwise. Where blocks do not
-  count, parts are zero.
+  On a CPU in a loop with one update of each: XLA copies the whole array between
+  two updates in one loop body, and updates in place otherwise. Where blocks do
+  not count, parts are zero.
 
   Args:
     cells: the query blocks.
@@ -154,6 +178,8 @@ def add_to_keys(cells, blocks, sums, parts):
     The new sums.
   """
   width, count = blocks.shape
+  if not _in_order():
+    return _scatter_to_keys(cells, blocks, sums, parts)
 
   def place(cell, j, rank, size):
     if rank == 5:
@@ -175,6 +201,26 @@ def add_to_keys(cells, blocks, sums, parts):
     return tuple(new)
 
   return lax.fori_loop(0, width * count, one, tuple(sums))
+
+
+def _scatter_to_keys(cells, blocks, sums, parts):
+  """`add_to_keys` at once."""
+  count = blocks.shape[1]
+  b, h, g, i, _ = (x[:, None] for x in cells)
+  new = []
+  for total, part in zip(sums, parts, strict=True):
+    if total is not None:
+      size = part.shape[-1] // count
+      part = part.reshape(part.shape[:-1] + (count, size))
+      if total.ndim == 5:
+        total = total.at[b, g, blocks].add(jnp.moveaxis(part, 2, 1))
+      elif total.ndim == 3:
+        rows = total.reshape(total.shape[:2] + (-1, size))
+        total = rows.at[b, h, blocks].add(part).reshape(total.shape)
+      else:
+        total = total.at[b, h, i, blocks].add(part[..., 0])
+    new.append(total)
+  return tuple(new)
 
 
 def walk(operands, cells, visit, state):

@@ -37,9 +37,9 @@ def forward(operands, params):
     visit = _forward_visit(operands, params, cells, query)
     peak, mass, acc = walks.walk(operands, cells, visit, start)
     rows = acc / jnp.where(mass > 0, mass, 1)[..., None]
-    out = walks.put(out, cells, cells.h, cells.i, rows.astype(q.dtype))
+    out = walks.put(out, cells, rows.astype(q.dtype))
     line = jnp.where(mass > 0, jnp.log(mass) + peak, -jnp.inf)
-    return out, walks.put_line(lse, cells, cells.i, line)
+    return out, walks.put_line(lse, cells, line)
 
   batch, q_size, heads, _ = q.shape
   return lax.fori_loop(
@@ -84,7 +84,7 @@ def backward(operands, params, lse, delta, d_out):
     state = (jnp.zeros_like(query),) + grads[1:]
     d_query, *rest = walks.walk(operands, cells, visit, state)
     d_query = d_query.astype(q.dtype)
-    return walks.put(grads[0], cells, cells.h, cells.i, d_query), *rest
+    return walks.put(grads[0], cells, d_query), *rest
 
   d_bias = None if bias is None else jnp.zeros(bias.shape, dtype)
   d_q, d_k, d_v, d_bias = lax.fori_loop(

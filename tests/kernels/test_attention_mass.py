@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import aot
 from pallas_kernels import layout as layouts
 from pallas_kernels.attention_mass import (
   attention_mass,
@@ -110,14 +111,19 @@ def test_sums_and_their_gradients(case, implementation):
   check_sums(case, implementation)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @every_case
-def test_sums_with_bundles_that_do_not_divide_the_cells(case, monkeypatch):
-  monkeypatch.setattr(blocks, "_CPU_QUERIES", 5 * case.block_q)
+def test_sums_with_bundles_that_do_not_divide_the_cells(
+  case, platform, monkeypatch
+):
+  for queries in ("_CPU_QUERIES", "_QUERIES"):
+    monkeypatch.setattr(blocks, queries, 5 * case.block_q)
   traced_anew = jax.jit(
     sums_and_gradients.__wrapped__, static_argnames="implementation"
   )
   monkeypatch.setitem(globals(), "sums_and_gradients", traced_anew)
-  check_sums(case, "xla")
+  with aot.compiling_for(platform):
+    check_sums(case, "xla")
 
 
 def test_the_formulas_agree_with_finite_differences():
