@@ -3,10 +3,13 @@
 import dataclasses
 import functools
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays as arrays_of
 
 from pallas_kernels import aot, block_sparse_attention
 from pallas_kernels import layout as layouts
@@ -133,6 +136,51 @@ def test_forward_and_gradients_follow_the_formulas(case, implementation):
     assert np.isfinite(gradient).all()
     if not rough:
       close(gradient, expected[name])
+
+
+# More query blocks than one bundle takes, and not a multiple of that.
+_DRAWN = cases.Case(
+  "drawn", batch=3, heads=4, q_len=70, k_len=53, block_q=8, block_k=8, bias=True
+)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@hypothesis.given(
+  kinds=arrays_of(np.int8, (3, 4, 9, 7), elements=st.integers(0, 2)),
+  share=st.floats(0, 1),
+  size=st.floats(1e-3, 4),
+  hidden=st.floats(0, 1),
+  seed=st.integers(0, 2**16),
+)
+@hypothesis.settings(max_examples=100)
+def test_any_block_map(implementation, kinds, share, size, hidden, seed):
+  """Hidden, partial and full blocks anywhere; each is of one compilation."""
+  case, rng = _DRAWN, np.random.default_rng(seed)
+  kinds = np.repeat(np.repeat(kinds, case.block_q, 2), case.block_k, 3)
+  kinds = kinds[..., : case.q_len, : case.k_len]
+  mask = (kinds == 2) | ((kinds == 1) & (rng.random(kinds.shape) < share))
+  arrays = cases.inputs(case)
+  arrays["q"] = arrays["q"] * np.float32(size)
+  away = rng.random(arrays["bias"].shape) < hidden
+  arrays["bias"] = np.where(away, -np.inf, arrays["bias"]).astype(np.float32)
+  sizes = {"block_q": case.block_q, "block_k": case.block_k}
+  layout = cases.jitted(layouts.from_mask, **sizes)(mask)
+  d_out = rng.normal(size=arrays["q"].shape[:3] + (case.v_width,))
+  qkv, bias = [arrays[name] for name in "qkv"], arrays["bias"]
+  out, lse = oracle.attention(*qkv, mask, bias=bias)
+  d_lse = np.where(np.isneginf(lse), 0, rng.normal(size=lse.shape))
+  found, gradients = run(
+    arrays,
+    layout,
+    d_out.astype(np.float32),
+    d_lse.astype(np.float32),
+    implementation=implementation,
+  )
+  close(found[0], out)
+  close(found[1], lse)
+  expected = oracle.gradients(*qkv, mask, d_out, d_lse, bias=bias)
+  for name, gradient in gradients.items():
+    close(gradient, expected[name])
 
 
 @every_implementation
