@@ -204,7 +204,7 @@ def add_to_keys(cells, blocks, sums, parts):
 
 
 def _scatter_to_keys(cells, blocks, sums, parts):
-  """`add_to_keys` at once."""
+  """`add_to_keys` at once; a GPU adds in no fixed order."""
   count = blocks.shape[1]
   b, h, g, i, _ = (x[:, None] for x in cells)
   new = []
