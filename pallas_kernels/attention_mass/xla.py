@@ -67,7 +67,7 @@ def backward(params, operands, weights, lse, d_columns, d_blocks):
     )
     d_query, *sums, line = walks.walk(operands, cells, visit, state)
     d_q = walks.put(d_q, cells, d_query.astype(q.dtype))
-    return d_q, *sums, walks.put_line(r, cells, line)
+    return d_q, *sums, walks.put(r, cells, line)
 
   d_bias = None if bias is None else jnp.zeros(bias.shape, dtype)
   d_q, d_k, d_bias, r = lax.fori_loop(

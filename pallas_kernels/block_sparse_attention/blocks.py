@@ -85,9 +85,7 @@ def take(x, cells, head, block, size):
     rows = lax.dynamic_slice(x, start, (1, size, 1, x.shape[-1]))
     return rows.reshape(size, x.shape[-1])
 
-  if block.ndim == 2:
-    one = jax.vmap(one, (None, None, 0))
-  return jax.vmap(one)(cells.b, head, block)
+  return _each(one, cells, head, block)
 
 
 def take_line(x, cells, block, size):
@@ -97,37 +95,38 @@ def take_line(x, cells, block, size):
     start = (b, h, block * size)
     return lax.dynamic_slice(x, start, (1, 1, size)).reshape(size)
 
+  return _each(one, cells, cells.h, block)
+
+
+def _each(one, cells, head, block):
+  """Maps `one(b, head, block)` over the cells, and over several blocks each."""
   if block.ndim == 2:
     one = jax.vmap(one, (None, None, 0))
-  return jax.vmap(one)(cells.b, cells.h, block)
+  return jax.vmap(one)(cells.b, head, block)
 
 
 def put(x, cells, rows):
-  """Writes `rows` `[W, block_q, D]` of query blocks to `[B, S, H, D]`."""
+  """Writes query blocks: `[W, block_q, D]` to `[B, S, H, D]`, or lines.
+
+  Lines are `[W, block_q]`, written to `[B, H, S]`.
+  """
   size = rows.shape[1]
   if not _in_order():
-    b, h, tokens = _places(x, cells, size)
-    return x.at[b, tokens, h].set(rows, mode="drop")
+    # Outside of x for cells that only fill up.
+    b = jnp.where(cells.live, cells.b, x.shape[0])[:, None]
+    h, offset = cells.h[:, None], jnp.arange(size, dtype=jnp.int32)[None, :]
+    token = cells.i[:, None] * size + offset
+    at = (b, h, token) if rows.ndim == 2 else (b, token, h)
+    return x.at[at].set(rows, mode="drop")
 
   def one(n, x):
-    start = (cells.b[n], cells.i[n] * size, cells.h[n], 0)
-    return lax.dynamic_update_slice(x, rows[n][None, :, None], start)
+    b, h, token = cells.b[n], cells.h[n], cells.i[n] * size
+    if rows.ndim == 2:
+      return lax.dynamic_update_slice(x, rows[n][None, None], (b, h, token))
+    block = rows[n][None, :, None]
+    return lax.dynamic_update_slice(x, block, (b, token, h, 0))
 
   return lax.fori_loop(0, rows.shape[0], one, x)
-
-
-def put_line(x, cells, lines):
-  """Writes `lines` `[W, block_q]` of query blocks to `[B, H, S]`."""
-  size = lines.shape[1]
-  if not _in_order():
-    b, h, tokens = _places(x, cells, size)
-    return x.at[b, h, tokens].set(lines, mode="drop")
-
-  def one(n, x):
-    start = (cells.b[n], cells.h[n], cells.i[n] * size)
-    return lax.dynamic_update_slice(x, lines[n][None, None], start)
-
-  return lax.fori_loop(0, lines.shape[0], one, x)
 
 
 def _in_order():
@@ -137,13 +136,6 @@ def _in_order():
   scatter those of a bundle at once.
   """
   return aot.platform() == "cpu"
-
-
-def _places(x, cells, size):
-  """Batch, head and token numbers; outside of x for cells that only fill up."""
-  b = jnp.where(cells.live, cells.b, x.shape[0])
-  tokens = cells.i[:, None] * size + jnp.arange(size, dtype=jnp.int32)[None, :]
-  return b[:, None], cells.h[:, None], tokens
 
 
 def key_sums(x, block_k, dtype):
@@ -242,17 +234,17 @@ def walk(operands, cells, visit, state):
   chunks = jnp.min(count) // together
 
   def several(t, state):
-    blocks = lax.dynamic_slice_in_dim(index, t * together, together, 1)
+    blocks, _ = _entries(index, count, t, together)
     return visit(state, blocks, None)
 
   def one(t, state):
-    return visit(state, *_entry(index, count, t))
+    return visit(state, *_entries(index, count, t))
 
   partial_index = row(layout.partial_index)
   partial_count = within(layout.partial_count)
 
   def partial(t, state):
-    blocks, mask = _entry(partial_index, partial_count, t)
+    blocks, mask = _entries(partial_index, partial_count, t)
     masks = jax.vmap(lambda cell, j: _mask(operands, cell, j, t))
     shown = masks(cells, blocks[:, 0])
     return visit(state, blocks, mask if shown is None else mask & shown)
@@ -269,15 +261,15 @@ def _row(operands, leaf, cell):
   return leaf[b, cell.h // (heads // layout.heads), cell.i]
 
 
-def _entry(index, count, t):
-  """Entry t of each list `[W, 1]`, and whether it counts `[W, 1, 1]`.
+def _entries(index, count, t, n=1):
+  """Turn t of the lists, n entries: `[W, n]`, and if all count `[W, 1, 1]`.
 
-  It has to depend on t. In lists with room for one block nothing else would:
-  XLA would do the visit's products before the loop, for empty lists too.
+  They have to depend on t. In lists with room for one turn nothing else would:
+  XLA would do the visit's products before the loop, for shorter lists too.
   """
-  valid = (t < count)[:, None]
-  blocks = jnp.where(valid, lax.dynamic_slice_in_dim(index, t, 1, 1), 0)
-  return blocks, valid[..., None]
+  valid = ((t + 1) * n <= count)[:, None]
+  entries = lax.dynamic_slice_in_dim(index, t * n, n, 1)
+  return jnp.where(valid, entries, 0), valid[..., None]
 
 
 def _mask(operands, cell, j, t):

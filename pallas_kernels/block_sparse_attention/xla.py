@@ -39,7 +39,7 @@ def forward(operands, params):
     rows = acc / jnp.where(mass > 0, mass, 1)[..., None]
     out = walks.put(out, cells, rows.astype(q.dtype))
     line = jnp.where(mass > 0, jnp.log(mass) + peak, -jnp.inf)
-    return out, walks.put_line(lse, cells, line)
+    return out, walks.put(lse, cells, line)
 
   batch, q_size, heads, _ = q.shape
   return lax.fori_loop(
