@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from experiments import typed
 from experiments.bench import candidates, flex, limits, report
 from experiments.bench.candidates import Candidate, Unavailable
-from experiments.count import Count
+from experiments.sweeps.count import Count
 from tokjax.attention import estimators
 
 ESTIMATORS = tuple(name for name in estimators.__all__ if name != "share")

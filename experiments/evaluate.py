@@ -10,11 +10,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from experiments import checkpoints
-from experiments import config as config_lib
-from experiments import mesh as mesh_lib
 from experiments.data import pipeline
-from tokjax.reduction import Slots
+from experiments.training import checkpoints
+from experiments.training import config as config_lib
+from experiments.training import mesh as mesh_lib
+from tokjax.reduce.reduction import Slots
 
 
 def load_run(

@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from experiments import typed
-from experiments.carriers import CARRIERS, Carrier
-from experiments.config import Recipe
+from experiments.sweeps.carriers import CARRIERS, Carrier
+from experiments.training.config import Recipe
 from tokjax.models import Generator, Sampler, generation
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 
 
 @dataclasses.dataclass(frozen=True)

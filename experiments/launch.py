@@ -9,8 +9,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.checkpoints import CheckpointError
 from experiments.data import DataError
+from experiments.training.checkpoints import CheckpointError
 from experiments.typed import ConfigError
 
 MENDABLE = (

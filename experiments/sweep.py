@@ -15,13 +15,15 @@ from typing import Annotated, Any
 
 import jax
 
-from experiments import language_subjects, language_sweep, merges, typed
-from experiments import programs as programs_lib
-from experiments import results as results_lib
-from experiments.count import Count
-from experiments.language_sweep import LanguageSweep
-from experiments.programs import Job, Program
-from experiments.subjects import SUBJECTS, Subject
+from experiments import typed
+from experiments.sweeps import language as language_subjects
+from experiments.sweeps import language_sweep, merges
+from experiments.sweeps import programs as programs_lib
+from experiments.sweeps import results as results_lib
+from experiments.sweeps.classification import SUBJECTS, Subject
+from experiments.sweeps.count import Count
+from experiments.sweeps.language_sweep import LanguageSweep
+from experiments.sweeps.programs import Job, Program
 
 
 @dataclasses.dataclass(frozen=True)

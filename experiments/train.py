@@ -11,15 +11,15 @@ from typing import Any
 
 import flax.linen as nn
 
-from experiments import checkpoints, compiled, progress, rundir
-from experiments import config as config_lib
-from experiments import mesh as mesh_lib
-from experiments import state as state_lib
 from experiments.data import pipeline
 from experiments.evaluate import evaluate, load_run
-from experiments.meter import Meter
-from experiments.preemption import Preemption
-from experiments.profiling import Profile
+from experiments.training import checkpoints, compiled, progress, rundir
+from experiments.training import config as config_lib
+from experiments.training import mesh as mesh_lib
+from experiments.training import state as state_lib
+from experiments.training.meter import Meter
+from experiments.training.preemption import Preemption
+from experiments.training.profiling import Profile
 
 
 @dataclasses.dataclass(frozen=True)

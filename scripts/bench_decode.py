@@ -22,7 +22,8 @@ import numpy as np
 
 from tokjax import recipes
 from tokjax.cache import budgets
-from tokjax.models import Decoder, DecoderConfig, Rotary, generation, prompting
+from tokjax.models import Decoder, DecoderConfig, Rotary, generation
+from tokjax.models import prefill as prompting
 
 CONFIG = DecoderConfig(
   vocabulary=512, width=64, depth=2, heads=4, kv_heads=2, head_dim=32,

@@ -21,14 +21,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 
-from experiments import config as config_lib
-from experiments import mesh as mesh_lib
-from experiments import (
-  optim,
-  train,
-)
-from experiments import state as state_lib
+from experiments import train
 from experiments.data import pipeline
+from experiments.training import config as config_lib
+from experiments.training import mesh as mesh_lib
+from experiments.training import optim
+from experiments.training import state as state_lib
 
 
 class Bare:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from tokjax import recipes
 from tokjax.cache import budgets
-from tokjax.models import Decoder, DecoderConfig, Rotary, generation, prompting
+from tokjax.models import Decoder, DecoderConfig, Rotary, generation
+from tokjax.models import prefill as prompting
 
 CONFIG = DecoderConfig(
   vocabulary=512, width=2048, depth=1, heads=32, kv_heads=8, head_dim=64,

@@ -51,7 +51,7 @@ def drop_last(site):
 def slots_of(name: str, r: int):
   """The slots of a candidate."""
   from tokjax import recipes, schedules
-  from tokjax.reduction import Reduce, Slots
+  from tokjax.reduce.reduction import Reduce, Slots
 
   schedule = schedules.Constant(r)
   if name == "ours_tome":

@@ -62,7 +62,7 @@ def check(name: str, module) -> str:
   entry = importlib.import_module(entry_point(module))
   load = getattr(entry, "load", None)
   if load is None:
-    load = importlib.import_module("experiments.config").load
+    load = importlib.import_module("experiments.training.config").load
   load(module.get_config())
   return f"{name}: loads; not run, it needs {fetched(module.get_config())}"
 

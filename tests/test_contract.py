@@ -16,7 +16,7 @@ from tests.contract import hosts, probes
 from tests.contract.runs import BATCH, KEY, case
 from tokjax import recipes, schedules
 from tokjax.analysis import cost
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 

@@ -8,10 +8,10 @@ from tokjax.plan import Assignment
 from tokjax.plan import Mixture
 from tokjax.plan import Plan
 from tokjax.plan import move
-from tokjax.reduction import Reduce
-from tokjax.reduction import Slots
-from tokjax.reduction import bind
-from tokjax.site import Site
+from tokjax.reduce.reduction import Reduce
+from tokjax.reduce.reduction import Slots
+from tokjax.reduce.reduction import bind
+from tokjax.reduce.site import Site
 from tokjax.tokens import Kind
 from tokjax.tokens import Signals
 from tokjax.tokens import Tokens

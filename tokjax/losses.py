@@ -137,7 +137,7 @@ class Consistency:
   name = "consistency"
 
   def __call__(self, view) -> Array:
-    from tokjax.reduction import Slots
+    from tokjax.reduce.reduction import Slots
 
     slots = Slots(name="none")
     if self.keep is not None:

@@ -18,14 +18,10 @@ from jax import numpy as jnp
 from pallas_kernels import choice
 from pallas_kernels import layout as layouts
 from pallas_kernels.attention_mass import op, reference
-from pallas_kernels.block_sparse_attention import (
-  canonical,
-  contract,
-  numerics,
-  registry,
-)
 from pallas_kernels.block_sparse_attention import op as attention_op
+from pallas_kernels.block_sparse_attention import registry
 from pallas_kernels.layout import elements
+from pallas_kernels.walks import canonical, contract, numerics
 
 _PACKAGE = "pallas_kernels.attention_mass"
 

@@ -15,7 +15,8 @@ import functools
 import jax
 from jax import numpy as jnp
 
-from pallas_kernels.block_sparse_attention import contract, op
+from pallas_kernels.block_sparse_attention import op
+from pallas_kernels.walks import contract
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

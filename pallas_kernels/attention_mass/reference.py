@@ -2,7 +2,8 @@
 
 from jax import numpy as jnp
 
-from pallas_kernels.block_sparse_attention import contract, numerics, reference
+from pallas_kernels.block_sparse_attention import reference
+from pallas_kernels.walks import contract, numerics
 
 
 def masses(params, operands, weights, lse=None):

@@ -8,7 +8,8 @@ multiply queries and keys only.
 import functools
 
 from pallas_kernels.attention_mass import tpu_backward, tpu_forward
-from pallas_kernels.block_sparse_attention import tpu, tpu_plan
+from pallas_kernels.block_sparse_attention import tpu
+from pallas_kernels.walks import tpu_plan
 
 
 def supports(operands, params, *rest):

@@ -12,13 +12,8 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.attention_mass import tpu_forward
-from pallas_kernels.block_sparse_attention import (
-  canonical,
-  tpu_call,
-  tpu_operands,
-  tpu_plan,
-)
-from pallas_kernels.block_sparse_attention import tpu_tiles as tiles
+from pallas_kernels.walks import canonical, tpu_call, tpu_operands, tpu_plan
+from pallas_kernels.walks import tpu_tiles as tiles
 
 
 def backward(

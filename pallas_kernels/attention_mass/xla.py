@@ -3,8 +3,8 @@
 from jax import lax
 from jax import numpy as jnp
 
-from pallas_kernels.block_sparse_attention import blocks as walks
-from pallas_kernels.block_sparse_attention import contract, numerics
+from pallas_kernels.walks import blocks as walks
+from pallas_kernels.walks import contract, numerics
 
 
 def forward(params, operands, weights, lse):

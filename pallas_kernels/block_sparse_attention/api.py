@@ -2,13 +2,8 @@
 
 import jax
 
-from pallas_kernels.block_sparse_attention import (
-  canonical,
-  contract,
-  op,
-  reference,
-  registry,
-)
+from pallas_kernels.block_sparse_attention import op, reference, registry
+from pallas_kernels.walks import canonical, contract
 
 
 def block_sparse_attention(

@@ -17,11 +17,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import aot
 from pallas_kernels.block_sparse_attention import (
-  contract,
   gpu_backward,
   gpu_forward,
   gpu_plan,
 )
+from pallas_kernels.walks import contract
 
 _DTYPES = ("bfloat16", "float16")
 # The simulator, which JAX before 0.11.2 has not.

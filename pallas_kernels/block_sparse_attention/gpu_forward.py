@@ -14,13 +14,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.block_sparse_attention import (
-  contract,
   gpu_call,
   gpu_operands,
   gpu_plan,
   gpu_stream,
 )
 from pallas_kernels.block_sparse_attention import gpu_tiles as tiles
+from pallas_kernels.walks import contract
 
 _ROWS = gpu_plan.ROWS
 

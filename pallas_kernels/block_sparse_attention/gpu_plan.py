@@ -14,7 +14,7 @@ lists; one alone works where neither is possible.
 import dataclasses
 import math
 
-from pallas_kernels.block_sparse_attention import sides
+from pallas_kernels.walks import sides
 
 # Rows of a warpgroup's matrix product, and elements in a row of 128 bytes.
 ROWS = 64

@@ -15,7 +15,8 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.block_sparse_attention import gpu_plan, numerics
+from pallas_kernels.block_sparse_attention import gpu_plan
+from pallas_kernels.walks import numerics
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2)

@@ -10,7 +10,7 @@ import functools
 import jax
 from jax import numpy as jnp
 
-from pallas_kernels.block_sparse_attention import contract
+from pallas_kernels.walks import contract
 
 
 def apply_sinks(out, lse, sinks):

@@ -3,7 +3,7 @@
 import jax
 from jax import numpy as jnp
 
-from pallas_kernels.block_sparse_attention import contract, numerics
+from pallas_kernels.walks import contract, numerics
 
 
 def attention(operands, params, sinks=None):

@@ -14,12 +14,8 @@ from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import aot
-from pallas_kernels.block_sparse_attention import (
-  contract,
-  tpu_backward,
-  tpu_forward,
-  tpu_plan,
-)
+from pallas_kernels.block_sparse_attention import tpu_backward, tpu_forward
+from pallas_kernels.walks import contract, tpu_plan
 
 _DTYPES = ("bfloat16", "float32")
 _PRECISIONS = (

@@ -10,13 +10,8 @@ import jax
 from jax import numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.block_sparse_attention import (
-  contract,
-  tpu_call,
-  tpu_operands,
-  tpu_plan,
-)
-from pallas_kernels.block_sparse_attention import tpu_tiles as tiles
+from pallas_kernels.walks import contract, tpu_call, tpu_operands, tpu_plan
+from pallas_kernels.walks import tpu_tiles as tiles
 
 
 def forward(operands, params, interpret=False):

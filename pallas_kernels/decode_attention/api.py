@@ -9,8 +9,9 @@ for "reference", which is differentiable.
 from jax import numpy as jnp
 
 from pallas_kernels import choice
-from pallas_kernels.block_sparse_attention import contract, op
+from pallas_kernels.block_sparse_attention import op
 from pallas_kernels.decode_attention import operands as forms
+from pallas_kernels.walks import contract
 
 _PACKAGE = "pallas_kernels.decode_attention"
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from jax import numpy as jnp
 
-from pallas_kernels.block_sparse_attention import contract
+from pallas_kernels.walks import contract
 
 
 class Operands(NamedTuple):

@@ -3,8 +3,9 @@
 import jax
 from jax import numpy as jnp
 
-from pallas_kernels.block_sparse_attention import contract, numerics, reference
+from pallas_kernels.block_sparse_attention import reference
 from pallas_kernels.decode_attention import operands as forms
+from pallas_kernels.walks import contract, numerics
 
 
 def attend(operands, options):

@@ -16,11 +16,11 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.block_sparse_attention import canonical, contract, tpu_plan
 from pallas_kernels.block_sparse_attention import tpu as attention
-from pallas_kernels.block_sparse_attention import tpu_tiles as tiles
 from pallas_kernels.decode_attention import operands as forms
 from pallas_kernels.decode_attention.merge import merge
+from pallas_kernels.walks import canonical, contract, tpu_plan
+from pallas_kernels.walks import tpu_tiles as tiles
 
 _DTYPES = ("bfloat16", "float32")
 # Bytes on their way at a time: what memory delivers during its own latency.

@@ -8,9 +8,9 @@ every read. Splits are merged by their log-sum-exps.
 from jax import lax
 from jax import numpy as jnp
 
-from pallas_kernels.block_sparse_attention import contract, numerics
 from pallas_kernels.decode_attention import operands as forms
 from pallas_kernels.decode_attention.merge import merge
+from pallas_kernels.walks import contract, numerics
 
 
 def attend(operands, options):

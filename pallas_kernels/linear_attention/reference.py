@@ -3,8 +3,8 @@
 import jax
 from jax import numpy as jnp
 
-from pallas_kernels.block_sparse_attention import contract
 from pallas_kernels.linear_attention import operands as forms
+from pallas_kernels.walks import contract
 
 
 def forward(operands, params):

@@ -10,12 +10,12 @@ with 512: longer tiles use the matrix unit better, but multiply more.
 import functools
 
 from pallas_kernels.block_sparse_attention import tpu
-from pallas_kernels.block_sparse_attention.tpu_plan import too_large
 from pallas_kernels.linear_attention import (
   tpu_backward,
   tpu_forward,
   tpu_plan,
 )
+from pallas_kernels.walks.tpu_plan import too_large
 
 
 def supports(operands, params):

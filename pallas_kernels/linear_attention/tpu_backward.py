@@ -15,9 +15,9 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.block_sparse_attention.tpu_tiles import lane_sums
 from pallas_kernels.linear_attention import operands as forms
 from pallas_kernels.linear_attention import tpu_plan, tpu_tiles
+from pallas_kernels.walks.tpu_tiles import lane_sums
 
 
 def backward(operands, params, kept, d_out, d_last, interpret=False):

@@ -18,8 +18,8 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.block_sparse_attention import canonical
-from pallas_kernels.block_sparse_attention.tpu_plan import (
+from pallas_kernels.walks import canonical
+from pallas_kernels.walks.tpu_plan import (
   LANES,
   VMEM_LIMIT,
   lane_padded,

@@ -10,8 +10,8 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.block_sparse_attention import tpu_tiles
 from pallas_kernels.linear_attention.tpu_plan import LANES
+from pallas_kernels.walks import tpu_tiles
 
 _HIGHEST = ("highest", lax.Precision.HIGHEST)
 

@@ -8,7 +8,7 @@ import pytest
 from pallas_kernels import layout as layouts
 from tokjax.attention import BlockSparse, Dense, estimators
 from tokjax.models import ViT, ViTConfig
-from tokjax.reduction import Slots, bind
+from tokjax.reduce.reduction import Slots, bind
 
 B, H, N, D = 2, 2, 22, 8
 

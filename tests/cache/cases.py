@@ -19,7 +19,7 @@ from tokjax.attention.causal import Causal
 from tokjax.cache import contract
 from tokjax.cache.contract import Arrivals, Layer
 from tokjax.cache.kv import KV
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 
 QUICK = {
   "xla_backend_optimization_level": 0,

@@ -17,16 +17,9 @@ from tests.cache.by_hand import (
 from tests.cache.cases import Rope
 from tokjax.attention import core
 from tokjax.attention.causal import Causal
-from tokjax.cache import (
-  budgets,
-  importance,
-  kivi,
-  low_rank,
-  reads,
-  retrieval_heads,
-  shared,
-)
+from tokjax.cache import budgets, kivi, low_rank, reads, retrieval_heads, shared
 from tokjax.cache import quantisation as few
+from tokjax.cache import scores as importance
 from tokjax.cache.adaptive import shares
 from tokjax.cache.contract import LSE, Arrivals, Layer, Memory
 from tokjax.cache.convolved import Convolved

@@ -12,7 +12,8 @@ from tests.cache.cases import DEPTH, LENGTHS, Case, case
 from tests.decoder.models import decoder
 from tokjax import recipes
 from tokjax.cache.entries import physical_bytes
-from tokjax.models import generation, prompting
+from tokjax.models import generation
+from tokjax.models import prefill as prompting
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 

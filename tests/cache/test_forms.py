@@ -29,7 +29,7 @@ from tokjax.cache.evict import Trim
 from tokjax.cache.kivi import Kivi
 from tokjax.cache.kv import KV
 from tokjax.cache.reads import Pages
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 ALL = budgets.Tokens(99)

@@ -17,7 +17,7 @@ import numpy as np
 from tokjax import recipes
 from tokjax.models import ViT, ViTConfig
 from tokjax.models.encoder import Encoder
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 from tokjax.tokens import Kind, Tokens
 
 DECODERS = ("llm", "cache")

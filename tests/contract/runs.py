@@ -11,7 +11,7 @@ import numpy as np
 from tests.contract import hosts, probes
 from tests.contract.hosts import VisionHost
 from tokjax import recipes
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 from tokjax.tokens import Tokens
 
 BATCH = 3

@@ -7,9 +7,9 @@ import pytest
 
 from tokjax import schedules, selection
 from tokjax.plan import Assignment, Mixture, move, move_batch
-from tokjax.reduction import Reduce, Slots, bind
-from tokjax.site import Site
-from tokjax.stage import Stage, count_table
+from tokjax.reduce.reduction import Reduce, Slots, bind
+from tokjax.reduce.site import Site
+from tokjax.reduce.stage import Stage, count_table
 from tokjax.tokens import Kind, Signals, Tokens
 
 PATCH, CLASS, REGISTER = Kind.PATCH, Kind.CLASS, Kind.REGISTER

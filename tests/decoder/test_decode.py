@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.decoder.models import FAMILIES, config, decoder, params_of, tokens
-from tokjax.models import prompting
+from tokjax.models import prefill as prompting
 
 # Prompts of two lengths, padded to 12, and tokens after them.
 LENGTHS, PADDED, STEPS = np.array([11, 6]), 12, 2

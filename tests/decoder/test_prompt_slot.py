@@ -7,8 +7,9 @@ import pytest
 
 from tests.decoder.models import config, decoder, params_of, tokens
 from tokjax import recipes
-from tokjax.models import Generator, prompting
-from tokjax.reduction import Slots
+from tokjax.models import Generator
+from tokjax.models import prefill as prompting
+from tokjax.reduce.reduction import Slots
 
 LENGTHS = np.array([12, 7])
 PROMPTS = [

@@ -12,7 +12,8 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import checkpoints, evaluate, train
+from experiments import evaluate, train
+from experiments.training import checkpoints
 from tests.experiments import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

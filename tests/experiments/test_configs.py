@@ -6,9 +6,10 @@ import pathlib
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments import config as config_lib
-from experiments import evaluate, preemption, train
+from experiments import evaluate, train
 from experiments.data import DataError
+from experiments.training import config as config_lib
+from experiments.training import preemption
 from tests.experiments import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -8,10 +8,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from experiments import config as config_lib
 from experiments.data import DATA, DataError, pipeline, randaugment, tfds_source
 from experiments.data import images as images_lib
 from experiments.data import text as text_lib
+from experiments.training import config as config_lib
 from tests.experiments import tiny
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import learned_table
+from experiments.sweeps import learned_table
 
 
 @pytest.mark.slow

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import config as config_lib
-from experiments import optim, train, trees, typed
-from experiments import state as state_lib
+from experiments import train, typed
 from experiments.data import pipeline
+from experiments.training import config as config_lib
+from experiments.training import optim, trees
+from experiments.training import state as state_lib
 from tests.experiments import tiny
 from tokjax import losses, recipes
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 
 PLAIN = dict(name="classification")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import probes
 from experiments.data import Recall
+from experiments.sweeps import probes
 
 DATA = Recall(length=64, pairs=8, keys=16, values=16, fillers=15)
 

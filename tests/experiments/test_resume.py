@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from experiments import preemption, train
+from experiments import train
+from experiments.training import preemption
 from tests.experiments import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

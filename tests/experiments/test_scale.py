@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from experiments import config as config_lib
-from experiments import mesh as mesh_lib
 from experiments import train
+from experiments.training import config as config_lib
+from experiments.training import mesh as mesh_lib
 from tests.experiments import tiny
 from tests.experiments.nursery import Child
 from tokjax import recipes

@@ -9,7 +9,7 @@ import pytest
 from tests.interop.helpers import apply, config, images, random_params
 from tokjax import Reduce, Slots, interop, schedules
 from tokjax.models import ViT
-from tokjax.recipes.baselines import drop_by_stride
+from tokjax.recipes.vision.baselines import drop_by_stride
 
 HALF = Slots((Reduce(drop_by_stride, schedules.Once(0.5), at="before_block"),))
 FAMILIES = {

@@ -15,7 +15,8 @@ from pallas_kernels.attention_mass import (
   block_mass,
   masses,
 )
-from pallas_kernels.block_sparse_attention import block_sparse_attention, blocks
+from pallas_kernels.block_sparse_attention import block_sparse_attention
+from pallas_kernels.walks import blocks
 from tests.kernels import cases, oracle
 
 NAMES = (

@@ -13,12 +13,8 @@ from hypothesis.extra.numpy import arrays as arrays_of
 
 from pallas_kernels import aot, block_sparse_attention
 from pallas_kernels import layout as layouts
-from pallas_kernels.block_sparse_attention import (
-  api,
-  blocks,
-  contract,
-  registry,
-)
+from pallas_kernels.block_sparse_attention import api, registry
+from pallas_kernels.walks import blocks, contract
 from tests.kernels import cases, oracle
 
 # Compiled accelerator kernels run elsewhere; interpreters run here.

@@ -8,7 +8,7 @@ import numpy as np
 
 from tokjax import recipes
 from tokjax.models import ViT, ViTConfig
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 
 SMALL = ViTConfig(
   image_size=8,

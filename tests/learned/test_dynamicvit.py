@@ -10,9 +10,9 @@ import pytest
 from tests.learned import models, reference
 from tokjax import learned, losses, recipes, schedules
 from tokjax.attention import dense
-from tokjax.recipes import learned as rules
-from tokjax.reduction import Reduce, Slots
-from tokjax.stage import Stage
+from tokjax.recipes.vision import learned as rules
+from tokjax.reduce.reduction import Reduce, Slots
+from tokjax.reduce.stage import Stage
 from tokjax.tokens import Signals, Tokens
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.learned import reference
 from tokjax import losses
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 
 
 @dataclasses.dataclass

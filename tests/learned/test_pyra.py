@@ -8,10 +8,10 @@ import pytest
 from tests.learned import models, reference
 from tokjax import learned, recipes
 from tokjax.plan import Assignment, move
-from tokjax.recipes import merging
+from tokjax.recipes.vision import merging
+from tokjax.reduce.site import Site
+from tokjax.reduce.stage import Stage
 from tokjax.schedules import Constant
-from tokjax.site import Site
-from tokjax.stage import Stage
 from tokjax.tokens import Kind, Signals, Tokens
 
 R, PATCHES, WIDTH = 4, 12, 6

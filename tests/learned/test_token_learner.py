@@ -8,9 +8,9 @@ import pytest
 from tests.learned import models, reference
 from tokjax import learned, recipes
 from tokjax.plan import move
-from tokjax.recipes import learned as rules
-from tokjax.site import Site
-from tokjax.stage import Stage
+from tokjax.recipes.vision import learned as rules
+from tokjax.reduce.site import Site
+from tokjax.reduce.stage import Stage
 from tokjax.tokens import Kind, Signals, Tokens
 
 KEEP, PATCHES, WIDTH = 3, 10, 8

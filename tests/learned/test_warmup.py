@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from experiments import config as config_lib
 from experiments import train
-from experiments.config import Recipe, Warmup
+from experiments.training import config as config_lib
+from experiments.training.config import Recipe, Warmup
 from experiments.typed import ConfigError
 from tests.experiments import tiny
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tokjax import recipes
 from tokjax.plan import Plan, move_batch
-from tokjax.stage import Stage
+from tokjax.reduce.stage import Stage
 from tokjax.tokens import Kind, Signals, Tokens
 
 FRONT = (Kind.CLASS, Kind.DISTILLATION)

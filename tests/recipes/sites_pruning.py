@@ -11,8 +11,8 @@ import numpy as np
 from tokjax import recipes
 from tokjax.attention import dense
 from tokjax.plan import move_batch
-from tokjax.reduction import Slots
-from tokjax.stage import Stage
+from tokjax.reduce.reduction import Slots
+from tokjax.reduce.stage import Stage
 from tokjax.tokens import Kind, Signals, Tokens
 
 WIDTH, HEADS = 12, 3

@@ -10,9 +10,9 @@ import pytest
 from tests.recipes.sites_pruning import WIDTH, rows, stage_of, tokens_of
 from tokjax import recipes, schedules, scores, selection
 from tokjax.plan import move_batch
-from tokjax.recipes.baselines import Downsample
-from tokjax.reduction import Slots
-from tokjax.site import Site
+from tokjax.recipes.vision.baselines import Downsample
+from tokjax.reduce.reduction import Slots
+from tokjax.reduce.site import Site
 from tokjax.tokens import Signals
 
 

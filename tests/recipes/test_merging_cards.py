@@ -9,7 +9,7 @@ from tests.recipes.sites_merging import batch_of, reduce_once
 from tests.recipes.sites_pruning import rows
 from tokjax import recipes, schedules, scores
 from tokjax.attention import dense
-from tokjax.models.reducing import merge_map
+from tokjax.models.reducer import merge_map
 
 KEYS = np.array([[1, 0], [0, 1], [0.8, 0.6], [1, 0.1]], np.float32)
 SCALARS = np.array([10, 20, 30, 40], np.float32)

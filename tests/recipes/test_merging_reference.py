@@ -10,7 +10,7 @@ from tests.recipes.sites_merging import batch_of, reduce_once, sizes
 from tests.recipes.sites_pruning import rows
 from tokjax import recipes, selection
 from tokjax.plan import move_batch
-from tokjax.stage import Stage
+from tokjax.reduce.stage import Stage
 from tokjax.tokens import Signals
 
 B, H, WIDTH = 4, 2, 6

@@ -8,8 +8,8 @@ import pytest
 
 from tokjax import recipes, scores, selection
 from tokjax.plan import move
-from tokjax.recipes import pruning
-from tokjax.site import Site
+from tokjax.recipes.vision import pruning
+from tokjax.reduce.site import Site
 from tokjax.tokens import Kind, Signals, Tokens
 
 

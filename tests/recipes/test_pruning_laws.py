@@ -17,8 +17,8 @@ from tests.recipes.sites_pruning import (
 )
 from tokjax import recipes, schedules
 from tokjax.plan import move_batch
-from tokjax.site import Site
-from tokjax.stage import act_table, count_table
+from tokjax.reduce.site import Site
+from tokjax.reduce.stage import act_table, count_table
 from tokjax.tokens import Signals
 
 # Lengths of one padded batch; the shortest is not reduced where others are.

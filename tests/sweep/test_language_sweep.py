@@ -9,8 +9,9 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from configs import kv_pareto
-from experiments import carriers, language_programs, sweep
-from experiments.programs import Job
+from experiments import sweep
+from experiments.sweeps import carriers, language_programs
+from experiments.sweeps.programs import Job
 from tests.interop import checkpoints
 
 

@@ -8,7 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import imagenet_pareto
-from experiments import programs, sweep, typed
+from experiments import sweep, typed
+from experiments.sweeps import programs
 from tests.experiments import tiny
 from tokjax import interop
 from tokjax.models import ViT, ViTConfig

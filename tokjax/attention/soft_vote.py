@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float
 from tokjax import selection
 from tokjax.attention import core
 from tokjax.attention.retrieval import Chunk, Retrieval, grouped, mean_query
-from tokjax.cache import budgets, importance
+from tokjax.cache import budgets
+from tokjax.cache import scores as importance
 from tokjax.cache.budgets import Budget
 from tokjax.cache.contract import Layer
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from tokjax import selection
 from tokjax.attention import core
 from tokjax.cache import entries as entries_lib
-from tokjax.cache import importance
 from tokjax.cache import quantisation as few
+from tokjax.cache import scores as importance
 from tokjax.cache.contract import Bytes
 from tokjax.cache.evict import Prompt, over_prompts
 from tokjax.cache.kv import Prompted, refuse_notes

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tokjax import schedules, selection
-from tokjax.cache import budgets, importance
+from tokjax.cache import budgets
+from tokjax.cache import scores as importance
 from tokjax.cache.budgets import Budget
 from tokjax.cache.contract import Arrivals, Layer
 from tokjax.plan import Assignment

@@ -4,8 +4,9 @@ import dataclasses
 import re
 from typing import Any
 
-from tokjax.interop import families, tables
-from tokjax.interop.families import Family, Json
+from tokjax.interop import families_vision as families
+from tokjax.interop import tables
+from tokjax.interop.families_vision import Family, Json
 from tokjax.interop.tables import Row
 from tokjax.models.vit import ViTConfig
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tokjax.interop import convert, files, language_families, tables
-from tokjax.interop.families import Family, Json
+from tokjax.interop import convert, files, tables
+from tokjax.interop import families_language as language_families
+from tokjax.interop.families_vision import Family, Json
 from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 
 PLAIN = Slots()
 

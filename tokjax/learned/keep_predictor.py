@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tokjax.stage import Stage
+from tokjax.reduce.stage import Stage
 from tokjax.tokens import Signals, Tokens
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tokjax.attention import dense
-from tokjax.ranking import top_indices
+from tokjax.selection import top_indices
 
 
 class SparseMask(nn.Module):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from tokjax.stage import Stage
+from tokjax.reduce.stage import Stage
 from tokjax.tokens import Signals, Tokens
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax import scores, selection
 from tokjax.plan import Assignment
-from tokjax.ranking import top_indices
+from tokjax.selection import top_indices
 
 
 class Sides(NamedTuple):

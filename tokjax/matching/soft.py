@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tokjax import scores
 from tokjax.plan import Mixture
-from tokjax.ranking import top_indices
+from tokjax.selection import top_indices
 
 
 def soft_assignment(

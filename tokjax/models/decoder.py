@@ -6,7 +6,7 @@ by configuration only. A whole sequence is a plain call,
     logits, out = model.apply({"params": params}, tokens, mask=mask)
 
 and text is made by `prefill` and `decode` over states of the cache, which
-`tokjax.models.prompting` makes and `tokjax.models.generation` carries on.
+`tokjax.models.prefill` makes and `tokjax.models.generation` carries on.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from tokjax.cache.contract import Arrivals, Attend, Carry, Layer, Memory
 from tokjax.cache.kv import KV
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.decoder_layers import GatedMlp, Projections, norm
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 
 States = tuple[Any, ...]
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from tokjax.attention import dense
 from tokjax.models.activations import ACTIVATIONS
-from tokjax.models.reducing import (
+from tokjax.models.reducer import (
   Reducer,
   build_stages,
   key_bias,
@@ -25,8 +25,8 @@ from tokjax.models.reducing import (
   take_rows,
 )
 from tokjax.plan import move_batch
-from tokjax.reduction import Slots
-from tokjax.stage import Stage
+from tokjax.reduce.reduction import Slots
+from tokjax.reduce.stage import Stage
 from tokjax.tokens import Signals, Tokens
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from tokjax.cache.contract import Bytes
-from tokjax.models import prompting
+from tokjax.models import prefill as prompting
 from tokjax.models.decoder import Decoder, States, cache_of
 from tokjax.models.sampling import Sampler
 

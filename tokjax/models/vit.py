@@ -20,7 +20,7 @@ from tokjax.models.embed import Embed
 from tokjax.models.encoder import Encoder
 from tokjax.models.head import Head
 from tokjax.models.positions import RESIZES
-from tokjax.reduction import Slots
+from tokjax.reduce.reduction import Slots
 from tokjax.tokens import Kind
 
 CHOICES = {

@@ -8,15 +8,8 @@ that goes over `names()`, such as the contract tests and the sweep.
 import importlib
 import os
 
-from tokjax.recipes import baselines
-from tokjax.recipes import cache
-from tokjax.recipes import cache_stores
-from tokjax.recipes import clustering
-from tokjax.recipes import learned
-from tokjax.recipes import llm
-from tokjax.recipes import llm_retrieval
-from tokjax.recipes import merging
-from tokjax.recipes import pruning
+from tokjax.recipes import language
+from tokjax.recipes import vision
 from tokjax.recipes.registry import Recipe
 from tokjax.recipes.registry import UnknownOption
 from tokjax.recipes.registry import find
@@ -27,19 +20,12 @@ from tokjax.recipes.registry import recipe
 __all__ = [
   "Recipe",
   "UnknownOption",
-  "baselines",
-  "cache",
-  "cache_stores",
-  "clustering",
   "find",
   "get",
-  "learned",
-  "llm",
-  "llm_retrieval",
-  "merging",
+  "language",
   "names",
-  "pruning",
   "recipe",
+  "vision",
 ]
 
 for _module in filter(None, os.environ.get("TOKJAX_RECIPES", "").split(",")):

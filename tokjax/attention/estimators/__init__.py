@@ -13,7 +13,7 @@ ranks it, and `share` turns it into the shares that a mass or a threshold
 wants. `bias` `[n]` is added to the logits of a key (log size: proportional
 attention), tokens where a mask is False take no part, and `pattern` says who
 may see whom; an estimator that looks at single pairs obeys it there.
-Hand more options over with `tokjax.reduction.bind`.
+Hand more options over with `tokjax.reduce.reduction.bind`.
 """
 
 from tokjax.attention.estimators.blocks import share

@@ -1,0 +1,171 @@
+"""Recipes on a decoder as two compiled programs: prefill, and decode steps.
+
+What the sweep of language models measures of each is here: answers to probes,
+likelihood of text, bytes of the cache, seconds.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.sweeps.carriers import Carrier
+from experiments.sweeps.probes import Probe
+from experiments.sweeps.programs import Job, Unfit
+from tokjax.models import generation
+from tokjax.models import prefill as prompting
+from tokjax.models.decoder import cache_of
+
+
+class Shape(NamedTuple):
+  """Of a batch: examples, tokens of a prompt, steps after it."""
+
+  batch: int
+  prompt: int
+  steps: int
+
+
+class Said(NamedTuple):
+  """What a model said at each step, `[b, steps]`.
+
+  Attributes:
+    token: the most probable token.
+    loss: of the token meant there, in nats.
+  """
+
+  token: jax.Array
+  loss: jax.Array
+
+
+@dataclasses.dataclass
+class Program:
+  """A recipe on one carrier, compiled for one shape.
+
+  Attributes:
+    params: the carrier's.
+    shape: of the batch.
+    prefill: `(params, tokens [b, n], length [b]) -> Going`, as its leaves.
+    decode: `(params, leaves, fed [b, steps], meant [b, steps]) -> Said`.
+    logical: `(leaves) -> bytes that count, [b]`.
+    physical: bytes allocated for the batch.
+  """
+
+  params: Any
+  shape: Shape
+  prefill: Any
+  decode: Any
+  logical: Any
+  physical: int
+
+  def start(self, tokens: np.ndarray, length: np.ndarray):
+    """The batch behind its prompts."""
+    return self.prefill(self.params, jnp.asarray(tokens), jnp.asarray(length))
+
+  def go_on(self, going, fed: np.ndarray, meant: np.ndarray) -> Said:
+    """The steps after that."""
+    return self.decode(self.params, going, jnp.asarray(fed), jnp.asarray(meant))
+
+
+def compile_one(carrier: Carrier, job: Job, shape: Shape) -> Program:
+  """Builds the carrier with the recipe and compiles both programs.
+
+  Raises:
+    Unfit: the recipe cannot be had on this model, in this shape.
+  """
+  try:
+    model = carrier.build(job.slots())
+    params = carrier.params_for(model)
+    prompting.check(model, shape.prompt, shape.steps, None)
+  except ValueError as error:
+    raise Unfit(job, str(error)) from error
+  of = lambda *size: jax.ShapeDtypeStruct(size, jnp.int32)
+  text, fed = of(*shape[:2]), of(shape.batch, shape.steps)
+  notes: list[Any] = []
+  first = jax.jit(functools.partial(_prefill, model, shape.steps, notes))
+  lowered = first.lower(params, text, of(shape.batch))
+  leaves = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in lowered.out_info]
+  tree, of_states = notes[-1]
+  decode = jax.jit(functools.partial(_decode, model, tree))
+  logical = jax.jit(functools.partial(_logical, model, tree))
+  return Program(
+    params,
+    shape,
+    lowered.compile(),
+    decode.lower(params, leaves, fed, fed).compile(),
+    logical.lower(leaves).compile(),
+    sum(x.size * x.dtype.itemsize for x in leaves[:of_states]),
+  )
+
+
+def _prefill(model, steps, notes, params, tokens, length):
+  """The leaves; notes their tree and how many, the first, are of states."""
+  going = generation.prefill(model, params, tokens, length, steps)
+  leaves, tree = jax.tree.flatten(going)
+  notes.append((tree, len(jax.tree.leaves(going.states))))
+  return leaves
+
+
+def _decode(model, tree, params, leaves, fed, meant):
+  going = tree.unflatten(leaves)
+
+  def step(going, at):
+    fed, meant = at
+    going = generation.decode_step(model, params, going, fed)
+    loss = optax.softmax_cross_entropy_with_integer_labels(
+      going.logits, jnp.maximum(meant, 0)
+    )
+    return going, Said(going.logits.argmax(-1), loss)
+
+  _, said = jax.lax.scan(step, going, (fed.T, meant.T))
+  return jax.tree.map(jnp.transpose, said)
+
+
+def _logical(model, tree, leaves):
+  cache, layers = cache_of(model.slots), model.layers
+  parts = zip(layers, tree.unflatten(leaves).states, strict=True)
+  return sum(cache.bytes(layer, state).logical for layer, state in parts)
+
+
+def ask(program: Program, probes: Sequence[Probe]) -> np.ndarray:
+  """Share of right answers to every probe, `[probes]`."""
+  out = []
+  size = program.shape.batch
+  for begin in range(0, len(probes), size):
+    part = list(probes[begin : begin + size])
+    real = len(part)
+    part += part[:1] * (size - real)
+    prompts = [probe.prompt for probe in part]
+    length = np.array([len(prompt) for prompt in prompts], np.int32)
+    tokens = np.zeros((size, program.shape.prompt), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+      row[: len(prompt)] = prompt
+    fed = np.array([probe.asked for probe in part], np.int32)
+    meant = np.array([probe.answer for probe in part], np.int32)
+    said = program.go_on(program.start(tokens, length), fed, meant)
+    asked = meant >= 0
+    right = (np.asarray(said.token) == meant) & asked
+    out.append((right.sum(axis=1) / asked.sum(axis=1))[:real])
+  return np.concatenate(out)
+
+
+def read(program: Program, windows: np.ndarray) -> float:
+  """Nats a token of texts behind their prompts.
+
+  Args:
+    program: compiled for prompts and steps that together are the windows.
+    windows: `[texts, prompt + steps + 1]`; the token after the prompt is fed,
+      not counted, since no cache has been read when it is said.
+  """
+  size, n, _ = program.shape
+  losses = []
+  for begin in range(0, len(windows) - size + 1, size):
+    part = windows[begin : begin + size].astype(np.int32)
+    going = program.start(part[:, :n], np.full(size, n, np.int32))
+    said = program.go_on(going, part[:, n:-1], part[:, n + 1 :])
+    losses.append(np.asarray(said.loss))
+  return float(np.mean(losses))

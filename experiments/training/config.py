@@ -1,0 +1,211 @@
+"""What a run is: frozen typed dataclasses, built once from a config file."""
+
+import dataclasses
+import math
+from typing import Annotated, Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from experiments import typed
+from experiments.data import DATA
+from experiments.tasks import TASKS
+from experiments.training.checkpoints import Options as Checkpoint
+from experiments.training.mesh import Mesh
+from experiments.training.optim import Optimizer
+from tokjax import schedules
+from tokjax.models import Decoder, DecoderConfig, ViT, ViTConfig
+from tokjax.reduce.reduction import Slots
+
+MODELS = {"vit": ViTConfig, "decoder": DecoderConfig}
+BUILDERS = {ViTConfig: ViT, DecoderConfig: Decoder}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+  """The recipe's own schedule."""
+
+
+SCHEDULES = {
+  "own": Own,
+  "once": schedules.Once,
+  "ratio": schedules.Ratio,
+  "even": schedules.Even,
+  "constant": schedules.Constant,
+  "linear": schedules.Linear,
+  "capped": schedules.Capped,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmup:
+  """All tokens at first, then fewer along a cosine, at last the recipe's own.
+
+  EViT's (checked against helpers.py). Shapes are static, so that the cosine
+  has steps: training passes through `levels` programs, one compilation each.
+
+  Attributes:
+    start: share of the run in which all tokens stay.
+    stop: share of the run after which `keep` holds.
+    levels: how many counts there are, the first and the last included.
+    stages: reductions that share `keep`; the cosine is that of one of them.
+  """
+
+  start: float = 0.1
+  stop: float = 0.5
+  levels: int = 5
+  stages: int = 3
+
+  def __post_init__(self):
+    if not 0 <= self.start < self.stop <= 1:
+      raise ValueError(
+        f"start={self.start}, stop={self.stop}: must be 0 <= start < stop <= 1"
+      )
+    if not 3 <= self.levels <= 8:
+      raise ValueError(f"levels={self.levels}: must lie in 3..8")
+    if self.stages < 1:
+      raise ValueError(f"stages={self.stages}: must be 1 or more")
+
+  def level(self, step: int, steps: int) -> int:
+    """Which count a step of the run (from 0) has: 0 for all tokens."""
+    done = (step / steps - self.start) / (self.stop - self.start)
+    if done < 0:
+      return 0
+    # A step on a boundary belongs to the next level, whatever the rounding.
+    passed = int(done * (self.levels - 2) + 1e-9)
+    return min(1 + passed, self.levels - 1)
+
+  def keep(self, keep: float, level: int) -> float:
+    """The fraction of tokens that remains at a level."""
+    if level in (0, self.levels - 1):
+      return keep if level else 1.0
+    rate = keep ** (1 / self.stages)
+    done = (level - 0.5) / (self.levels - 2)
+    rate += (1 - rate) * (1 + math.cos(math.pi * done)) / 2
+    return round(rate**self.stages, 6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Which recipe fills the model's slots while it trains.
+
+  Attributes:
+    name: see `tokjax.recipes.names()`.
+    keep: fraction of tokens that remain at the end; None: as scheduled.
+    schedule: how many remain where; see `tokjax.schedules`.
+    options: other options of the recipe.
+    warmup: begin with more tokens than `keep`; None: with these.
+  """
+
+  name: str = "none"
+  keep: float | None = None
+  schedule: Annotated[Any, typed.OneOf(SCHEDULES)] = Own()
+  options: dict[str, Any] = ()
+  warmup: Warmup | None = None
+
+  def __post_init__(self):
+    if self.warmup is not None and self.keep is None:
+      raise ValueError("warmup: ends at `keep`, which must be given")
+
+  def level(self, step: int, steps: int) -> int | None:
+    """Of the warm-up, at a step (from 0) of a run; None: there is none."""
+    return None if self.warmup is None else self.warmup.level(step, steps)
+
+  def slots(self, level: int | None = None) -> Slots:
+    """As the model is used, or at a level of the warm-up.
+
+    Raises:
+      ConfigError: no such recipe, or no such option of it.
+    """
+    from tokjax import recipes
+
+    keep = self.keep
+    if level is not None:
+      keep = self.warmup.keep(keep, level)
+    given = dict(self.options)
+    if not isinstance(self.schedule, Own):
+      given["schedule"] = self.schedule
+    if keep is not None:
+      given["keep"] = keep
+    try:
+      found = recipes.find(self.name)
+    except KeyError as error:
+      raise typed.ConfigError(error.args[0]) from error
+    try:
+      return found(**given)
+    except recipes.UnknownOption as error:
+      raise typed.ConfigError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A run of the loop.
+
+  Attributes:
+    model, data, task: one of the tables above, chosen by `name`.
+    init: workdir of a run whose parameters to start from.
+    teacher: workdir of a run to distil from; see the task.
+    steps: optimiser steps.
+    batch_size, eval_batch_size: of all devices and hosts together.
+    precision: of activations; parameters and optimiser stay float32.
+    threads, processes: that load data on every host; 0 processes: only
+      threads.
+    log_every, eval_every: in steps.
+  """
+
+  model: Annotated[Any, typed.OneOf(MODELS)]
+  data: Annotated[Any, typed.OneOf(DATA)]
+  task: Annotated[Any, typed.OneOf(TASKS)]
+  recipe: Recipe = Recipe()
+  optimizer: Optimizer = Optimizer()
+  checkpoint: Checkpoint = Checkpoint()
+  mesh: Mesh = Mesh()
+  init: str | None = None
+  teacher: str | None = None
+  steps: int = 1000
+  batch_size: int = 128
+  eval_batch_size: int = 256
+  seed: int = 0
+  precision: Literal["float32", "bfloat16"] = "float32"
+  threads: int = 4
+  processes: int = 0
+  log_every: int = 50
+  eval_every: int = 500
+
+  def __post_init__(self):
+    for name in (
+      "steps",
+      "batch_size",
+      "eval_batch_size",
+      "log_every",
+      "eval_every",
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed={self.seed}: must be in [0, 2**32)")
+    if self.batch_size % self.optimizer.accumulate:
+      raise ValueError(
+        f"batch_size={self.batch_size}: must be a multiple of"
+        f" optimizer.accumulate={self.optimizer.accumulate}"
+      )
+
+  def build_model(self, slots: Slots | None = None) -> nn.Module:
+    """The model with these slots (None: those of `recipe`)."""
+    slots = self.recipe.slots() if slots is None else slots
+    dtype = DTYPES[self.precision]
+    return BUILDERS[type(self.model)](self.model, slots, dtype=dtype)
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values; `load` makes the same config of them."""
+    return typed.to_dict(self)
+
+
+def load(config: Any) -> Config:
+  """A `Config` from a ConfigDict or mapping. See `typed.build` for errors."""
+  if isinstance(config, Config):
+    return config
+  if hasattr(config, "to_dict"):
+    config = config.to_dict()
+  return typed.build(Config, config)

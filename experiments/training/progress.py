@@ -1,0 +1,168 @@
+"""What a person sees of a run: a bar or plain lines, JSONL and TensorBoard."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+import tensorboardX
+
+from experiments.training import optim, trees
+from experiments.training.config import Config
+
+# What a log line shows, in this order; the files have everything.
+SHOWN = ("loss", "accuracy")
+RATES = ("images_per_second", "tokens_per_second")
+
+
+class Log:
+  """Writes metrics of a run; processes other than the first write nothing.
+
+  `metrics.jsonl` has one object a line with "step" and "split"; a resumed run
+  removes what a lost part of the run had written after its checkpoint.
+  """
+
+  def __init__(self, workdir: pathlib.Path, start: int, steps: int):
+    self._start, self._steps = start, steps
+    self._began = time.perf_counter()
+    self._bar = self._file = self._board = None
+    if jax.process_index():
+      return
+    path = workdir / "metrics.jsonl"
+    _keep_until(path, start)
+    self._file = path.open("a")
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=start + 1
+    )
+    if sys.stdout.isatty():
+      self._bar = _bar()
+      self._task = self._bar.add_task("", total=steps, completed=start)
+      self._bar.start()
+
+  def note(self, text: str) -> None:
+    """A line that is no metric."""
+    if self._file is None:
+      return
+    if self._bar is not None:
+      self._bar.console.print(text, highlight=False, markup=False)
+    else:
+      print(text, flush=True)
+
+  def write(
+    self, step: int, values: Mapping[str, float], split: str = "train"
+  ) -> None:
+    """Metrics of a step to every place."""
+    if self._file is None:
+      return
+    values = {k: float(v) for k, v in values.items()}
+    row = {"step": step, "split": split, **values}
+    self._file.write(json.dumps(row) + "\n")
+    self._file.flush()
+    for name, value in values.items():
+      self._board.add_scalar(f"{split}/{name}", value, step)
+    shown = "  ".join(f"{k} {values[k]:.4f}" for k in SHOWN if k in values)
+    if split != "train":
+      return self.note(f"step {step}  {split}: {shown}")
+    if self._bar is not None:
+      shown = f"{shown}  {_rates(values)}"
+      return self._bar.update(self._task, completed=step, description=shown)
+    self.note(
+      f"step {step}/{self._steps}  {shown}  {_rates(values)}  {self._eta(step)}"
+    )
+
+  def close(self) -> None:
+    if self._file is None:
+      return
+    if self._bar is not None:
+      self._bar.stop()
+    self._file.close()
+    self._board.close()
+
+  def _eta(self, step: int) -> str:
+    spent = time.perf_counter() - self._began
+    left = spent / max(step - self._start, 1) * (self._steps - step)
+    return (
+      f"ETA {int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
+    )
+
+
+def _bar() -> rich.progress.Progress:
+  p = rich.progress
+  return p.Progress(
+    p.MofNCompleteColumn(), p.BarColumn(), p.TextColumn("{task.description}"),
+    p.TimeElapsedColumn(), p.TextColumn("ETA"), p.TimeRemainingColumn(),
+    console=rich.console.Console(file=sys.stdout),
+  )  # fmt: skip
+
+
+def _rates(values: Mapping[str, float]) -> str:
+  """`612 images/s  data 0.4 %  MFU 31 %`; data: share of time waited for it."""
+  units = {k.removesuffix("_per_second") for k in values if k in RATES}
+  parts = [f"{values[f'{unit}_per_second']:.0f} {unit}/s" for unit in units]
+  parts.append(f"data {100 * values['wait']:.1f} %")
+  if "mfu" in values:
+    parts.append(f"MFU {100 * values['mfu']:.0f} %")
+  return "  ".join(parts)
+
+
+def _keep_until(path: pathlib.Path, step: int) -> None:
+  """Drops rows of later steps, and a last row that was cut."""
+  if not path.exists():
+    return
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if row["step"] <= step:
+      rows.append(line)
+  path.write_text("".join(line + "\n" for line in rows))
+
+
+def parameter_table(config: Config, params: Any) -> str:
+  """Name, shape, type and size of every parameter; their sum at the end."""
+  rows = trees.named(params)
+  held = trees.named(optim.frozen(config.optimizer, params))
+  width = max(len(name) for name in rows)
+  lines = [
+    f"{name:{width}}  {str(tuple(x.shape)):18} {x.dtype}  {x.size:>12,}"
+    + ("  frozen" if held[name] else "")
+    for name, x in rows.items()
+  ]
+  total = sum(x.size for x in rows.values())
+  moving = sum(x.size for name, x in rows.items() if not held[name])
+  lines.append(f"{total:,} parameters, {moving:,} of them trained")
+  return "\n".join(lines)
+
+
+def summary(config: Config, mesh: jax.sharding.Mesh, start: int, params) -> str:
+  """One paragraph about the run."""
+  axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  device = jax.devices()[0].device_kind
+  begin = f"resumed at step {start}" if start else "from the start"
+  return (
+    f"{parameter_table(config, params).splitlines()[-1]}; recipe"
+    f" {config.recipe.name}; {jax.device_count()} x {device} ({axes}); {begin}"
+  )
+
+
+def finite(step: int, values: Mapping[str, jax.Array]) -> dict[str, float]:
+  """The metrics as numbers.
+
+  Raises:
+    FloatingPointError: the loss is none; nothing of it has been saved.
+  """
+  values = {k: float(v) for k, v in values.items()}
+  if not math.isfinite(values["loss"]):
+    raise FloatingPointError(
+      f"step {step}: loss is {values['loss']}; not saved, so that a restart"
+      " goes on from the last checkpoint"
+    )
+  return values

@@ -1,0 +1,1 @@
+"""Machinery that operations share: operands, lists, tiles, streams."""

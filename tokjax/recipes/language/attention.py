@@ -1,0 +1,187 @@
+"""Attention of decoders: who sees whom in prompts, and what a step reads."""
+
+from typing import Literal
+
+from tokjax.attention.estimated import Antidiagonal, VerticalSlash
+from tokjax.attention.linear import Linear, LinearState
+from tokjax.attention.recalibrate import Calibrated, FirstToken, Gated
+from tokjax.attention.static import Band, Separators
+from tokjax.cache import budgets
+from tokjax.cache import scores as importance
+from tokjax.cache.budgets import Budget
+from tokjax.cache.evict import Evict, Trim
+from tokjax.cache.kv import KV
+from tokjax.cache.stores import Exact
+from tokjax.recipes.registry import recipe
+from tokjax.reduce.reduction import Slots, bind
+
+MINFERENCE = (
+  "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via Dynamic"
+  " Sparse Attention"
+)
+
+
+@recipe(
+  "minference_a_shape",
+  family="llm",
+  paper=MINFERENCE,
+  evidence="microsoft/MInference:minference/ops/streaming_kernel.py,"
+  " modules/minference_forward.py (fb56c91)",
+)
+def minference_a_shape(
+  first: int = 100, window: Budget = budgets.Tokens(800), dense: int = 0
+) -> Slots:
+  """Prompts see the first tokens and a window; `dense`: tri-shape's rows."""
+  budget = budgets.Sum(budgets.Always(first), window)
+  return Slots(attend=Band(first, budget, dense))
+
+
+@recipe(
+  "minference_vertical_slash",
+  family="llm",
+  paper=MINFERENCE,
+  evidence="microsoft/MInference:minference/modules/minference_forward.py"
+  " (fb56c91)",
+  deviations="distances are widened to the blocks of 128 that they touch; the"
+  " official kernel widens them to 64 tokens from the distance on",
+)
+def minference_vertical_slash(
+  vertical: Budget = budgets.Tokens(1000),
+  slash: Budget = budgets.Tokens(6096),
+  queries: int = 64,
+  sinks: int = 30,
+  near: int = 100,
+  least_vertical: int = 30,
+  least_slash: int = 50,
+  block: int = 128,
+) -> Slots:
+  """Prompts see the columns and distances that the last queries attend to."""
+  return Slots(
+    attend=VerticalSlash(
+      vertical, slash, queries, sinks, near, least_vertical, least_slash, block
+    )
+  )
+
+
+@recipe(
+  "xattention",
+  family="llm",
+  paper="XAttention: Block Sparse Attention with Antidiagonal Scoring",
+  evidence="mit-han-lab/x-attention:xattn/src/Xattention.py, utils.py"
+  " (e379887)",
+  deviations="the first block is forced as a column of keys (an option of the"
+  " official code marks the first row of queries)",
+)
+def xattention(mass: float = 0.9, stride: int = 8, block: int = 128) -> Slots:
+  """Prompts see the key blocks whose antidiagonals hold most attention."""
+  return Slots(attend=Antidiagonal(mass, stride, block))
+
+
+@recipe(
+  "sepllm",
+  family="llm",
+  paper="SepLLM: Accelerate Large Language Models by Compressing One Segment"
+  " into One Separator",
+  training="both",
+  evidence="HKUDS/SepLLM:Streaming-SepLLM/sepllm_kv_cache/kv_cache_manager.py,"
+  " Training-SepLLM/ (f250f59)",
+  deviations="a cache holds the newest `separators` ones in either form; a"
+  " prompt keeps its own positions while it is read, and is always cut at its"
+  " end",
+)
+def sepllm(
+  tokens: tuple[int, ...] = (),
+  first: int = 4,
+  separators: int = 64,
+  window: Budget = budgets.Tokens(256),
+  slack: int = 0,
+  reindexed: bool = False,
+) -> Slots:
+  """The first tokens, a window, and separators, which stand for segments.
+
+  `tokens` are the ids of separators in the tokenizer. The cache evicts once
+  `slack` more are there than it is to hold. Streaming: slack=476,
+  window=budgets.Tokens(256), reindexed=True.
+  """
+  budget = budgets.Sum(budgets.Always(first + separators), window)
+  score = bind(importance.separators, tokens=tokens)
+  arriving = bind(importance.arriving_separators, tokens=tokens)
+  evict = Evict(
+    score, budget, first=first, last=window, remember="separator",
+    needs=("token",),
+  )  # fmt: skip
+  return Slots(
+    attend=Separators(tokens, first, window),
+    cache=KV(
+      evict,
+      Exact(rotated=not reindexed, reindexed=reindexed),
+      trim=Trim("separator", slack=slack, always=slack == 0, arriving=arriving),
+    ),
+  )
+
+
+@recipe(
+  "act",
+  family="llm",
+  paper="Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large"
+  " Language Models without Training through Attention Calibration",
+  evidence="GATECH-EIC/ACT:models/llama_modelling_aug.py, scripts/ (a267af7)",
+  deviations="while decoding, the sinks of the prompt are used; the official"
+  " code works on whole sequences only",
+)
+def act(
+  keep_sinks: float = 0.4,
+  threshold: float = 0.1,
+  heads: tuple | None = None,
+  spared: tuple[int, int] = (2, 1),
+) -> Slots:
+  """Sinks beyond the first one pass most of their attention on to others."""
+  return Slots(attend=Calibrated(keep_sinks, threshold, heads, spared))
+
+
+@recipe(
+  "zerotuning",
+  family="llm",
+  paper="ZeroTuning: Unlocking the Initial Token's Power to Enhance Large"
+  " Language Models Without Training",
+  evidence="weak: the paper's text; its code is anonymous",
+)
+def zerotuning(
+  gamma: float = 1.2,
+  heads: tuple | None = None,
+  layers_tuned: tuple[int, ...] | None = None,
+) -> Slots:
+  """Scales attention to the first token; gamma is searched on examples."""
+  return Slots(attend=FirstToken(gamma, heads, layers_tuned))
+
+
+@recipe(
+  "gated_attention",
+  family="llm",
+  paper="Gated Attention for Large Language Models: Non-linearity, Sparsity,"
+  " and Attention-Sink-Free",
+  training="learned",
+  evidence="qiuzh20/gated_attention:modeling_qwen3.py (49645df)",
+)
+def gated_attention(
+  kind: Literal["headwise", "elementwise"] = "elementwise",
+  with_bias: bool = False,
+) -> Slots:
+  """A sigmoid gate of the layer's input on the outputs of all heads."""
+  return Slots(attend=Gated(kind=kind, with_bias=with_bias))
+
+
+@recipe(
+  "lightning_attention",
+  family="llm",
+  paper="Lightning Attention-2: A Free Lunch for Handling Unlimited Sequence"
+  " Lengths in Large Language Models",
+  training="learned",
+  evidence="OpenNLPLab/lightning-attention:lightning_attn/ops/triton/"
+  "lightning_attn2.py, examples/module/tnl_attn.py (d15c385)",
+)
+def lightning_attention(
+  silu: bool = True, norm: bool = True, gate_rank: int = 0, block: int = 64
+) -> Slots:
+  """Linear attention with decay; the cache is one matrix a head."""
+  return Slots(attend=Linear(silu, norm, gate_rank, block), cache=LinearState())

@@ -1,0 +1,222 @@
+"""Cache compression: what a decoder remembers of its prompt and its text."""
+
+from typing import Literal
+
+from tokjax.attention.static import Band
+from tokjax.cache import budgets
+from tokjax.cache import scores as importance
+from tokjax.cache.adaptive import Adaptive
+from tokjax.cache.budgets import Budget
+from tokjax.cache.combine import ByHead
+from tokjax.cache.evict import Evict, Trim
+from tokjax.cache.kv import KV
+from tokjax.cache.stores import Exact
+from tokjax.recipes.registry import recipe
+from tokjax.reduce.reduction import Slots, bind
+
+GROUPS = "one set of tokens per key head, not per query head"
+
+
+@recipe("full", family="cache", paper="-")
+def full() -> Slots:
+  """Everything, in full precision."""
+  return Slots(cache=KV())
+
+
+@recipe("random_kv", family="cache", paper="-")
+def random_kv(
+  budget: Budget = budgets.Share(0.5), last: int = 1, seed: int = 0
+) -> Slots:
+  """Keeps prompt tokens drawn without replacement, and the last ones."""
+  noise = bind(importance.noise, seed=seed)
+  return Slots(cache=KV(Evict(noise, budget, last=last)))
+
+
+@recipe(
+  "streaming_llm",
+  family="cache",
+  paper="Efficient Streaming Language Models with Attention Sinks",
+  evidence="mit-han-lab/streaming-llm:streaming_llm/kv_cache.py, pos_shift/"
+  " (2e50426)",
+  deviations="a long prompt is attended to by a banded mask with the distances"
+  " that feeding it token by token gives",
+)
+def streaming_llm(
+  first: int = 4,
+  budget: Budget = budgets.Tokens(516),
+  reindexed: bool = True,
+) -> Slots:
+  """The first tokens and the most recent ones, `budget` in all, at every step.
+
+  Keys are rotated when they are read, to their places in the cache
+  (`reindexed`), so that distances never exceed its size.
+  """
+  return Slots(
+    attend=Band(first, budget, reindexed=reindexed),
+    cache=KV(
+      Evict(importance.recent, budget, first=first, last=1),
+      Exact(rotated=not reindexed, reindexed=reindexed),
+      trim=Trim("recent"),
+    ),
+  )
+
+
+@recipe(
+  "snapkv",
+  family="cache",
+  paper="SnapKV: LLM Knows What You are Looking for Before Generation",
+  evidence="FasterDecoding/SnapKV:snapkv/monkeypatch/snapkv_utils.py (e216ddc);"
+  " heads of a group as in NVIDIA/kvpress (8bb29b9)",
+  deviations=GROUPS,
+)
+def snapkv(
+  budget: Budget = budgets.Tokens(2048),
+  window: int = 64,
+  kernel: int = 5,
+  pooling: Literal["avg", "max"] = "avg",
+) -> Slots:
+  """What the last `window` queries attend to, pooled over neighbours.
+
+  The window itself stays, inside the budget.
+  """
+  score = bind(importance.last_window, kernel=kernel, pooling=pooling)
+  evict = Evict(score, budget, last=window, queries=window)
+  return Slots(cache=KV(evict))
+
+
+@recipe(
+  "pyramidkv",
+  family="cache",
+  paper="PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information"
+  " Funneling",
+  evidence="Zefan-Cai/KVCache-Factory:pyramidkv/pyramidkv_utils.py (c97f9d7)",
+  deviations=GROUPS,
+)
+def pyramidkv(
+  budget: Budget = budgets.Tokens(2048),
+  window: int = 64,
+  beta: int = 20,
+  kernel: int = 5,
+  pooling: Literal["avg", "max"] = "avg",
+) -> Slots:
+  """SnapKV with more room in lower layers; `budget` is the average."""
+  score = bind(importance.last_window, kernel=kernel, pooling=pooling)
+  pyramid = budgets.Pyramid(budget, window, beta)
+  evict = Evict(score, pyramid, last=window, queries=window)
+  return Slots(cache=KV(evict))
+
+
+@recipe(
+  "adakv",
+  family="cache",
+  paper="Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for"
+  " Efficient LLM Inference",
+  evidence="FFY0/AdaKV:adaptive_snapkv/monkeypatch/snapkv_utils.py (efe4e2e)",
+)
+def adakv(
+  budget: Budget = budgets.Tokens(2048),
+  window: int = 32,
+  alpha: float = 0.2,
+  kernel: int = 7,
+  pooling: Literal["avg", "max"] = "max",
+  heads: Literal["mean", "max"] = "mean",
+  normalise: bool = False,
+) -> Slots:
+  """SnapKV's scores; heads compete for the budget of their layer.
+
+  With `budget=budgets.Pyramid(...)` layers differ too.
+  """
+  score = bind(
+    importance.last_window, kernel=kernel, pooling=pooling, heads=heads,
+    heads_first=True,
+  )  # fmt: skip
+  return Slots(cache=Adaptive(score, budget, window, alpha, normalise))
+
+
+@recipe(
+  "h2o",
+  family="cache",
+  paper="H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large"
+  " Language Models",
+  evidence="FMInference/H2O:h2o_hf/utils_real_drop/modify_llama.py (ac75c2a)",
+  deviations=f"{GROUPS} (masses are summed); the clean rule, without the"
+  " masking version's recent token that is counted too many",
+)
+def h2o(
+  heavy: Budget = budgets.Share(0.1, least=0),
+  recent: Budget = budgets.Share(0.1, least=0),
+) -> Slots:
+  """Tokens that received most attention so far, and the recent ones.
+
+  Both numbers are fixed by the prompt. Attention sums go on while tokens are
+  generated; every step evicts one token.
+  """
+  budget = budgets.Sum(heavy, recent)
+  evict = Evict(
+    importance.received, budget, last=recent, queries=None, remember="mass"
+  )
+  return Slots(cache=KV(evict, trim=Trim("mass", after=True)))
+
+
+@recipe(
+  "knorm",
+  family="cache",
+  paper="A Simple and Effective L2 Norm-Based Strategy for KV Cache"
+  " Compression",
+  evidence="NVIDIA/kvpress:kvpress/presses/knorm_press.py (8bb29b9)",
+)
+def knorm(budget: Budget = budgets.Share(0.5)) -> Slots:
+  """Keeps the keys of smallest norm; nothing is protected."""
+  return Slots(cache=KV(Evict(importance.key_norm, budget)))
+
+
+@recipe(
+  "expected_attention",
+  family="cache",
+  paper="Expected Attention: KV Cache Compression by Estimating Attention from"
+  " Future Queries Distribution",
+  evidence="NVIDIA/kvpress:kvpress/presses/expected_attention_press.py"
+  " (8bb29b9)",
+)
+def expected_attention(
+  budget: Budget = budgets.Share(0.5),
+  sinks: int = 4,
+  future: int = 512,
+  covariance: bool = True,
+  value_norm: bool = True,
+  epsilon: float = 0.0,
+) -> Slots:
+  """Attention that Gaussian future queries would pay, times value length."""
+  score = bind(
+    importance.expected, sinks=sinks, future=future, covariance=covariance,
+    value_norm=value_norm, epsilon=epsilon,
+  )  # fmt: skip
+  return Slots(cache=KV(Evict(score, budget, first=sinks, queries=None)))
+
+
+@recipe(
+  "razor_attention",
+  family="cache",
+  paper="RazorAttention: Efficient KV Cache Compression Through Retrieval"
+  " Heads",
+  evidence="weak: the paper's text; no code is public",
+  deviations="the compensation token is a running mean while the window slides,"
+  " which the paper leaves open; positions by rotary embedding only",
+)
+def razor_attention(
+  retrieval: tuple = (),
+  first: int = 4,
+  window: Budget = budgets.Larger(budgets.Tokens(4000), budgets.Share(0.2)),
+) -> Slots:
+  """Retrieval heads keep all; others sinks, a window, and one mean token.
+
+  The mean of what is dropped counts for all of it: log n is added to its
+  logit. `retrieval` names key heads, for all layers or a tuple for each; see
+  `tokjax.cache.retrieval_heads` for how they are found.
+  """
+  budget = budgets.Sum(budgets.Always(first), window)
+  local = KV(
+    Evict(importance.recent, budget, first=first, last=window, merge=True),
+    trim=Trim("recent", merge=True),
+  )
+  return Slots(cache=ByHead(((retrieval, KV()),), local))

@@ -1,0 +1,160 @@
+"""Retrieval by decoders: what a step or a chunk of queries reads."""
+
+from tokjax.attention.block_memory import BlockMemory
+from tokjax.attention.head_chunks import HeadChunks
+from tokjax.attention.landmark import Landmark
+from tokjax.attention.retrieval import Retriever
+from tokjax.attention.soft_vote import SoftVote
+from tokjax.cache import budgets
+from tokjax.cache.budgets import Budget
+from tokjax.cache.kv import KV
+from tokjax.cache.prompt import LastQuery
+from tokjax.cache.reads import Pages, Persistent
+from tokjax.recipes.registry import recipe
+from tokjax.reduce.reduction import Slots
+
+
+@recipe(
+  "quest",
+  family="llm",
+  paper="Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference",
+  evidence="mit-han-lab/Quest:evaluation/quest_attention.py (01c1623)",
+)
+def quest(
+  budget: Budget = budgets.Tokens(1024),
+  page: int = 16,
+  least: int = 3,
+  from_layer: int = 2,
+) -> Slots:
+  """Each query head reads the pages whose extremes fit its query best."""
+  return Slots(cache=KV(read=Pages(budget, page, least, from_layer)))
+
+
+@recipe(
+  "tidaldecode",
+  family="llm",
+  paper="TidalDecode: Fast and Accurate LLM Decoding with Position Persistent"
+  " Sparse Attention",
+  evidence="DerrickYLJ/TidalDecode:src/tidal_build/modify_llama.py (d67a1bd)",
+)
+def tidaldecode(
+  budget: Budget = budgets.Tokens(256),
+  layers: tuple[int | float, ...] = (2, 0.4),
+) -> Slots:
+  """Two layers choose tokens for all layers above them, head by head."""
+  return Slots(cache=KV(read=Persistent(budget, layers)))
+
+
+@recipe(
+  "gemfilter",
+  family="llm",
+  paper="Discovering the Gems in Early Layers: Accelerating Long-Context LLMs"
+  " with 1000x Input Token Reduction",
+  evidence="SalesforceAIResearch/GemFilter:my_baseline/GemFilter/"
+  "llama_select_attention.py (5f79b1a)",
+)
+def gemfilter(
+  layer: int | float = 0.4,
+  budget: Budget = budgets.Tokens(1024),
+  kernel: int = 5,
+) -> Slots:
+  """An early layer chooses tokens; the model starts again with those alone."""
+  return Slots(prompt=LastQuery(layer, budget, kernel))
+
+
+@recipe(
+  "promptdistill",
+  family="llm",
+  paper="PromptDistill: Query-based Selective Token Retention in Intermediate"
+  " Layers for Efficient Large Language Model Inference",
+  evidence="declare-lab/PromptDistill:models/llama.py (472bfef)",
+  deviations="one stage; caches of the layers below are kept (truncation 0);"
+  " the query is that of the prompt's last token",
+)
+def promptdistill(
+  layer: int | float = 0.4,
+  budget: Budget = budgets.Tokens(1024),
+  kernel: int = 5,
+) -> Slots:
+  """Layers above an early one go on with the tokens that it chooses."""
+  return Slots(
+    prompt=LastQuery(layer, budget, kernel, keep_last=True, restart=False)
+  )
+
+
+@recipe(
+  "infllm",
+  family="llm",
+  paper="InfLLM: Unveiling the Intrinsic Capacity of LLMs for Understanding"
+  " Extremely Long Sequences with Training-Free Memory",
+  evidence="thunlp/InfLLM:inf_llm/attention/context_manager.py (12b7079)",
+  deviations="blocks stay in device memory; which of them an accelerator caches"
+  " does not change results",
+)
+def infllm(
+  first: int = 128,
+  local: int = 4096,
+  budget: Budget = budgets.Tokens(2048),
+  block: int = 128,
+  representatives: int = 4,
+  chunk: int = 512,
+) -> Slots:
+  """A window, and blocks of the distant past that fit a chunk of queries."""
+  attend = BlockMemory(first, local, budget, block, representatives, chunk)
+  return Slots(attend=attend, cache=Retriever())
+
+
+@recipe(
+  "tokenselect",
+  family="llm",
+  paper="TokenSelect: Efficient Long-Context Inference and Length Extrapolation"
+  " for LLMs via Dynamic Token-Level KV Cache Selection",
+  evidence="pzs19/TokenSelect:patcher/token_retrieval.py (8e1e97f)",
+  deviations="query head h reads key head h // (H / G) (the official kernel"
+  " takes h mod G); votes are float32, not bfloat16",
+)
+def tokenselect(
+  first: int = 128,
+  local: int = 512,
+  budget: Budget = budgets.Tokens(2048),
+  chunk: int = 512,
+  kernel: int = 1,
+  rotate_query: bool = False,
+  reuse: float | None = None,
+) -> Slots:
+  """Heads vote for single tokens, which are read as if side by side."""
+  attend = SoftVote(first, local, budget, chunk, kernel, rotate_query, reuse)
+  return Slots(attend=attend, cache=Retriever())
+
+
+@recipe(
+  "longheads",
+  family="llm",
+  paper="LongHeads: Multi-Head Attention is Secretly a Long Context Processor",
+  evidence="LuLuLuyi/LongHeads:modeling_longheads/modeling_llama.py (1c9f72e)",
+  deviations="while decoding, too, the newest token's chunk, the one before and"
+  " the first are read, also where that token completes its chunk",
+)
+def longheads(budget: Budget = budgets.Tokens(4096), chunk: int = 256) -> Slots:
+  """Each head reads chunks of text that fit, never beyond trained lengths."""
+  return Slots(attend=HeadChunks(budget, chunk), cache=Retriever())
+
+
+@recipe(
+  "landmark_attention",
+  family="llm",
+  paper="Landmark Attention: Random-Access Infinite Context Length for"
+  " Transformers",
+  training="learned",
+  evidence="epfml/landmark-attention:llama/llama_mem.py, lm_benchmark"
+  " (d963e50)",
+  deviations="landmarks stand at fixed places, which the data provide; only"
+  " landmarks of the blocks that are read take part in the softmax",
+)
+def landmark_attention(block: int = 63, budget: Budget | None = None) -> Slots:
+  """Blocks are read through landmark tokens that learned to stand for them.
+
+  Without a budget all blocks are read: the form for training.
+  `tokjax.attention.landmark.with_landmarks` puts the tokens into a text.
+  """
+  return Slots(attend=Landmark(block, budget), cache=Retriever())

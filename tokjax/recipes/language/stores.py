@@ -1,0 +1,108 @@
+"""Other ways to store a cache: fewer bits, features, layers, or slots."""
+
+from tokjax.cache.convolved import Convolved
+from tokjax.cache.kivi import Kivi
+from tokjax.cache.kv import KV
+from tokjax.cache.low_rank import LowRank
+from tokjax.cache.mixed import Mixed
+from tokjax.cache.shared import Following, SharedKeys
+from tokjax.recipes.registry import recipe
+from tokjax.reduce.reduction import Slots
+
+
+@recipe(
+  "kivi",
+  family="cache",
+  paper="KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache",
+  evidence="jy-yuan/KIVI:models/llama_kivi.py, quant/new_pack.py (876b4d2)",
+)
+def kivi(bits: int = 2, group: int = 32, residual: int = 128) -> Slots:
+  """Keys in few bits by channel, values by token, the last tokens exact."""
+  return Slots(cache=KV(store=Kivi(bits, group, residual)))
+
+
+@recipe(
+  "zipcache",
+  family="cache",
+  paper="ZipCache: Accurate and Efficient KV Cache Quantization with Salient"
+  " Token Identification",
+  evidence="ThisisBillhe/ZipCache:zipcache/models/CompressUtils/,"
+  " modeling_llama.py (b6932b9)",
+  deviations="saliency is divided by the number of probes that see a key, as in"
+  " the paper (the code counts all queries); probes are drawn without"
+  " replacement; decoded tokens are coded once, in batches of their own, and"
+  " values head by head",
+)
+def zipcache(
+  bits: tuple[int, int] = (4, 2), plain: float = 0.4, gap: int = 100
+) -> Slots:
+  """Tokens that probing queries attend to get more bits than the others."""
+  return Slots(cache=Mixed(bits, plain, gap))
+
+
+@recipe(
+  "cskv",
+  family="cache",
+  paper="CSKV: Training-Efficient Channel Shrinking for KV Cache in"
+  " Long-Context Scenarios",
+  training="learned",
+  evidence="wln20/CSKV:cskv_src/modeling/modeling_llama.py,"
+  " utils/cache_utils.py, scripts/ (cd79226)",
+  deviations="features are stored in the cache's dtype; quantisation-aware"
+  " training is left out",
+)
+def cskv(
+  k_density: float = 0.2, v_density: float = 0.2, window: int = 32
+) -> Slots:
+  """Old tokens as low-rank features of the input, the newest ones exact.
+
+  `tokjax.cache.low_rank.factors` initialises them from a model's projections,
+  `reconstruction` is what they train on.
+  """
+  return Slots(cache=LowRank(k_density, v_density, window))
+
+
+@recipe(
+  "pod",
+  family="cache",
+  paper="Compressing KV Cache for Long-Context LLM Inference with Inter-Layer"
+  " Attention Similarity",
+  training="both",
+  evidence="weak: the paper's text; no code is public",
+  deviations="scores are shared, that is queries too, which the paper leaves"
+  " open; grouped by key head",
+)
+def pod(
+  leaders: tuple = (),
+  first: int = 16,
+  recent: int = 4080,
+  threshold: float | None = 0.7,
+) -> Slots:
+  """Upper layers of a block take scores of distant tokens from its lowest.
+
+  `leaders` names that layer for every layer and key head; see
+  `tokjax.cache.shared.leaders` for how it is found. (): no layers share.
+  """
+  return Slots(
+    attend=Following(leaders, first, recent, threshold), cache=SharedKeys()
+  )
+
+
+@recipe(
+  "lococo",
+  family="cache",
+  paper="LoCoCo: Dropping In Convolutions for Long Context Compression",
+  training="learned",
+  evidence="VITA-Group/LoCoCo:llama/memory_compressor.py (1be3fec)",
+  deviations="one set of tokens per key head; entries are merged at the end of"
+  " a block, where the official code does it at the start of the next",
+)
+def lococo(
+  slots: int = 512,
+  slack: int = 16,
+  block: int = 512,
+  kernel: int = 21,
+  detach: bool = True,
+) -> Slots:
+  """A cache of fixed size: heavy hitters, and learned means of the rest."""
+  return Slots(cache=Convolved(slots, slack, block, kernel, detach))

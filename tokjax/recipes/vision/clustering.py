@@ -1,0 +1,217 @@
+"""Vision recipes that cluster tokens."""
+
+import jax.numpy as jnp
+
+from tokjax import matching, schedules, scores, selection
+from tokjax.plan import Plan
+from tokjax.recipes.registry import recipe
+from tokjax.reduce.reduction import Reduce, Slots, bind
+from tokjax.reduce.site import Site
+from tokjax.schedules import Schedule
+
+
+def atc_rule(site: Site, *, linkage: str) -> Plan:
+  """Clusters of similar keys become their mean."""
+  plan = matching.agglomerative(
+    site.keys.mean(axis=0),
+    site.keep,
+    linkage=linkage,
+    mask=site.mask,
+    count=site.count,
+  )
+  return plan.weighted(site.size)
+
+
+@recipe(
+  "atc",
+  family="vision",
+  paper="Agglomerative Token Clustering",
+  training="both",
+  evidence="JoakimHaurum/ATC:ATC_setup/models/atc.py, SSLBackbone_setup/"
+  "token_reduc/merge.py",
+  deviations="ties are broken by index (unspecified in scikit-learn); as many"
+  " tokens remain as asked for (the off-the-shelf code keeps one more); sizes"
+  " weight means whether or not attention is proportional",
+)
+def atc(
+  schedule: Schedule = schedules.Ratio(0.7),
+  linkage: str = "average",
+  proportional: bool = True,
+) -> Slots:
+  """Joins the two closest clusters of keys until enough are left.
+
+  Args:
+    schedule: clusters that remain.
+    linkage: "single", "complete" or "average".
+    proportional: attention counts merged tokens by size.
+  """
+  if linkage not in ("single", "complete", "average"):
+    raise ValueError(
+      f"linkage={linkage!r}: must be 'single', 'complete' or 'average'"
+    )
+  reduce = Reduce(bind(atc_rule, linkage=linkage), schedule, needs=("keys",))
+  return Slots(reduce, proportional=proportional)
+
+
+def dpc_knn_rule(site: Site, *, neighbours: int) -> Plan:
+  """Tokens around one density peak become their mean."""
+  plan = matching.dpc_knn(
+    site.x, site.keep, neighbours=neighbours, mask=site.mask, count=site.count
+  )
+  return plan.weighted(jnp.ones((site.num_free,), jnp.float32))
+
+
+@recipe(
+  "dpc_knn",
+  family="vision",
+  paper="Not All Tokens Are Equal: Human-centric Visual Analysis via Token"
+  " Clustering Transformer (TCFormer)",
+  training="both",
+  evidence="JoakimHaurum/TokenReduction:models/dpcknn.py",
+  deviations="equal weights (the learned token score is a trained part); ties"
+  " go to the lower index instead of to noise; no 1e-6 in the mean",
+)
+def dpc_knn(
+  schedule: Schedule = schedules.Ratio(0.7), neighbours: int = 5
+) -> Slots:
+  """Averages the members of density-peak clusters of the hidden states."""
+  rule = bind(dpc_knn_rule, neighbours=neighbours)
+  return Slots(Reduce(rule, schedule, at="before_block"))
+
+
+def kmedoids_rule(site: Site, *, iterations: int, cost: str) -> Plan:
+  """Medoids stay, the other tokens of their clusters go."""
+  plan = matching.kmedoids(
+    site.x,
+    site.keep,
+    weight=scores.mean_over_heads(site.received_attention),
+    iterations=iterations,
+    cost=cost,
+    mask=site.mask,
+    count=site.count,
+  )
+  return plan.pruned()
+
+
+@recipe(
+  "kmedoids",
+  family="vision",
+  paper="Token Pooling in Vision Transformers; Which Tokens to Use?",
+  training="both",
+  evidence="JoakimHaurum/TokenReduction:models/kmedoids.py",
+  deviations="cost='members' gives the standard algorithm; the default is the"
+  " repository's, which sums over all tokens; an empty cluster keeps its medoid"
+  " instead of taking token 0",
+)
+def kmedoids(
+  schedule: Schedule = schedules.Ratio(0.7),
+  iterations: int = 3,
+  cost: str = "all",
+) -> Slots:
+  """Keeps the medoids of clusters seeded by attention received.
+
+  Args:
+    schedule: medoids that remain.
+    iterations: how often medoids move.
+    cost: "all" or "members", see `tokjax.matching.kmedoids`.
+  """
+  if cost not in ("all", "members"):
+    raise ValueError(f"cost={cost!r}: must be 'all' or 'members'")
+  rule = bind(kmedoids_rule, iterations=iterations, cost=cost)
+  return Slots(
+    Reduce(rule, schedule, at="before_block", needs=("received_attention",))
+  )
+
+
+def token_transforming_rule(
+  site: Site, *, temperature: float, importance: str
+) -> Plan:
+  """All tokens spread over the most important ones."""
+  score = scores.mean_over_heads(getattr(site, importance))
+  anchor, valid = selection.top_k(
+    score, site.keep, mask=site.mask, count=site.count
+  )
+  return matching.soft_assignment(
+    site.keys.mean(axis=0),
+    anchor,
+    temperature=temperature,
+    mask=site.mask,
+    valid=valid,
+  )
+
+
+@recipe(
+  "token_transforming",
+  family="vision",
+  paper="Token Transforming: A Unified and Training-Free Token Compression"
+  " Framework for Vision Transformer Acceleration",
+  evidence="weak: abstract and a figure caption; no code is public. A"
+  " reconstruction, no fidelity is claimed",
+  deviations="anchors, temperature and restoration are this project's choice",
+)
+def token_transforming(
+  schedule: Schedule = schedules.Ratio(0.7),
+  temperature: float = 0.05,
+  importance: str = "class_attention",
+) -> Slots:
+  """Many-to-many: every token spreads over the most important ones.
+
+  Args:
+    schedule: anchors that remain.
+    temperature: of the softmax over anchors; towards 0 each token goes to its
+      nearest anchor.
+    importance: "class_attention" or "received_attention".
+  """
+  if importance not in ("class_attention", "received_attention"):
+    raise ValueError(
+      f"importance={importance!r}: must be 'class_attention' or"
+      " 'received_attention'"
+    )
+  if not temperature > 0:
+    raise ValueError(f"temperature={temperature}: must be positive")
+  rule = bind(
+    token_transforming_rule, temperature=temperature, importance=importance
+  )
+  reduce = Reduce(rule, schedule, needs=("keys", importance))
+  return Slots(reduce, proportional=True)
+
+
+def expedit_rule(site: Site, **options) -> Plan:
+  """The grid becomes a smaller grid of soft clusters."""
+  cells = matching.cells_of(site.grid, site.keep)
+  return matching.local_soft_kmeans(site.x, site.grid, cells, **options)
+
+
+@recipe(
+  "expedit",
+  family="vision",
+  paper="Expediting Large-Scale Vision Transformer for Dense Prediction without"
+  " Fine-tuning",
+  evidence="Expedit-SAM:segment_anything/modeling/hourglass_image_encoder.py,"
+  " Expedit-Segmenter:mmseg/ops/{cluster,reconstruction}.py",
+  deviations="the class token is set aside and keeps attending",
+)
+def expedit(
+  schedule: Schedule = schedules.Square(0.5, 0.25),
+  iterations: int = 5,
+  temperature: float = 0.02,
+  window: int = 5,
+  neighbours: int = 20,
+  normalise: bool = False,
+) -> Slots:
+  """Runs the deeper blocks on a smaller grid of soft clusters, then restores.
+
+  Options: see `tokjax.matching.local_soft_kmeans`.
+  """
+  rule = bind(
+    expedit_rule,
+    iterations=iterations,
+    temperature=temperature,
+    window=window,
+    neighbours=neighbours,
+    normalise=normalise,
+  )
+  reduce = Reduce(
+    rule, schedule, at="before_block", needs=("grid",), restore=True
+  )
+  return Slots(reduce)

@@ -1,0 +1,324 @@
+"""Vision recipes that merge tokens into similar ones."""
+
+import jax
+import jax.numpy as jnp
+
+from tokjax import matching, schedules, scores, selection
+from tokjax.plan import Assignment, Plan
+from tokjax.recipes.registry import recipe
+from tokjax.reduce.reduction import Reduce, Slots, bind
+from tokjax.reduce.site import Site
+from tokjax.schedules import Schedule
+
+
+def cosines(features, sides: matching.Sides):
+  """Similarity of sources and targets, `[a, b]`."""
+  unit = scores.normalise(features)
+  return unit[sides.source] @ unit[sides.target].T
+
+
+def alternating(site: Site) -> matching.Sides:
+  """Every other token of the whole sequence, as the official codes split.
+
+  The class token is the first source although it never merges, so the first
+  free token is a target when an odd number of protected tokens precedes it.
+  """
+  first = "target" if site.protected % 2 else "source"
+  return matching.parity(site.num_free, first=first, mask=site.mask)
+
+
+def by_index_after_class(site: Site) -> str:
+  """Official codes sort the unmerged only when there is a class token."""
+  return "index" if site.protected else "similarity"
+
+
+def merge(site: Site, features, sides: matching.Sides, **options) -> Assignment:
+  """Merges the most similar sources into their targets; sums so far."""
+  return matching.bipartite(
+    cosines(features, sides),
+    sides,
+    site.num_free,
+    site.remove,
+    mask=site.mask,
+    count=site.count,
+    **options,
+  )
+
+
+def tome_rule(site: Site, *, sides: str) -> Plan:
+  """Sources join the targets with the most similar keys."""
+  n, keep = site.num_free, site.keep
+  if sides == "alternating":
+    pair = alternating(site)
+  elif sides == "kth":
+    pair = matching.every_kth(n, keep, mask=site.mask, count=site.count)
+  else:
+    pair = matching.at_random(
+      site.key, n, keep, mask=site.mask, count=site.count
+    )
+  unmerged = by_index_after_class(site)
+  plan = merge(site, site.keys.mean(axis=0), pair, unmerged=unmerged)
+  return plan.weighted(site.size)
+
+
+@recipe(
+  "tome",
+  family="vision",
+  paper="Token Merging: Your ViT But Faster",
+  training="both",
+  evidence="facebookresearch/ToMe:tome/{merge,utils}.py, patch/{timm,mae}.py",
+  deviations="an r that cannot be carried out is an error, not capped silently;"
+  " the kth variant loses no tail",
+)
+def tome(
+  schedule: Schedule = schedules.Constant(13),
+  sides: str = "alternating",
+  proportional: bool = True,
+  pool_by_size: bool = False,
+) -> Slots:
+  """Merges the r most similar pairs of two alternating sets in every block.
+
+  Args:
+    schedule: see `tokjax.schedules`.
+    sides: "alternating", "kth" (evenly spaced targets, all others merge) or
+      "random" (random targets).
+    proportional: attention counts merged tokens by size (off for MAE).
+    pool_by_size: mean pooling counts them by size (on for MAE).
+  """
+  if sides not in ("alternating", "kth", "random"):
+    raise ValueError(
+      f"sides={sides!r}: must be 'alternating', 'kth' or 'random'"
+    )
+  needs = ("keys", "key") if sides == "random" else ("keys",)
+  at_most = 0.5 if sides == "alternating" else 1.0
+  rule = bind(tome_rule, sides=sides)
+  reduce = Reduce(rule, schedule, needs=needs, at_most=at_most)
+  return Slots(reduce, proportional=proportional, pool_by_size=pool_by_size)
+
+
+@recipe(
+  "tome_kth",
+  family="vision",
+  paper="Token Merging: Your ViT But Faster",
+  evidence="facebookresearch/ToMe:tome/merge.py (kth_bipartite_soft_matching)",
+  deviations="the tail of n mod k tokens merges instead of being dropped; the"
+  " class token takes no part",
+)
+def tome_kth(schedule: Schedule = schedules.Ratio(0.7)) -> Slots:
+  """ToMe with evenly spaced targets that all other tokens join."""
+  return tome(schedule, sides="kth")
+
+
+@recipe(
+  "tome_random",
+  family="vision",
+  paper="Token Merging: Your ViT But Faster",
+  evidence="facebookresearch/ToMe:tome/merge.py"
+  " (random_bipartite_soft_matching)",
+  deviations="targets stand in the order of the sequence; the class token takes"
+  " no part",
+)
+def tome_random(schedule: Schedule = schedules.Constant(13)) -> Slots:
+  """ToMe with random targets that all other tokens join."""
+  return tome(schedule, sides="random")
+
+
+def tomesd_rule(site: Site, *, cell: tuple[int, int], random: bool) -> Plan:
+  """Tokens join the most similar of one target in each cell."""
+  key = site.key if random else None
+  sides = matching.grid_cells(site.grid, cell, key=key)
+  plan = merge(site, site.x, sides, unmerged="similarity")
+  return plan.weighted(jnp.ones((site.num_free,), jnp.float32))
+
+
+@recipe(
+  "tomesd",
+  family="vision",
+  paper="Token Merging for Fast Stable Diffusion",
+  evidence="dbolya/tomesd:tomesd/{merge,patch}.py",
+  deviations="each example draws its own targets (the official code shares them"
+  " within a batch); the class token takes part in attention unmerged",
+)
+def tomesd(
+  schedule: Schedule = schedules.Capped(0.5),
+  cell: tuple[int, int] = (2, 2),
+  random: bool = True,
+) -> Slots:
+  """Merges around attention: one target in each cell of the grid, given back.
+
+  Args:
+    schedule: tokens that attend in each block; at least one a cell.
+    cell: rows and columns of a cell.
+    random: draw the target of a cell; False: its top left token.
+  """
+  needs = ("grid", "key") if random else ("grid",)
+  reduce = Reduce(
+    bind(tomesd_rule, cell=cell, random=random),
+    schedule,
+    at="around_attention",
+    needs=needs,
+    at_most=1 - 1 / (cell[0] * cell[1]),
+  )
+  return Slots(reduce)
+
+
+def pitome_rule(
+  site: Site, *, margin: float, alpha: float, bsm_blocks: str, features: str
+) -> Plan:
+  """Tokens of high energy join similar ones of adjacent rank."""
+  n = site.num_free
+  features = site.keys.mean(axis=0) if features == "keys" else site.x
+  margin = margin * (1 - site.layer / site.depth)
+  energy = scores.energy(features, margin, alpha=alpha, mask=site.mask)
+  if site.mask is not None:
+    energy = jnp.where(site.mask, energy, -jnp.inf)
+  rank = jnp.argsort(-energy, stable=True)
+  half = (site.depth + 1) // 2
+  all_ranked = {
+    "none": False,
+    "all": True,
+    "first": site.layer < half,
+    "last": site.layer >= half,
+  }[bsm_blocks]
+  if all_ranked:
+    sides = matching.parity(n, order=rank)
+    plan = merge(site, features, sides, unmerged="similarity")
+  else:
+    plan = _merge_redundant(site, features, rank)
+  return plan.weighted(site.size)
+
+
+def _merge_redundant(site: Site, features, rank) -> Assignment:
+  """The 2k tokens of highest energy: odd ranks absorb even ranks, all merge."""
+  n, k = site.num_free, site.remove
+  sides = matching.parity(2 * k, order=rank[: 2 * k])
+  similarity = cosines(features, sides)
+  if site.count is None or site.mask is None:
+    return matching.bipartite(similarity, sides, n, k, kept=rank[2 * k :])
+  # A padded example merges fewer: only its own 2k' highest are eligible.
+  due = jnp.clip(site.mask.sum() - site.count, 0, k)
+  eligible = jnp.arange(k) < due
+  similarity = jnp.where(eligible[None, :], similarity, -jnp.inf)
+  to = sides.target[selection.first_max(similarity, axis=-1)[1]]
+  to = jnp.where(eligible, to, sides.source)
+  parent = jnp.arange(n).at[sides.source].set(to)
+  place = jnp.argsort(rank)
+  order = jnp.where(place < 2 * due, n + place, place)
+  return Assignment.from_parent(parent, n - k, order=order, mask=site.mask)
+
+
+@recipe(
+  "pitome",
+  family="vision",
+  paper="Accelerating Transformers with Spectrum-Preserving Token Merging",
+  evidence="hchautran/PiToMe:algo/pitome/merge.py, patch/{deit,mae,clip}.py",
+  deviations="follows the code where the paper differs: the margin is"
+  " subtracted inside the ELU and attention is not proportional",
+)
+def pitome(
+  schedule: Schedule = schedules.Ratio(0.925, "all", "current", "ceil"),
+  margin: float = 0.75,
+  alpha: float = 1.0,
+  bsm_blocks: str = "first",
+  features: str = "keys",
+) -> Slots:
+  """Merges tokens of high energy (much company), protects isolated ones.
+
+  Args:
+    schedule: tokens that remain after each block; at least half of them.
+    margin: similarity that counts as company in block 0, falling linearly.
+    alpha: weight of what lies below the margin.
+    bsm_blocks: where all tokens are ranked and the best edges merge, instead
+      of merging the most redundant ones: "first" or "last" half of the
+      blocks (DeiT, MAE), "all" or "none" (AugReg, CLIP).
+    features: what is compared: "keys" or "hidden" states (CLIP, BLIP).
+  """
+  if bsm_blocks not in ("first", "last", "all", "none"):
+    raise ValueError(
+      f"bsm_blocks={bsm_blocks!r}: must be 'first', 'last', 'all' or 'none'"
+    )
+  if features not in ("keys", "hidden"):
+    raise ValueError(f"features={features!r}: must be 'keys' or 'hidden'")
+  rule = bind(
+    pitome_rule,
+    margin=margin,
+    alpha=alpha,
+    bsm_blocks=bsm_blocks,
+    features=features,
+  )
+  needs = ("keys",) if features == "keys" else ()
+  return Slots(Reduce(rule, schedule, needs=needs, at_most=0.5))
+
+
+def rarity(mass, mask, temperature: float):
+  """(1 / mass) scaled to a maximum of one, to the power 1 / temperature."""
+  if not temperature:
+    return jnp.ones_like(mass)
+  inverse = 1 / jnp.maximum(mass, 1e-12)
+  if mask is not None:
+    inverse = jnp.where(mask, inverse, 0.0)
+  return (inverse / jnp.maximum(inverse.max(), 1e-12)) ** (1 / temperature)
+
+
+def mctf_rule(
+  site: Site, *, similarity: float, information: float, size: float
+) -> Plan:
+  """Similar, uninformative and small tokens fuse; arguments: temperatures."""
+  mask, n = site.tokens.mask, site.num_free
+  received = scores.mean_over_heads(site.signals.received_attention)
+  received = jax.lax.stop_gradient(received)
+  weight = site.free(
+    rarity(received, mask, information) * rarity(site.tokens.size, mask, size)
+  )
+  sides = alternating(site)
+  edge = (cosines(site.x, sides) + 1) / 2
+  power = 1 / similarity if similarity else 0
+  edge = jnp.maximum(edge, 0.0) ** power
+  edge = edge * weight[sides.source][:, None] * weight[sides.target][None, :]
+  plan = matching.bidirectional(
+    edge,
+    sides,
+    n,
+    site.remove,
+    mask=site.mask,
+    count=site.count,
+    unmerged=by_index_after_class(site),
+  )
+  return plan.weighted(site.free(received) * site.size)
+
+
+@recipe(
+  "mctf",
+  family="vision",
+  paper="Multi-criteria Token Fusion with One-step-ahead Attention",
+  training="both",
+  evidence="mlvlab/MCTF:utils/mctf.py, models/SA/MHSA.py, modules/blocks.py",
+  deviations="the official floor of ten remaining tokens is not applied; a"
+  " schedule that asks for too much is an error",
+)
+def mctf(
+  schedule: Schedule = schedules.Constant(16, first=1),
+  temperatures: tuple[float, float, float] = (1.0, 20.0, 40.0),
+) -> Slots:
+  """Fuses by similarity, information and size, from both sides.
+
+  Acts on a block's input with the attention computed one step ahead: its map
+  is merged along and not computed again.
+
+  Args:
+    schedule: r = 16 in blocks 1 to 11 for DeiT-S.
+    temperatures: of similarity, information (attention received) and size;
+      0 switches one off.
+  """
+  similarity, information, size = temperatures
+  rule = bind(
+    mctf_rule, similarity=similarity, information=information, size=size
+  )
+  reduce = Reduce(
+    rule,
+    schedule,
+    at="attention_map",
+    needs=("attention", "received_attention"),
+    at_most=0.5,
+  )
+  return Slots(reduce, proportional=True)
