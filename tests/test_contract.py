@@ -14,9 +14,11 @@ import pytest
 
 from tests.contract import hosts, probes
 from tests.contract.runs import BATCH, KEY, case
-from tokjax import recipes, schedules
+from tokjax import budgets, recipes
 from tokjax.analysis import cost
-from tokjax.reduce.reduction import Slots
+from tokjax.signals import Rows
+from tokjax.slots import Slots
+from tokjax.tokens import Kind
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
@@ -409,24 +411,25 @@ def test_a_recipe_has_a_host(recipe):
 @NAMES
 def test_a_model_that_lacks_a_signal_is_refused(recipe):
   slots = recipes.get(recipe, keep=hosts.KEEP)
-  needs = {name for r in slots.reduce for name in r.needs}
+  asked = [q for r in slots.reduce for q in r.asks if isinstance(q, Rows)]
   for host in hosts.HOSTS:
-    lacking = needs - set(host.config.provides)
+    has = {*host.config.kinds, Kind.PATCH}
+    lacking = {k for q in asked for k in q.of.kinds} - has
     if lacking:
       with pytest.raises(ValueError, match=recipe) as error:
         host.build(slots)
-      assert any(name in str(error.value) for name in lacking)
+      assert any(kind.name in str(error.value) for kind in lacking)
     else:
       host.build(slots)
 
 
 @NAMES
 def test_a_schedule_that_runs_out_of_tokens_is_refused(recipe):
-  if "schedule" not in recipes.find(recipe).options:
+  if "budget" not in recipes.find(recipe).options:
     assert not recipes.get(recipe).reduce
     return
-  slots = recipes.get(recipe, schedule=schedules.Constant(40))
-  with pytest.raises(schedules.ScheduleError, match=f"{recipe}.*block"):
+  slots = recipes.get(recipe, budget=budgets.Constant(40))
+  with pytest.raises(budgets.BudgetError, match=f"{recipe}.*block"):
     hosts.hosts_of(recipe)[0].build(slots)
 
 

@@ -1,7 +1,7 @@
 """tokjax: token merging, pruning and sparse attention as pure transforms."""
 
 from tokjax import matching
-from tokjax import schedules
+from tokjax import budgets
 from tokjax import scores
 from tokjax import selection
 from tokjax.plan import Assignment
@@ -9,11 +9,11 @@ from tokjax.plan import Mixture
 from tokjax.plan import Plan
 from tokjax.plan import move
 from tokjax.reduce.reduction import Reduce
-from tokjax.reduce.reduction import Slots
-from tokjax.reduce.reduction import bind
+from tokjax.binding import bind
+from tokjax.slots import Slots
 from tokjax.reduce.site import Site
 from tokjax.tokens import Kind
-from tokjax.tokens import Signals
+from tokjax.signals import asks
 from tokjax.tokens import Tokens
 
 __version__ = "0.1.0"
@@ -24,14 +24,14 @@ __all__ = [
   "Mixture",
   "Plan",
   "Reduce",
-  "Signals",
   "Site",
   "Slots",
   "Tokens",
+  "asks",
   "bind",
+  "budgets",
   "matching",
   "move",
-  "schedules",
   "scores",
   "selection",
 ]

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from tokjax.signals import Attention
+
 
 def straight_through(
   hard: Float[Array, "*s"], soft: Float[Array, "*s"]
@@ -137,7 +139,7 @@ class Consistency:
   name = "consistency"
 
   def __call__(self, view) -> Array:
-    from tokjax.reduce.reduction import Slots
+    from tokjax.slots import Slots
 
     slots = Slots(name="none")
     if self.keep is not None:
@@ -171,7 +173,7 @@ class Diversity:
 
   def __call__(self, view) -> Array:
     one = lambda a: attention_diversity(a, self.factor)
-    layers = [jax.vmap(one)(s.attention).mean() for s in view.out["signals"]]
+    layers = [jax.vmap(one)(s.of(Attention)).mean() for s in view.out["signals"]]
     return jnp.stack(layers).mean()
 
 

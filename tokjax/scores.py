@@ -4,6 +4,9 @@ Shapes are those of one example. Heads are reduced here, so that the scorers
 serve tokens (all heads together) and cache entries (one head, h = 1) alike.
 """
 
+import functools
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -132,3 +135,23 @@ def rms_over_heads(
   power = jnp.einsum("h,hn->n", votes, jnp.square(mass)) / votes.sum()
   # The root has an infinite slope at zero; masked tokens must not feel it.
   return jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0)
+
+
+def pool(
+  x: Float[Array, "*b n"], kernel: int, how: Literal["avg", "max"]
+) -> Float[Array, "*b n"]:
+  """Pooling of stride 1 over the last axis, zeros around.
+
+  The average counts the zeros, as in the official code of SnapKV; the maximum
+  of non-negative values does not feel them.
+  """
+  if kernel % 2 == 0 or kernel < 1:
+    raise ValueError(f"kernel={kernel}: must be odd")
+  half, n = kernel // 2, x.shape[-1]
+  pad = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(half, half)])
+  parts = [pad[..., i : i + n] for i in range(kernel)]
+  if how == "max":
+    return functools.reduce(jnp.maximum, parts)
+  if how == "avg":
+    return functools.reduce(jnp.add, parts) / kernel
+  raise ValueError(f"pooling={how!r}: must be 'avg' or 'max'")

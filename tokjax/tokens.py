@@ -1,4 +1,4 @@
-"""Tokens and signals: the two things every transform reads.
+"""Tokens: a sequence and all that travels with it.
 
 All shapes in this package are those of *one example*; a batch is handled by
 `jax.vmap`. Axis letters: `n` tokens, `d` features, `h` heads, `k` head width,
@@ -15,13 +15,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Kind(enum.IntEnum):
-  """What a token stands for. Transforms protect tokens by kind."""
+  """What a token is. Transforms protect tokens by kind.
+
+  PATCH is a patch in a vision encoder, VISUAL one in a language model.
+  """
 
   PATCH = 0
   CLASS = 1
   DISTILLATION = 2
   REGISTER = 3
   TEXT = 4
+  VISUAL = 5
 
 
 PROTECTED = (Kind.CLASS, Kind.DISTILLATION, Kind.REGISTER, Kind.TEXT)
@@ -80,36 +84,3 @@ class Tokens:
 
   def replace(self, **changes) -> "Tokens":
     return dataclasses.replace(self, **changes)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Signals:
-  """What a model observed on the way to a site; absent ones are None.
-
-  A recipe names the ones it needs and a model computes only those. Attention
-  probabilities are those of the block the site belongs to, before any of its
-  tokens were removed.
-
-  Attributes:
-    queries, keys, values: per head, `[h, n, k]`.
-    attention: probabilities, `[h, n, n]`, rows are queries. Materialised only
-      when a recipe asks for it.
-    class_attention: the class token's row of it, `[h, n]`.
-    received_attention: its column means over the real queries, `[h, n]`.
-    hidden_before: the block's input, `[n, d]`.
-    learned: what the recipe's own trained module says; its shape is its own.
-  """
-
-  queries: Float[Array, "*b h n k"] | None = None
-  keys: Float[Array, "*b h n k"] | None = None
-  values: Float[Array, "*b h n k"] | None = None
-  attention: Float[Array, "*b h n n"] | None = None
-  class_attention: Float[Array, "*b h n"] | None = None
-  received_attention: Float[Array, "*b h n"] | None = None
-  hidden_before: Float[Array, "*b n d"] | None = None
-  learned: Array | None = None
-
-  @classmethod
-  def names(cls) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(cls))

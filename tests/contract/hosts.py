@@ -17,7 +17,7 @@ import numpy as np
 from tokjax import recipes
 from tokjax.models import ViT, ViTConfig
 from tokjax.models.encoder import Encoder
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
 DECODERS = ("llm", "cache")
@@ -102,20 +102,7 @@ class VisionHost:
 
   def encoder(self, slots: Slots, dtype: Any = jnp.float32) -> Encoder:
     """The encoder alone; its parameters are `params["encoder"]`."""
-    cfg = self.config
-    return Encoder(
-      depth=cfg.depth,
-      width=cfg.width,
-      heads=cfg.heads,
-      mlp_dim=cfg.mlp_dim,
-      activation=cfg.activation,
-      epsilon=cfg.epsilon,
-      qkv_bias=cfg.qkv_bias,
-      layer_scale=cfg.layer_scale,
-      slots=slots,
-      protected=self.protected,
-      dtype=dtype,
-    )
+    return Encoder(self.config, slots, dtype)
 
   def tokens(self, batch: int, patches: int, seed: int = 3) -> Tokens:
     """Random tokens as they enter the encoder, the protected ones first."""

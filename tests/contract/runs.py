@@ -11,7 +11,7 @@ import numpy as np
 from tests.contract import hosts, probes
 from tests.contract.hosts import VisionHost
 from tokjax import recipes
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 from tokjax.tokens import Tokens
 
 BATCH = 3
@@ -57,14 +57,12 @@ class Case:
   @property
   def stays(self) -> bool:
     """Whether every token leaves the model again: plans are undone."""
-    return all(
-      r.restore or r.at == "around_attention" for r in self.slots.reduce
-    )
+    return all(r.back is not None for r in self.slots.reduce)
 
   @property
   def around(self) -> bool:
     """Whether a plan is undone within its block, so that plans do not chain."""
-    return any(r.at == "around_attention" for r in self.slots.reduce)
+    return any(r.around for r in self.slots.reduce)
 
   @property
   def bare(self) -> Slots:

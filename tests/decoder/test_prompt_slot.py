@@ -7,9 +7,9 @@ import pytest
 
 from tests.decoder.models import config, decoder, params_of, tokens
 from tokjax import recipes
-from tokjax.models import Generator
+from tokjax.models import Generator, decoder_slots
 from tokjax.models import prefill as prompting
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 LENGTHS = np.array([12, 7])
 PROMPTS = [
@@ -40,9 +40,13 @@ def kept_of(name, prompts):
       {"params": params}, *args, **options
     )
     rows = apply(text, prompting.positions_of(valid), valid, method="enter")
-    states = prompting.start(model, rows, 3, 0, 1)
-    arrivals = apply(rows, states, blocks=(0, 1), method="prefill")[2]
-    plan = slots.prompt.plan(model.layers[0], arrivals)
+    reducer = prompting.reducer_of(model, model.slots, rows)
+    states = prompting.start(model, rows, 3, reducer.stages, 1)
+    passage = decoder_slots.start_passage(reducer, rows)
+    passage, _, _ = apply(
+      passage, states, reducer, blocks=(0, 1), method="prefill"
+    )
+    ((plan,),) = passage.plans
     return np.asarray(plan.anchor[0])[np.asarray(plan.valid[0])]
 
   return [places(prompt) for prompt in prompts]

@@ -11,7 +11,7 @@ from tokjax import selection
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, listed, with_others
 from tokjax.cache import budgets
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 from tokjax.cache.contract import Arrivals, Layer, Memory
 
 

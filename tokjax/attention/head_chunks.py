@@ -10,7 +10,7 @@ from tokjax import selection
 from tokjax.attention import core
 from tokjax.attention.retrieval import Retrieval, grouped
 from tokjax.cache import budgets
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 from tokjax.cache.contract import Layer
 
 

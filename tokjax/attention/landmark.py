@@ -17,7 +17,7 @@ from tokjax.attention import core
 from tokjax.attention.causal import Causal
 from tokjax.attention.retrieval import Retrieval
 from tokjax.cache import budgets
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 from tokjax.cache.contract import Layer
 from tokjax.cache.kv import NOTES
 

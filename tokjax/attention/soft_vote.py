@@ -11,7 +11,7 @@ from tokjax.attention import core
 from tokjax.attention.retrieval import Chunk, Retrieval, grouped, mean_query
 from tokjax.cache import budgets
 from tokjax.cache import scores as importance
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 from tokjax.cache.contract import Layer
 
 

@@ -8,7 +8,7 @@ from pallas_kernels import layout as layouts
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, listed, with_others
 from tokjax.cache import budgets
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ from tokjax.cache.contract import Bytes
 from tokjax.cache.contract import Cache
 from tokjax.cache.contract import Layer
 from tokjax.cache.contract import Memory
-from tokjax.cache.contract import PromptSelect
 from tokjax.cache.contract import parameters
 
 __all__ = [
@@ -16,6 +15,5 @@ __all__ = [
   "Cache",
   "Layer",
   "Memory",
-  "PromptSelect",
   "parameters",
 ]

@@ -15,7 +15,7 @@ from tokjax import selection
 from tokjax.attention import core
 from tokjax.cache import budgets
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 from tokjax.cache.contract import Bytes, Layer
 from tokjax.cache.evict import Prompt, Scorer, over_prompts
 from tokjax.cache.kv import Prompted, refuse_notes

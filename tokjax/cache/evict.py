@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tokjax import selection
 from tokjax.cache import budgets
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 from tokjax.cache.contract import Arrivals, Layer
 from tokjax.cache.entries import Entries
 from tokjax.cache.workspace import Workspace

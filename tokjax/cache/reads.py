@@ -16,7 +16,7 @@ from tokjax import schedules, selection
 from tokjax.attention import core
 from tokjax.cache import budgets
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 from tokjax.cache.contract import Carry, Layer
 from tokjax.cache.entries import Entries
 from tokjax.cache.stores import Parts

@@ -17,6 +17,7 @@ from pallas_kernels.attention_mass import attention_mass
 from tokjax.attention import core
 from tokjax.cache.contract import Arrivals, Layer
 from tokjax.cache.evict import Prompt
+from tokjax.scores import pool
 
 Reduction = Literal["mean", "max", "sum"]
 
@@ -138,26 +139,6 @@ def reduce_heads(x: Array, how: Reduction) -> Array:
 def received(prompt: Prompt) -> Float[Array, "g n"]:
   """Attention received from all queries, summed over a group (H2O)."""
   return reduce_heads(column_sums(prompt), "sum")
-
-
-def pool(
-  x: Float[Array, "*b n"], kernel: int, how: Literal["avg", "max"]
-) -> Float[Array, "*b n"]:
-  """Pooling of stride 1 over the last axis, zeros around.
-
-  The average counts the zeros, as in the official code of SnapKV; the maximum
-  of non-negative values does not feel them.
-  """
-  if kernel % 2 == 0 or kernel < 1:
-    raise ValueError(f"kernel={kernel}: must be odd")
-  half, n = kernel // 2, x.shape[-1]
-  pad = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(half, half)])
-  parts = [pad[..., i : i + n] for i in range(kernel)]
-  if how == "max":
-    return functools.reduce(jnp.maximum, parts)
-  if how == "avg":
-    return functools.reduce(jnp.add, parts) / kernel
-  raise ValueError(f"pooling={how!r}: must be 'avg' or 'max'")
 
 
 def last_window(

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tokjax.reduce.stage import Stage
-from tokjax.tokens import Signals, Tokens
+from tokjax.signals import Answers
+from tokjax.tokens import Tokens
 
 
 class KeepPredictor(nn.Module):
@@ -19,9 +20,9 @@ class KeepPredictor(nn.Module):
 
   @nn.compact
   def __call__(
-    self, tokens: Tokens, signals: Signals, stage: Stage
+    self, tokens: Tokens, answers: Answers, stage: Stage
   ) -> Float[Array, "b f 2"]:
-    del signals
+    del answers
     p = stage.protected
     x = tokens.x[:, p:]
     width = x.shape[-1]

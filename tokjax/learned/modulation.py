@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from tokjax.plan import Assignment
 from tokjax.reduce.stage import Stage
-from tokjax.tokens import Signals, Tokens
+from tokjax.signals import Answers
+from tokjax.tokens import Tokens
 
 
 class PairModulation(nn.Module):
@@ -20,7 +21,7 @@ class PairModulation(nn.Module):
 
   complete = True
 
-  def __call__(self, tokens: Tokens, signals: Signals, stage: Stage) -> None:
+  def __call__(self, tokens: Tokens, answers: Answers, stage: Stage) -> None:
     """PYRA matches as ToMe does: there is nothing to say before."""
 
   @nn.compact

@@ -4,7 +4,8 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from tokjax.reduce.stage import Stage
-from tokjax.tokens import Signals, Tokens
+from tokjax.signals import Answers
+from tokjax.tokens import Tokens
 
 
 class TokenLearner(nn.Module):
@@ -20,9 +21,9 @@ class TokenLearner(nn.Module):
 
   @nn.compact
   def __call__(
-    self, tokens: Tokens, signals: Signals, stage: Stage
+    self, tokens: Tokens, answers: Answers, stage: Stage
   ) -> Float[Array, "b f m"]:
-    del signals
+    del answers
     x = nn.LayerNorm(name="norm")(tokens.x[:, stage.protected :])
     x = nn.gelu(nn.Dense(self.hidden, name="fc1")(x))
     return nn.Dense(stage.keep, name="fc2")(x)

@@ -1,7 +1,7 @@
 """Decoder-only language models: Llama, Mistral, Qwen and Gemma.
 
-One pre-norm transformer with the slots `attend` and `cache`; families differ
-by configuration only. A whole sequence is a plain call,
+One pre-norm transformer with the slots `reduce`, `attend` and `cache`; families
+differ by configuration only. A whole sequence is a plain call,
 
     logits, out = model.apply({"params": params}, tokens, mask=mask)
 
@@ -9,6 +9,7 @@ and text is made by `prefill` and `decode` over states of the cache, which
 `tokjax.models.prefill` makes and `tokjax.models.generation` carries on.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,12 +19,22 @@ from flax.core import unfreeze
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention.causal import Causal
-from tokjax.cache import contract
-from tokjax.cache.contract import Arrivals, Attend, Carry, Layer, Memory
 from tokjax.cache.kv import KV
+from tokjax.layer import Arrivals, Carry, Layer, Memory
+from tokjax.models.decoder_answers import DecoderAnswers
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.decoder_layers import GatedMlp, Projections, norm
-from tokjax.reduce.reduction import Slots
+from tokjax.models.decoder_slots import (
+  capacities_of,
+  check_mask,
+  check_slots,
+  put_back,
+  stages_of,
+  start_passage,
+)
+from tokjax.models.reducer import Passage, Reducer, Reduces
+from tokjax.signals import Answers
+from tokjax.slots import Slots, parameters
 
 States = tuple[Any, ...]
 
@@ -33,29 +44,35 @@ class Rows(NamedTuple):
 
   Attributes:
     x: hidden states, `[b, t, d]`.
-    token, position, valid: see `tokjax.cache.contract.Arrivals`.
+    token, position, valid: see `tokjax.layer.Arrivals`.
+    kind: of each token, one of `Kind`, `[b, t]`; None: all are TEXT.
   """
 
   x: Float[Array, "b t d"]
   token: Int[Array, "b t"]
   position: Int[Array, "b t"]
   valid: Bool[Array, "b t"]
+  kind: Int[Array, "b t"] | None = None
 
 
-class Block(nn.Module):
+class Block(Reduces, nn.Module):
   """Norm, attention, norm, MLP; what attention sees and keeps is a slot's.
 
   Attributes:
     config: the architecture.
     slots: how the slots are filled.
-    layer: what slots are told of this block.
+    facts: what slots are told of this block.
     dtype: of activations.
   """
 
   config: DecoderConfig
   slots: Slots
-  layer: Layer
+  facts: Layer
   dtype: Any
+
+  @property
+  def layer(self) -> int:
+    return self.facts.index
 
   def setup(self):
     cfg = self.config
@@ -63,70 +80,119 @@ class Block(nn.Module):
     self.norm1, self.norm2 = make(), make()
     if cfg.post_norms:
       self.post_norm1, self.post_norm2 = make(), make()
-    self.attention = Projections(cfg, self.dtype)
+    self.attention = Projections(cfg, self.dtype, self.slots.adapter_rank)
     self.mlp = GatedMlp(cfg, self.dtype)
-    learned = lambda key: contract.parameters(
-      attend_of(self.slots), cache_of(self.slots), self.layer, cfg.width, key
+    learned = lambda key: parameters(
+      attend_of(self.slots), cache_of(self.slots), self.facts, cfg.width, key
     )
     # An entry without arrays would be one more thing in every checkpoint.
     some = jax.tree.leaves(jax.eval_shape(learned, jax.random.key(0)))
-    self.learned = self.param("slots", learned) if some else {}
+    self.params = self.param("slots", learned) if some else {}
+    self.setup_reductions()
 
-  def forward(self, rows: Rows, carry: Carry) -> tuple[Rows, Carry, Arrivals]:
+  def forward(
+    self, passage: Passage, carry: Carry, reducer: Reducer
+  ) -> tuple[Passage, Carry, Answers]:
     """A whole sequence, of which nothing is remembered."""
-    arrivals = self._arrive(rows)
-    y, carry = attend_of(self.slots)(
-      self.layer,
-      arrivals,
-      Memory.of(arrivals),
-      params=unfreeze(self.learned),
-      carry=carry,
-    )
-    return self._leave(rows, y), carry, arrivals
 
-  def prefill(self, rows: Rows, state: Any, carry: Carry, last: bool):
-    """A chunk of prompts; returns rows, state, carry and arrivals."""
-    arrivals = self._arrive(rows)
-    y, state, carry = cache_of(self.slots).prefill(
-      self.layer,
-      state,
-      arrivals,
-      attend=attend_of(self.slots),
-      params=unfreeze(self.learned),
-      carry=carry,
-      last=last,
-    )
-    return self._leave(rows, y), state, carry, arrivals
+    def attend(arrivals):
+      y, after = attend_of(self.slots)(
+        self.facts,
+        arrivals,
+        Memory.of(arrivals),
+        params=unfreeze(self.params),
+        carry=carry,
+      )
+      return y, after
+
+    return self._through(passage, reducer, attend)
+
+  def prefill(
+    self, passage: Passage, state: Any, carry: Carry, last: bool,
+    reducer: Reducer,
+  ) -> tuple[Passage, tuple[Any, Carry], Answers]:  # fmt: skip
+    """A chunk of prompts; returns passage, (state, carry) and answers."""
+
+    def attend(arrivals):
+      y, after, handed = cache_of(self.slots).prefill(
+        self.facts,
+        state,
+        arrivals,
+        attend=attend_of(self.slots),
+        params=unfreeze(self.params),
+        carry=carry,
+        last=last,
+      )
+      return y, (after, handed)
+
+    return self._through(passage, reducer, attend)
+
+  def _through(self, passage: Passage, reducer: Reducer, attend):
+    """The block, with the reductions at its places."""
+    if ahead := reducer.asked_at(self.layer, "input"):
+      known = self._known(passage, self._arrive(passage))
+      passage = passage.replace(answers=known.add_to(passage.answers, ahead))
+    passage = self.reduce_at("input", self.layer, passage, reducer)
+    passage = passage.replace(attended=passage.shift)
+    arrivals = self._arrive(passage)
+    y, after = attend(arrivals)
+    collected = Answers()
+    asked = reducer.asked_of_attention(self.layer)
+    if asked or self.slots.collect:
+      known = self._known(passage, arrivals)
+      passage = passage.replace(answers=known.add_to(passage.answers, asked))
+      collect = [q.answered(self.layer) for q in self.slots.collect]
+      collected = known.add_to(collected, collect)
+    y = self.attention.output(y)
+    y = self.post_norm1(y) if self.config.post_norms else y
+    tokens = passage.tokens
+    passage = passage.replace(tokens=tokens.replace(x=tokens.x + y))
+    passage = self.reduce_at("mlp", self.layer, passage, reducer)
+    tokens = passage.tokens
+    passage = passage.replace(tokens=tokens.replace(x=self._fed(tokens.x)))
+    passage = self.reduce_at("output", self.layer, passage, reducer)
+    return passage, after, collected
 
   def decode(self, rows: Rows, state: Any, carry: Carry):
     """One token of each example; returns rows, state and carry."""
+    arrivals = self._projected(rows.x, rows.position, rows.valid, rows.token)
     y, state, carry = cache_of(self.slots).decode(
-      self.layer,
+      self.facts,
       state,
-      self._arrive(rows),
+      arrivals,
       attend=attend_of(self.slots),
-      params=unfreeze(self.learned),
+      params=unfreeze(self.params),
       carry=carry,
     )
-    return self._leave(rows, y), state, carry
+    y = self.attention.output(y)
+    x = rows.x + (self.post_norm1(y) if self.config.post_norms else y)
+    return rows._replace(x=self._fed(x)), state, carry
 
-  def _arrive(self, rows: Rows) -> Arrivals:
-    y = self.norm1(rows.x)
+  def _known(self, passage: Passage, arrivals: Arrivals) -> DecoderAnswers:
+    return DecoderAnswers(
+      self.facts, arrivals.clean(), passage.tokens, passage.answers
+    )
+
+  def _arrive(self, passage: Passage) -> Arrivals:
+    tokens = passage.tokens
+    position = tokens.position[..., 0].astype(jnp.int32)
+    return self._projected(tokens.x, position, tokens.mask, passage.ids)
+
+  def _projected(self, x, position, valid, token) -> Arrivals:
+    y = self.norm1(x)
     needs = (*attend_of(self.slots).needs, *cache_of(self.slots).needs)
     return Arrivals(
       *self.attention(y),
-      position=rows.position,
-      valid=rows.valid,
-      token=rows.token if "token" in needs else None,
+      position=position,
+      valid=valid,
+      token=token if "token" in needs else None,
       x=y if "x" in needs else None,
     )
 
-  def _leave(self, rows: Rows, y) -> Rows:
-    post = self.config.post_norms
-    y = self.attention.output(y)
-    x = rows.x + (self.post_norm1(y) if post else y)
+  def _fed(self, x):
+    """The MLP half of the block."""
     y = self.mlp(self.norm2(x))
-    return rows._replace(x=x + (self.post_norm2(y) if post else y))
+    return x + (self.post_norm2(y) if self.config.post_norms else y)
 
 
 class Decoder(nn.Module):
@@ -144,26 +210,14 @@ class Decoder(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
-    slots = self.slots
-    foreign = [
-      name
-      for name in ("reduce", "program", "proportional", "pool_by_size")
-      if getattr(slots, name)
-    ]
-    if slots.attend is not None and not isinstance(slots.attend, Attend):
-      foreign.append("attend")
-    if foreign:
-      raise ValueError(
-        f"recipe {slots.name!r} fills {', '.join(foreign)} for an encoder; a"
-        " decoder takes recipes of the families 'llm' and 'cache'"
-      )
+    check_slots(self.config, self.slots)
 
   def setup(self):
     cfg = self.config
     self.embed = nn.Embed(cfg.vocabulary, cfg.width, dtype=self.dtype)
     self.blocks = [
-      Block(cfg, self.slots, layer, self.dtype, name=f"block_{layer.index}")
-      for layer in self.layers
+      Block(cfg, self.slots, layer, self.dtype, name=f"block_{i}")
+      for i, layer in enumerate(self.layers)
     ]
     self.norm = norm(cfg, self.dtype)
     if not cfg.tied:
@@ -179,68 +233,108 @@ class Decoder(nn.Module):
     tokens: Int[Array, "b n"],
     *,
     mask: Bool[Array, "b n"] | None = None,
+    kind: Int[Array, "b n"] | None = None,
     key: PRNGKeyArray | None = None,
     train: bool = False,
   ) -> tuple[Float[Array, "b n v"], dict[str, Any]]:
     """Logits of the token after each one.
 
+    Where a recipe reduces tokens, those that remain at the end are put back at
+    their places; the logits of the others are zero.
+
     Args:
       tokens: ids.
-      mask: False for padding, at the end of each sequence; None: all are real.
-      key, train: as other backbones take them; nothing here is random.
+      mask: False for padding; None: all are real.
+      kind: of each token, one of `Kind`; None: all are TEXT.
+      key: for recipes that are random.
+      train: recipes that train with soft masks use that form.
 
     Returns:
-      logits, float32, and `out`: "features" (normed, `[b, n, d]`).
+      logits, float32, and `out`: "features" (normed, `[b, n, d]`), "remains"
+      (True for tokens that went through all blocks, `[b, n]`), "plans" (a list
+      for each block), "signals" (for each block, the answers that the recipe
+      collects).
     """
-    del key, train
+    check_mask(mask, tokens)
     valid = jnp.ones(tokens.shape, bool) if mask is None else mask
-    rows, carry = self.enter(tokens, positions_of(valid), valid), {}
-    for block in self.blocks:
-      rows, carry, _ = block.forward(rows, carry)
-    x = self.norm(rows.x)
-    return self.logits(x), {"features": x}
+    rows = self.enter(tokens, positions_of(valid), valid, kind)
+    slots = self.slots
+    if self.is_initializing() or any(r.again for r in slots.reduce):
+      if not self.is_initializing():
+        raise ValueError(
+          f"recipe {slots.name!r} makes a new prompt of what remains, which a"
+          " whole sequence at once does not have; use tokjax.models.Generator"
+        )
+      slots = dataclasses.replace(slots, reduce=())
+    stages = stages_of(slots, self.config, tokens.shape[1], capacities_of(rows))
+    reducer = Reducer.create(
+      slots, stages, len(tokens), masked=mask is not None, ragged=True,
+      key=key, train=train,
+    )  # fmt: skip
+    passage, carry, collected = start_passage(reducer, rows), {}, []
+    for i, block in enumerate(self.blocks):
+      passage = passage.replace(plans=(*passage.plans, ()))
+      passage, carry, answers = block.forward(passage, carry, reducer)
+      collected.append(answers)
+      passage = reducer.give_back(passage, i)
+    x, remains = put_back(passage, valid)
+    x = self.norm(x)
+    out = {
+      "features": x,
+      "remains": remains,
+      "plans": [list(made) for made in passage.plans],
+      "signals": collected if self.slots.collect else [],
+    }
+    return self.logits(x), out
 
   def enter(
     self,
     token: Int[Array, "b t"],
     position: Int[Array, "b t"],
     valid: Bool[Array, "b t"],
+    kind: Int[Array, "b t"] | None = None,
   ) -> Rows:
     """Embeds tokens; for those who call the blocks themselves."""
     x = self.embed(token)
     if self.config.embed_scale:
       x = x * jnp.asarray(self.config.width**0.5, x.dtype)
-    return Rows(x, token, position, valid)
+    return Rows(x, token, position, valid, kind)
 
   def prefill(
     self,
-    rows: Rows,
+    passage: Passage,
     states: States,
+    reducer: Reducer,
     *,
     last: bool = True,
     blocks: tuple[int, int] | None = None,
-  ) -> tuple[Rows, States, Arrivals]:
+  ) -> tuple[Passage, States, tuple[Array, ...]]:
     """Takes prompts, or a chunk of them, through the blocks.
 
     Args:
-      rows: from `enter`; padding stands at the end of each prompt, so that
-        later chunks may be all padding.
+      passage: of the prompts, see `start_passage`; padding is at the end of
+        each prompt, so that later chunks may be all padding.
       states: of these blocks, as their caches made them, or from the chunk
         before.
+      reducer: the reductions.
       last: it is the last chunk (static); then states are those for `decode`.
       blocks: the first one, and the one behind the last; None: all.
 
     Returns:
-      Rows behind the blocks, states, and what the last block was given.
+      The passage behind the blocks, states, and for each block by how much its
+      positions lag behind those of the text, `[b]`.
     """
-    carry, out = {}, []
-    arrivals: Any = None
+    carry, out, shifts = {}, [], []
     first, stop = blocks or (0, len(self.blocks))
     for i, state in zip(range(first, stop), states, strict=True):
-      block = self.blocks[i]
-      rows, state, carry, arrivals = block.prefill(rows, state, carry, last)
+      passage = passage.replace(plans=(*passage.plans, ()))
+      passage, (state, carry), _ = self.blocks[i].prefill(
+        passage, state, carry, last, reducer
+      )
+      shifts.append(passage.attended)
       out.append(state)
-    return rows, tuple(out), arrivals
+      passage = reducer.give_back(passage, i)
+    return passage, tuple(out), tuple(shifts)
 
   def decode(
     self,
@@ -248,6 +342,7 @@ class Decoder(nn.Module):
     position: Int[Array, "b"],
     valid: Bool[Array, "b"],
     states: States,
+    shifts: tuple[Int[Array, "b"], ...] | None = None,
   ) -> tuple[Float[Array, "b v"], States]:
     """Logits of the token after these, and the states with them.
 
@@ -256,11 +351,15 @@ class Decoder(nn.Module):
       position: their places in their texts.
       valid: False for examples that are complete: their states stay.
       states: of every block.
+      shifts: by how much positions in each block lag behind those of the text,
+        where a recipe renumbers them; None: not at all.
     """
     one = lambda x: x[:, None]
     rows, carry = self.enter(one(tokens), one(position), one(valid)), {}
     out = []
-    for block, state in zip(self.blocks, states, strict=True):
+    for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
+      if shifts is not None:
+        rows = rows._replace(position=one(position - shifts[i]))
       rows, state, carry = block.decode(rows, state, carry)
       out.append(state)
     return self.read(rows.x)[:, 0], tuple(out)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tokjax.models.activations import ACTIVATIONS
+from tokjax.models.adapters import LowRank
 from tokjax.models.decoder_config import DecoderConfig
 
 
@@ -44,10 +45,17 @@ def norm(config: DecoderConfig, dtype: Any, name: str | None = None) -> RMSNorm:
 
 
 class Projections(nn.Module):
-  """The projections of a block's attention; what lies between is a slot's."""
+  """The projections of a block's attention; what lies between is a slot's.
+
+  Attributes:
+    config: the architecture.
+    dtype: of activations.
+    adapter_rank: of trainable low-rank updates of query and value; 0: none.
+  """
 
   config: DecoderConfig
   dtype: Any
+  adapter_rank: int = 0
 
   def setup(self):
     cfg = self.config
@@ -59,6 +67,12 @@ class Projections(nn.Module):
     self.key = dense(cfg.kv_heads * cfg.features, cfg.qkv_bias)
     self.value = dense(cfg.kv_heads * cfg.features, cfg.qkv_bias)
     self.out = dense(cfg.width, cfg.out_bias)
+    if self.adapter_rank:
+      adapt = lambda heads: LowRank(
+        heads * cfg.features, self.adapter_rank, self.dtype
+      )
+      self.adapt_query = adapt(cfg.heads)
+      self.adapt_value = adapt(cfg.kv_heads)
     if cfg.qk_norm:
       self.query_norm = norm(cfg, self.dtype)
       self.key_norm = norm(cfg, self.dtype)
@@ -69,9 +83,11 @@ class Projections(nn.Module):
     Float[Array, "b t h k"], Float[Array, "b t g k"], Float[Array, "b t g k"]
   ]:
     """Queries, keys and values, not rotated."""
-    q = self._split(self.query(x), self.config.heads)
-    k = self._split(self.key(x), self.config.kv_heads)
-    v = self._split(self.value(x), self.config.kv_heads)
+    q, k, v = self.query(x), self.key(x), self.value(x)
+    if self.adapter_rank:
+      q, v = q + self.adapt_query(x), v + self.adapt_value(x)
+    q = self._split(q, self.config.heads)
+    k, v = (self._split(y, self.config.kv_heads) for y in (k, v))
     if self.config.qk_norm:
       q, k = self.query_norm(q), self.key_norm(k)
     return q, k, v

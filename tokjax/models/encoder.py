@@ -1,12 +1,11 @@
 """The transformer encoder with its two slots.
 
-A block is: [reduce before_block] -> norm -> attention, in or around which a
-reduction may act -> [reduce after_attention] -> norm -> MLP. Every place is
-one line of `Block.__call__`; what happens there is a plan.
+A block is: [reduce at input] -> norm -> attention, in or around which a
+reduction may act -> [reduce at mlp] -> norm -> MLP -> [reduce at output].
+Every place is one line of `Block.__call__`; what happens there is a plan.
 """
 
-import dataclasses
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,20 +13,40 @@ from jaxtyping import Array, PRNGKeyArray
 
 from tokjax.attention import dense
 from tokjax.models.activations import ACTIVATIONS
+from tokjax.models.adapters import LowRank
+from tokjax.models.answers import EncoderAnswers
 from tokjax.models.reducer import (
+  Passage,
   Reducer,
-  build_stages,
+  Reduces,
   key_bias,
   merge_map,
-  needs_of_block,
-  restore_all,
   restore_batch,
+  sequence_of_patches,
   take_rows,
 )
 from tokjax.plan import move_batch
-from tokjax.reduce.reduction import Slots
-from tokjax.reduce.stage import Stage
-from tokjax.tokens import Signals, Tokens
+from tokjax.reduce.stages import plan_stages
+from tokjax.signals import Answers
+from tokjax.slots import Slots
+from tokjax.tokens import Kind, Tokens
+
+
+@runtime_checkable
+class EncoderConfig(Protocol):
+  """What an encoder reads of a model's configuration; see `ViTConfig`."""
+
+  depth: int
+  width: int
+  heads: int
+  mlp_dim: int
+  activation: str
+  epsilon: float
+  qkv_bias: bool
+  layer_scale: bool
+
+  @property
+  def kinds(self) -> tuple[Kind, ...]: ...
 
 
 class Mlp(nn.Module):
@@ -42,24 +61,6 @@ class Mlp(nn.Module):
     y = nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
     y = ACTIVATIONS[self.activation](y)
     return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
-
-
-class LowRank(nn.Module):
-  """LoRA: a trainable update of low rank that starts at zero."""
-
-  width: int
-  rank: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x):
-    dense = lambda size, name, init: nn.Dense(
-      size, use_bias=False, dtype=self.dtype, kernel_init=init, name=name
-    )
-    # Kaiming's with a = sqrt(5), as PyTorch initialises linear layers.
-    init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    down = dense(self.rank, "down", init)(x)
-    return dense(self.width, "up", nn.initializers.zeros)(down)
 
 
 class Attention(nn.Module):
@@ -124,115 +125,113 @@ class Attention(nn.Module):
     return self.out(y.transpose(0, 2, 1, 3).reshape(b, n, self.width))
 
 
-class Block(nn.Module):
-  """One pre-norm transformer block; `stages` are its reductions."""
+class Block(Reduces, nn.Module):
+  """One pre-norm transformer block.
 
-  width: int
-  heads: int
-  mlp_dim: int
-  activation: str
-  epsilon: float
-  qkv_bias: bool
-  layer_scale: bool
+  Attributes:
+    config: the architecture.
+    slots: how the slots are filled.
+    layer: index of this block.
+    grid: sides of the grid of patches while all are there.
+    dtype: of activations.
+  """
+
+  config: EncoderConfig
   slots: Slots
-  stages: tuple[Stage, ...]
-  needs: tuple[str, ...]
-  protected: int
-  grid: tuple[int, int] | None
+  layer: int
+  grid: tuple[int, ...] | None
   dtype: Any
 
   def setup(self):
+    cfg = self.config
+
     def norm():
-      return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+      return nn.LayerNorm(epsilon=cfg.epsilon, dtype=self.dtype)
 
     self.norm1, self.norm2 = norm(), norm()
     self.attention = Attention(
-      self.width,
-      self.heads,
-      self.qkv_bias,
+      cfg.width,
+      cfg.heads,
+      cfg.qkv_bias,
       self.dtype,
       self.slots.attend,
       self.slots.adapter_rank,
     )
-    self.mlp = Mlp(self.mlp_dim, self.activation, self.dtype)
-    self.learned = [
-      s.reduce.learned and s.reduce.learned.clone(parent=None)
-      for s in self.stages
-    ]
-    if self.layer_scale:
+    self.mlp = Mlp(cfg.mlp_dim, cfg.activation, self.dtype)
+    self.setup_reductions()
+    if cfg.layer_scale:
       ones = nn.initializers.ones
-      self.scale1 = self.param("scale1", ones, (self.width,))
-      self.scale2 = self.param("scale2", ones, (self.width,))
+      self.scale1 = self.param("scale1", ones, (cfg.width,))
+      self.scale2 = self.param("scale2", ones, (cfg.width,))
 
-  def __call__(self, tokens: Tokens, previous: Signals, reducer: Reducer):
-    """Returns the tokens, this block's signals and the plans it made."""
-    tokens, plans = self._reduce("before_block", tokens, previous, reducer)
-    tokens, signals, inside = self._attend(tokens, reducer)
-    tokens, after = self._reduce("after_attention", tokens, signals, reducer)
+  def __call__(
+    self, passage: Passage, reducer: Reducer
+  ) -> tuple[Passage, Answers]:
+    """The passage behind this block, and the answers that are collected."""
+    passage = self._look_ahead(passage, reducer)
+    passage = self.reduce_at("input", self.layer, passage, reducer)
+    passage, collected = self._attend(passage, reducer)
+    passage = self.reduce_at("mlp", self.layer, passage, reducer)
+    tokens = passage.tokens
     y = self.mlp(self.norm2(tokens.x))
     tokens = tokens.replace(x=tokens.x + self._scaled(y, "scale2"))
-    return tokens, signals, plans + inside + after
-
-  def _at(self, where: str) -> list[tuple[int, Stage]]:
-    return [(i, s) for i, s in enumerate(self.stages) if s.reduce.at == where]
+    passage = self.reduce_at("output", self.layer, passage.replace(tokens=tokens), reducer)
+    return passage, collected
 
   def _scaled(self, y, name):
-    if not self.layer_scale:
+    if not self.config.layer_scale:
       return y
     return y * getattr(self, name).astype(y.dtype)[None, None]
 
-  def _reduce(self, where, tokens, signals, reducer):
-    """Carries out the stages at one place."""
-    plans = []
-    for i, stage in self._at(where):
-      signals = self._ask(i, stage, tokens, signals)
-      if reducer.soft(stage):
-        tokens = reducer.soften(stage, tokens, signals)
-        continue
-      plan = reducer(stage, tokens, signals)
-      tokens = self._move(i, stage, plan, tokens)
-      plans.append(plan)
-    return tokens, plans
+  def _look_ahead(self, passage: Passage, reducer: Reducer) -> Passage:
+    """Answers that reductions at the input ask of this very block."""
+    asked = reducer.asked_at(self.layer, "input")
+    if not asked:
+      return passage
+    tokens = passage.tokens
+    known = self._known(tokens, *self.attention.project(self.norm1(tokens.x)))
+    return passage.replace(answers=known.add_to(passage.answers, asked))
 
-  def _ask(self, i, stage, tokens, signals):
-    """Lets the stage's own module speak."""
-    if stage.reduce.learned is None:
-      return signals
-    learned = self.learned[i](tokens, signals, stage)
-    return dataclasses.replace(signals, learned=learned)
+  def _known(self, tokens, q, k, v) -> EncoderAnswers:
+    return EncoderAnswers(
+      self.layer, self.config.kinds, tokens, q, k, v, self._where(tokens)
+    )
 
-  def _move(self, i, stage, plan, tokens):
-    if hasattr(stage.reduce.learned, "modulate"):
-      tokens = self.learned[i].modulate(tokens, plan, stage)
-    return move_batch(plan, tokens)
-
-  def _attend(self, tokens: Tokens, reducer):
+  def _attend(self, passage: Passage, reducer):
     """The attention half of the block, with the reductions inside it."""
-    if self._at("around_attention"):
-      return self._attend_around(tokens, reducer)
-    x = self.attention.inputs(tokens.x, self.protected, self.grid)
+    if any(s.reduce.around for s in reducer.at(self.layer, "attention")):
+      return self._attend_around(passage, reducer)
+    tokens = passage.tokens
+    front = len(self.config.kinds)
+    x = self.attention.inputs(tokens.x, front, self.grid)
     q, k, v = self.attention.project(self.norm1(x))
-    where = self._where(tokens)
-    signals, weight = self._signals(tokens, q, k, v, where)
-    plans = []
-    if inside := self._at("attention_rows"):
-      ((i, stage),) = inside
-      plans = [reducer(stage, tokens, self._ask(i, stage, tokens, signals))]
-      q = take_rows(plans[0], q)
-      y = self.attention.attend(q, k, v, **where)
-      tokens = self._move(i, stage, plans[0], tokens)
-    elif inside := self._at("attention_map"):
-      ((i, stage),) = inside
-      plans = [reducer(stage, tokens, self._ask(i, stage, tokens, signals))]
-      tokens = self._move(i, stage, plans[0], tokens)
-      values = self.attention.values(self.norm1(tokens.x))
-      y = dense.mix(merge_map(plans[0], weight), values)
-    elif weight is not None and self.slots.attend is None:
-      y = dense.mix(weight, v)
+    known = self._known(tokens, q, k, v)
+    asked = reducer.asked_of_attention(self.layer)
+    passage = passage.replace(answers=known.add_to(passage.answers, asked))
+    collect = [q.answered(self.layer) for q in self.slots.collect]
+    collected = known.add_to(Answers(), collect)
+    where = known.where
+    if inside := reducer.at(self.layer, "queries"):
+      (stage,) = inside
+      learned = self.learned_of(stage, passage)
+      plan, passage = reducer.plan(stage, passage, learned)
+      y = self.attention.attend(take_rows(plan, q), k, v, **where)
+      passage = self.move_tokens(stage, plan, passage, reducer)
+    elif inside := reducer.at(self.layer, "attention"):
+      (stage,) = inside
+      weight = known.map
+      learned = self.learned_of(stage, passage)
+      plan, passage = reducer.plan(stage, passage, learned)
+      passage = self.move_tokens(stage, plan, passage, reducer)
+      values = self.attention.values(self.norm1(passage.tokens.x))
+      y = dense.mix(merge_map(plan, weight), values)
+    elif known.mapped and self.slots.attend is None:
+      y = dense.mix(known.map, v)
     else:
       y = self.attention.attend(q, k, v, **where)
     y = self._scaled(self.attention.output(y), "scale1")
-    return tokens.replace(x=tokens.x + y), signals, plans
+    tokens = passage.tokens
+    return passage.replace(tokens=tokens.replace(x=tokens.x + y)), collected
 
   def _where(self, tokens) -> dict[str, Array | None]:
     """What the attend slot is told besides queries, keys and values."""
@@ -242,62 +241,37 @@ class Block(nn.Module):
       where["policy"] = tokens.policy
     return where
 
-  def _attend_around(self, tokens, reducer):
-    """Reduce, attend, restore: the residual keeps every token."""
-    ((i, stage),) = self._at("around_attention")
-    hidden = Signals(hidden_before=tokens.x)
-    plan = reducer(stage, tokens, self._ask(i, stage, tokens, hidden))
+  def _attend_around(self, passage, reducer):
+    """Reduce, attend, give back: the residual keeps every token."""
+    (stage,) = reducer.at(self.layer, "attention")
+    asked = reducer.asked_at(self.layer, "attention")
+    tokens = passage.tokens
+    if asked:
+      known = self._known(tokens, *self.attention.project(self.norm1(tokens.x)))
+      passage = passage.replace(answers=known.add_to(passage.answers, asked))
+    learned = self.learned_of(stage, passage)
+    plan, passage = reducer.plan(stage, passage, learned)
     few = move_batch(plan, tokens.replace(x=self.norm1(tokens.x)))
     q, k, v = self.attention.project(few.x)
     y = self.attention.attend(q, k, v, **self._where(few))
     y = self._scaled(self.attention.output(y), "scale1")
-    y = restore_batch(plan, y)
-    return tokens.replace(x=tokens.x + y), hidden, [plan]
-
-  def _signals(self, tokens, q, k, v, where):
-    """The signals that recipes asked for, and the whole map if one did."""
-    need = self.needs
-    weight = row = received = None
-    if "attention" in need or "received_attention" in need:
-      weight = dense.probabilities(q, k, **where)
-      received = dense.received(weight, tokens.mask)
-    if "class_attention" in need:
-      # One row is cheap; a policy needs the square map.
-      if weight is None and tokens.policy is None:
-        row = dense.probabilities(q[:, :, :1], k, **where)[:, :, 0]
-      else:
-        whole = dense.probabilities(q, k, **where) if weight is None else weight
-        row = whole[:, :, 0]
-    signals = Signals(
-      queries=q if "queries" in need else None,
-      keys=k if "keys" in need else None,
-      values=v if "values" in need else None,
-      attention=weight if "attention" in need else None,
-      class_attention=row,
-      received_attention=received if "received_attention" in need else None,
-      hidden_before=tokens.x if "hidden_before" in need else None,
-    )
-    return signals, weight
+    y = restore_batch(plan, y, stage.reduce.back)
+    passage = passage.replace(tokens=tokens.replace(x=tokens.x + y))
+    return passage.with_plan(plan), Answers()
 
 
 class Encoder(nn.Module):
   """A stack of blocks; a reduction is scheduled by block and place.
 
   Attributes:
-    protected: number of leading tokens that no plan touches.
-    slots: the recipe. Other attributes: the architecture.
+    config: the architecture; its `kinds` are those of the leading tokens,
+      which no plan touches.
+    slots: the recipe.
+    dtype: of activations.
   """
 
-  depth: int
-  width: int
-  heads: int
-  mlp_dim: int
-  activation: str
-  epsilon: float
-  qkv_bias: bool
-  layer_scale: bool
+  config: EncoderConfig
   slots: Slots
-  protected: int
   dtype: Any
 
   @nn.compact
@@ -305,54 +279,58 @@ class Encoder(nn.Module):
     self,
     tokens: Tokens,
     *,
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     key: PRNGKeyArray | None = None,
     train: bool = False,
+    memory: dict[int, Array] | None = None,
   ) -> tuple[Tokens, dict[str, Any]]:
     """Tokens `[b, n, d]` to `[b, m, d]`.
 
     The second result holds "plans" (a list for each block), "signals" (for
-    each block, those that the recipe collects), and where a recipe trains
-    softly for each stage "kept" (the differentiable share of tokens that are
-    present, `[b]`) and "scheduled" (the share it is to keep).
+    each block, the `Answers` that the recipe collects), "memory" (for each
+    reduction that fills from a memory, what it left for the next call), and
+    where a recipe trains softly for each stage "kept" (the differentiable
+    share of tokens that are present, `[b]`) and "scheduled" (the share it is
+    to keep).
     """
     if tokens.mask is not None:
       # A product with what is not real would be NaN if that were: 0 * NaN.
       real = tokens.mask[:, :, None]
       tokens = tokens.replace(x=jnp.where(real, tokens.x, 0.0))
-    free, front = tokens.num_tokens - self.protected, self.protected
-    stages = build_stages(self.slots, free, self.depth, front, grid)
+    cfg, front = self.config, len(self.config.kinds)
+    free = tokens.num_tokens - front
+    stages = plan_stages(
+      self.slots.reduce, sequence_of_patches(free, front, grid), cfg.depth,
+      recipe=self.slots.name,
+    )  # fmt: skip
+    masked = tokens.mask is not None
     reducer = Reducer.create(
-      self.slots, tokens.mask, len(tokens.x), front, key, train
-    )
-    signals, whole = Signals(), None
-    plans, kept, scheduled, collected = [], [], [], []
-    for i in range(self.depth):
-      if whole is None and any(s.reduce.restore for s in stages[i]):
-        whole = (i, tokens)
-      full = tokens.num_tokens == free + front
-      tokens, signals, made = Block(
-        width=self.width,
-        heads=self.heads,
-        mlp_dim=self.mlp_dim,
-        activation=self.activation,
-        epsilon=self.epsilon,
-        qkv_bias=self.qkv_bias,
-        layer_scale=self.layer_scale,
+      self.slots, stages, len(tokens.x), masked=masked, ragged=masked, key=key,
+      train=train, memory=memory,
+    )  # fmt: skip
+    passage = reducer.start(tokens)
+    kept, scheduled, collected = [], [], []
+    for i in range(cfg.depth):
+      passage = passage.replace(plans=(*passage.plans, ()))
+      full = passage.tokens.num_tokens == free + front
+      passage, answers = Block(
+        config=cfg,
         slots=self.slots,
-        stages=stages[i],
-        needs=needs_of_block(self.slots, stages, i),
-        protected=front,
+        layer=i,
         grid=grid if full else None,
         dtype=self.dtype,
         name=f"block_{i}",
-      )(tokens, signals, reducer)
-      plans.append(made)
-      collected.append(signals)
+      )(passage, reducer)
+      collected.append(answers)
+      passage = reducer.give_back(passage, i)
       if any(reducer.soft(s) for s in stages[i]):
-        kept.append(tokens.policy[:, front:].mean(axis=1))
+        kept.append(passage.tokens.policy[:, front:].mean(axis=1))
         scheduled.append(stages[i][-1].keep / free)
-    if whole is not None:
-      tokens = restore_all(tokens, plans, *whole)
-    out = {"plans": plans, "kept": kept, "scheduled": scheduled}
-    return tokens, out | {"signals": collected if self.slots.collect else []}
+    out = {
+      "plans": [list(made) for made in passage.plans],
+      "kept": kept,
+      "scheduled": scheduled,
+      "signals": collected if self.slots.collect else [],
+      "memory": passage.memory,
+    }
+    return passage.tokens, out

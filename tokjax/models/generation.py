@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from tokjax.cache.contract import Bytes
 from tokjax.models import prefill as prompting
 from tokjax.models.decoder import Decoder, States, cache_of
+from tokjax.models.decoder_slots import Capacities, kind_capacities
 from tokjax.models.sampling import Sampler
+from tokjax.slots import Bytes
+from tokjax.tokens import Kind
 
 BUCKETS = tuple(2**i for i in range(4, 21))
 GREEDY = Sampler()
@@ -35,15 +37,17 @@ class Going:
     logits: of the next token, `[b, v]` float32.
     position: of the next token in its text, `[b]`.
     alive: False once a text is complete, `[b]`.
+    shifts: see `tokjax.models.prefill.Prefilled`.
   """
 
   states: States
   logits: Float[Array, "b v"]
   position: Int[Array, "b"]
   alive: Bool[Array, "b"]
+  shifts: tuple[Int[Array, "b"], ...] | None = None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 7))
 def prefill(
   model: Decoder,
   params: Any,
@@ -51,6 +55,8 @@ def prefill(
   length: Int[Array, "b"],
   decode: int,
   chunk: int | None = None,
+  kind: Int[Array, "b n"] | None = None,
+  room: Capacities | None = None,
 ) -> Going:
   """Takes prompts; one compilation for each padded length.
 
@@ -62,9 +68,16 @@ def prefill(
     decode: how many tokens can follow (static).
     chunk: tokens taken at a time (static); None: all. Shorter chunks need less
       memory for activations.
+    kind: of each token, one of `Kind`; None: all are TEXT.
+    room: the most tokens of each kind that a prompt has (static); None: as many
+      as there are tokens. Reductions of one kind then save nothing.
   """
-  done = prompting.prefill(model, params, tokens, length, decode, chunk)
-  return Going(done.states, done.logits, done.position, length > 0)
+  done = prompting.prefill(
+    model, params, tokens, length, decode, chunk, kind, room
+  )
+  return Going(
+    done.states, done.logits, done.position, length > 0, done.shifts
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="going")
@@ -78,10 +91,11 @@ def decode_step(
     going.position,
     going.alive,
     going.states,
+    going.shifts,
     method="decode",
   )
   position = going.position + going.alive
-  return Going(states, logits, position, going.alive)
+  return Going(states, logits, position, going.alive, going.shifts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -153,12 +167,27 @@ class Generator:
       row[: len(prompt)] = prompt
     return tokens, np.asarray(lengths, np.int32)
 
-  def prefill(self, prompts: Sequence[Sequence[int]]) -> Going:
-    """Takes prompts; see `pack` for errors."""
+  def prefill(
+    self,
+    prompts: Sequence[Sequence[int]],
+    kinds: Sequence[Sequence[Kind]] | None = None,
+  ) -> Going:
+    """Takes prompts; see `pack` for errors.
+
+    Args:
+      prompts: ids of each.
+      kinds: the kind of each token; None: all are TEXT.
+    """
     tokens, length = self.pack(prompts)
+    kind = room = None
+    if kinds is not None:
+      kind = pack_kinds(prompts, kinds, tokens.shape[1])
+      room = kind_capacities(kind, self.bucket)
+      kind = np.where(kind < 0, int(Kind.TEXT), kind)
     return prefill(
-      self.model, self.params, tokens, length, self.decode, self.chunk
-    )
+      self.model, self.params, tokens, length, self.decode, self.chunk, kind,
+      room,
+    )  # fmt: skip
 
   def stream(
     self,
@@ -217,6 +246,28 @@ class Generator:
       for layer, state in zip(self.model.layers, going.states, strict=True)
     ]
     return Bytes(sum(s.logical for s in sizes), sum(s.physical for s in sizes))
+
+
+def pack_kinds(
+  prompts: Sequence[Sequence[int]],
+  kinds: Sequence[Sequence[Kind]],
+  length: int,
+) -> np.ndarray:
+  """Kinds of all prompts, -1 for padding, `[b, length]`.
+
+  Raises:
+    ValueError: not one kind for each token.
+  """
+  sizes = [len(prompt) for prompt in prompts]
+  if [len(row) for row in kinds] != sizes:
+    raise ValueError(
+      f"kinds: has {[len(row) for row in kinds]} entries for prompts of"
+      f" {sizes} tokens; give one kind for each token"
+    )
+  packed = np.full((len(prompts), length), -1, np.int32)
+  for row, given in zip(packed, kinds, strict=True):
+    row[: len(given)] = [int(kind) for kind in given]
+  return packed
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -1,7 +1,7 @@
 """Prefill: prompts to states of the cache and the logits of the next token.
 
-Whole prompts, prompts in chunks, and prompts that a method shortens on the way
-(the slot `prompt`). Everything here is traced: `tokjax.models.generation`
+Whole prompts, prompts in chunks, and prompts that a recipe reduces on the way
+through the blocks. Everything here is traced: `tokjax.models.generation`
 compiles it.
 """
 
@@ -22,6 +22,15 @@ from tokjax.models.decoder import (
   cache_of,
   positions_of,
 )
+from tokjax.models.decoder_slots import (
+  Capacities,
+  capacities_of,
+  stages_of,
+  start_passage,
+)
+from tokjax.models.reducer import Passage, Reducer
+from tokjax.reduce.stages import Stages
+from tokjax.slots import Slots
 
 Apply = Callable[..., Any]
 
@@ -33,11 +42,14 @@ class Prefilled(NamedTuple):
     logits: of the next token, `[b, v]`.
     states: of every block, for `Decoder.decode`.
     position: of the next token in its text, `[b]`.
+    shifts: by how much positions in each block lag behind, where a recipe
+      renumbers them; None: not at all.
   """
 
   logits: Float[Array, "b v"]
   states: States
   position: Int[Array, "b"]
+  shifts: tuple[Int[Array, "b"], ...] | None = None
 
 
 def check(model: Decoder, prompt: int, decode: int, chunk: int | None) -> None:
@@ -57,7 +69,7 @@ def check(model: Decoder, prompt: int, decode: int, chunk: int | None) -> None:
     return
   if chunk < 1:
     raise ValueError(f"chunk={chunk}: must be 1 or more")
-  if attend.whole or slots.prompt is not None:
+  if attend.whole or slots.reduce:
     raise ValueError(
       f"chunk={chunk}: recipe {slots.name!r} looks at whole prompts; leave out"
       " chunk="
@@ -71,39 +83,119 @@ def prefill(
   length: Int[Array, "b"],
   decode: int,
   chunk: int | None = None,
+  kind: Int[Array, "b n"] | None = None,
+  room: Capacities | None = None,
 ) -> Prefilled:
   """See `tokjax.models.generation.prefill`."""
   apply: Apply = functools.partial(model.apply, {"params": params})
   valid = jnp.arange(tokens.shape[1])[None] < length[:, None]
-  rows = apply(tokens, positions_of(valid), valid, method="enter")
-  select = model.slots.prompt
-  if select is not None and select.restart:
-    return _restarted(model, params, rows, decode)
-  if select is not None:
-    rows, states = _narrowed(model, apply, rows, decode)
-  elif chunk is None or chunk >= tokens.shape[1]:
-    states = start(model, rows, decode)
-    rows, states, _ = apply(rows, states, method="prefill")
-  else:
+  rows = apply(tokens, positions_of(valid), valid, kind, method="enter")
+  if chunk is not None and chunk < tokens.shape[1]:
     return _chunked(model, apply, rows, length, decode, chunk)
+  slots = model.slots
+  if any(reduce.again for reduce in slots.reduce):
+    rows = _remaining(model, apply, rows, decode, room)
+    slots = dataclasses.replace(slots, reduce=())
+  reducer = reducer_of(model, slots, rows, room)
+  states = start(model, rows, decode, reducer.stages)
+  passage, states, shifts = apply(
+    start_passage(reducer, rows), states, reducer, method="prefill"
+  )
+  renumbers = any(r.position == "renumber" for r in slots.reduce)
   return Prefilled(
-    apply(last_row(rows), method="read"), states, length.astype(jnp.int32)
+    apply(last_hidden(passage), method="read"),
+    states,
+    rows.valid.sum(axis=1, dtype=jnp.int32),
+    shifts if renumbers else None,
   )
 
 
+def reducer_of(
+  model: Decoder, slots: Slots, rows: Rows, room: Capacities | None = None
+) -> Reducer:
+  """The reductions of prompts.
+
+  Args:
+    model: whose blocks they pass.
+    slots: its slots, or those that are left of them.
+    rows: the prompts.
+    room: the most tokens of each kind that a prompt has; None: unknown.
+  """
+  n = rows.token.shape[1]
+  room = capacities_of(rows) if room is None else room
+  stages = stages_of(slots, model.config, n, room)
+  return Reducer.create(
+    slots, stages, len(rows.token), masked=True, ragged=True, key=None
+  )
+
+
+def arriving(stages: Stages, layer: int, tokens: int) -> int:
+  """Tokens that the attention of a block is given, of prompts of `tokens`."""
+  for block in stages[: layer + 1]:
+    for stage in block:
+      back = stage.reduce.back
+      if stage.layer == layer and stage.reduce.at != "input":
+        continue
+      if back is not None and isinstance(back.until, int):
+        if layer >= stage.layer + back.until:
+          continue
+      tokens = stage.outputs
+  return tokens
+
+
 def start(
-  model: Decoder, rows: Rows, decode: int, first: int = 0, stop: int = -1
+  model: Decoder,
+  rows: Rows,
+  decode: int,
+  stages: Stages | None = None,
+  blocks: int | None = None,
 ) -> States:
-  """States before the first token, of the blocks from `first` to `stop`."""
-  layers = model.layers[first : len(model.layers) if stop < 0 else stop]
+  """States before the first token, of all blocks or of the first `blocks`."""
   cache, (b, n) = cache_of(model.slots), rows.token.shape
-  return tuple(cache.init(layer, b, n, decode) for layer in layers)
+  stages = ((),) * len(model.layers) if stages is None else stages
+  return tuple(
+    cache.init(layer, b, arriving(stages, layer.index, n), decode)
+    for layer in model.layers[:blocks]
+  )
 
 
-def last_row(rows: Rows) -> Float[Array, "b d"]:
+def last_hidden(passage: Passage) -> Float[Array, "b d"]:
   """Hidden states of the last real token of each example."""
-  at = jnp.maximum(rows.valid.sum(axis=1) - 1, 0)
-  return jax.vmap(lambda x, i: x[i])(rows.x, at)
+  tokens = passage.tokens
+  at = jnp.maximum(tokens.mask.sum(axis=1) - 1, 0)
+  return jax.vmap(lambda x, i: x[i])(tokens.x, at)
+
+
+def _remaining(
+  model: Decoder, apply: Apply, rows: Rows, decode: int, room
+) -> Rows:
+  """What a first pass leaves, as prompts of their own: embeddings and ids."""
+  (reduce,) = model.slots.reduce
+  reducer = reducer_of(model, model.slots, rows, room)
+  acting = [i for i, block in enumerate(reducer.stages) if block]
+  if not acting:
+    return rows
+  stop = acting[-1] + 1
+  states = start(model, rows, decode, reducer.stages, stop)
+  passage = start_passage(reducer, rows)
+  passage, _, _ = apply(
+    passage, states, reducer, blocks=(0, stop), method="prefill"
+  )
+  for plan in [p for made in passage.plans for p in made]:
+    rows = jax.vmap(_move)(plan, rows)
+  return rows._replace(position=positions_of(rows.valid))
+
+
+def _move(plan, rows: Rows) -> Rows:
+  """What a plan leaves of one example, padding at the end."""
+  valid = plan.take(rows.valid)
+  if plan.valid is not None:
+    valid &= plan.valid
+  kind = None if rows.kind is None else plan.take(rows.kind)
+  return Rows(
+    plan.apply(rows.x), plan.take(rows.token), plan.take(rows.position), valid,
+    kind,
+  )  # fmt: skip
 
 
 def _chunked(model, apply, rows, length, decode, chunk) -> Prefilled:
@@ -117,10 +209,18 @@ def _chunked(model, apply, rows, length, decode, chunk) -> Prefilled:
   )
   whole, rest = divmod(n, chunk)
   whole, rest = (whole, rest) if rest else (whole - 1, chunk)
+  reducer = reducer_of(model, model.slots, rows)
+
+  def through(part, states, last):
+    passage = start_passage(reducer, part)
+    passage, states, _ = apply(
+      passage, states, reducer, last=last, method="prefill"
+    )
+    return passage.tokens.x, states
 
   def step(state, i):
     states, x = state
-    out, states, _ = apply(cut(i, chunk), states, last=False, method="prefill")
+    out, states = through(cut(i, chunk), states, False)
     return (states, _pick(x, out, length, i)), None
 
   x = jnp.zeros((b, rows.x.shape[-1]), rows.x.dtype)
@@ -128,54 +228,15 @@ def _chunked(model, apply, rows, length, decode, chunk) -> Prefilled:
   if whole > 1:
     state, _ = jax.lax.scan(step, state, jnp.arange(1, whole) * chunk)
   states, x = state
-  out, states, _ = apply(cut(n - rest, rest), states, method="prefill")
+  out, states = through(cut(n - rest, rest), states, True)
   x = _pick(x, out, length, n - rest)
   return Prefilled(apply(x, method="read"), states, length.astype(jnp.int32))
 
 
-def _pick(x, rows: Rows, length, begin):
+def _pick(x, out, length, begin):
   """Hidden states of last tokens, where they are in the chunk at `begin`."""
-  t = rows.token.shape[1]
+  t = out.shape[1]
   at = length - 1 - begin
   inside = (at >= 0) & (at < t)
-  found = jax.vmap(lambda x, i: x[i])(rows.x, jnp.clip(at, 0, t - 1))
+  found = jax.vmap(lambda x, i: x[i])(out, jnp.clip(at, 0, t - 1))
   return jnp.where(inside[:, None], found, x)
-
-
-def _narrowed(model, apply, rows: Rows, decode: int) -> tuple[Rows, States]:
-  """The blocks above see what the selection leaves."""
-  select = model.slots.prompt
-  at = select.at(model.config.depth)
-  states = start(model, rows, decode, 0, at + 1)
-  rows, states, arrivals = apply(
-    rows, states, blocks=(0, at + 1), method="prefill"
-  )
-  plan = select.plan(model.layers[at], arrivals)
-  rows = jax.vmap(_move)(plan, rows)
-  rest = start(model, rows, decode, at + 1)
-  blocks = (at + 1, model.config.depth)
-  rows, rest, _ = apply(rows, rest, blocks=blocks, method="prefill")
-  return rows, states + rest
-
-
-def _restarted(model, params, rows: Rows, decode: int) -> Prefilled:
-  """The selected ids are a prompt of their own."""
-  select = model.slots.prompt
-  at = select.at(model.config.depth)
-  apply: Apply = functools.partial(model.apply, {"params": params})
-  states = start(model, rows, decode, 0, at + 1)
-  _, _, arrivals = apply(rows, states, blocks=(0, at + 1), method="prefill")
-  rows = jax.vmap(_move)(select.plan(model.layers[at], arrivals), rows)
-  plain = model.clone(slots=dataclasses.replace(model.slots, prompt=None))
-  length = rows.valid.sum(axis=1)
-  return prefill(plain, params, rows.token, length, decode)
-
-
-def _move(plan, rows: Rows) -> Rows:
-  """What a plan leaves of one example, padding at the end."""
-  valid = plan.take(rows.valid)
-  if plan.valid is not None:
-    valid &= plan.valid
-  return Rows(
-    plan.apply(rows.x), plan.take(rows.token), plan.take(rows.position), valid
-  )

@@ -1,15 +1,22 @@
-"""What an encoder needs to carry out the reductions of its slots."""
+"""What a model needs to carry out the reductions of its slots."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from tokjax.plan import Plan
-from tokjax.reduce.reduction import Slots
+from tokjax.plan import Plan, move_batch
+from tokjax.reduce import stages as stages_lib
+from tokjax.reduce.back import given_back
 from tokjax.reduce.stage import Stage
-from tokjax.tokens import Signals, Tokens
+from tokjax.reduce.stages import Sequence, Stages
+from tokjax.signals import OF_THE_CALL, Answers, Question
+from tokjax.slots import Slots
+from tokjax.tokens import Kind, Tokens
+
+Group = frozenset[Kind]
 
 
 def key_bias(tokens: Tokens) -> Float[Array, "b n"]:
@@ -35,104 +42,322 @@ def merge_map(
   return jax.vmap(lambda p, w: jax.vmap(lambda a: one(p, a))(w))(plan, weight)
 
 
-def restore_batch(
-  plan: Plan, values: Float[Array, "b m d"]
-) -> Float[Array, "b n d"]:
-  """`plan.restore`, lifted over the batch."""
-  return jax.vmap(lambda p, v: p.restore(v))(plan, values)
+@dataclasses.dataclass(frozen=True)
+class Away:
+  """Tokens that a stage took away, to be given back.
+
+  Attributes:
+    stage, plan: what took them.
+    passage: before the plan.
+  """
+
+  stage: Stage
+  plan: Plan
+  passage: "Passage"
 
 
-def build_stages(
-  slots: Slots, free: int, depth: int, protected: int, grid: tuple[int, int]
-) -> list[tuple[Stage, ...]]:
-  """The reductions of every block, with static counts, checked."""
-  stages: list[list[Stage]] = [[] for _ in range(depth)]
-  for reduce, counts in zip(
-    slots.reduce, slots.counts(free, depth), strict=True
-  ):
-    left = free
-    for layer, after in enumerate(counts):
-      whole = grid if left == free or reduce.at == "around_attention" else None
-      if after is None:
-        continue
-      if after == left and reduce.at == "around_attention":
-        continue  # all attend, and all are given back: nothing to do
-      stages[layer].append(
-        Stage(reduce, after, layer, depth, protected, free, whole)
-      )
-      if reduce.at != "around_attention":
-        left = after
-  return [tuple(s) for s in stages]
+@dataclasses.dataclass(frozen=True)
+class Passage:
+  """Tokens on their way through the blocks, with what rules are told.
 
+  Attributes:
+    tokens: of the batch.
+    answers: that are still wanted.
+    counts: tokens of each group of kinds that are left in each example, where
+      counts differ between examples.
+    carries: what rules carry on, by the number of the reduction.
+    away: what is to be given back, the latest last.
+    plans: of every block so far.
+    memory: what reductions that fill from a memory leave for the next call,
+      by their number.
+    ids: what else travels with the tokens, in a language model their ids.
+    shift: what renumbering took from the positions of each example, so far.
+    attended: the shift at which the latest attention ran.
+  """
 
-def needs_of_block(slots: Slots, stages, i: int) -> tuple[str, ...]:
-  """Signals block i has to give: to its own stages and to the next block's."""
-  here = [s.reduce for s in stages[i] if s.reduce.at != "before_block"]
-  later = stages[i + 1] if i + 1 < len(stages) else ()
-  here += [s.reduce for s in later if s.reduce.at == "before_block"]
-  names = {name for r in here for name in r.needs} | set(slots.collect)
-  if any(r.at == "attention_map" for r in here):
-    names.add("attention")
-  return tuple(sorted(names))
+  tokens: Tokens
+  answers: Answers = Answers()
+  counts: dict[Group, Int[Array, "b"]] = dataclasses.field(default_factory=dict)
+  carries: dict[int, Any] = dataclasses.field(default_factory=dict)
+  away: tuple[Away, ...] = ()
+  plans: tuple[tuple[Plan, ...], ...] = ()
+  memory: dict[int, Float[Array, "b n d"]] = dataclasses.field(
+    default_factory=dict
+  )
+  ids: Int[Array, "b n"] | None = None
+  shift: Int[Array, "b"] | None = None
+  attended: Int[Array, "b"] | None = None
+
+  def replace(self, **changes) -> "Passage":
+    return dataclasses.replace(self, **changes)
+
+  def with_plan(self, plan: Plan) -> "Passage":
+    """With one more plan of the block that it is in."""
+    *before, last = self.plans
+    return self.replace(plans=(*before, (*last, plan)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Reducer:
-  """Makes the plans of a pass; holds what is the same at every stage.
+  """Carries out the stages of a call; holds what is the same at every stage.
 
   Attributes:
-    real: free tokens each example had at the input, when it is padded.
+    stages: of every block.
     keys: one random key for each example.
     train: use the soft forms.
+    ragged: examples differ in how many tokens are real.
+    memory: what dropped tokens take, for each reduction that asks for it.
   """
 
-  real: Int[Array, "b"] | None
-  keys: Key[Array, "b"] | None
-  train: bool
+  stages: Stages
+  keys: Key[Array, "b"] | None = None
+  train: bool = False
+  ragged: bool = False
+  memory: dict[int, Float[Array, "b n d"]] | None = None
 
   @classmethod
   def create(
     cls,
     slots: Slots,
-    mask: Bool[Array, "b n"] | None,
+    stages: Stages,
     batch: int,
-    protected: int,
+    *,
+    masked: bool,
+    ragged: bool,
     key: PRNGKeyArray | None,
-    train: bool,
+    train: bool = False,
+    memory: dict[int, Array] | None = None,
   ) -> "Reducer":
     """Raises ValueError where the recipe wants what the call lacks."""
-    needs = {name for r in slots.reduce for name in r.needs}
     soft = train and any(r.soft is not None for r in slots.reduce)
-    if key is None and ("key" in needs or soft):
+    if key is None and (slots.needs_key or soft):
       raise ValueError(
         f"recipe {slots.name!r} is random: pass key= when applying the model"
       )
-    real = None
-    if mask is not None:
-      if slots.complete:
-        raise ValueError(
-          f"recipe {slots.name!r} works on a complete grid of tokens; it cannot"
-          " take a mask"
-        )
-      real = mask[:, protected:].sum(axis=1)
+    if masked and slots.complete:
+      raise ValueError(
+        f"recipe {slots.name!r} works on a complete grid of tokens; it cannot"
+        " take a mask"
+      )
     keys = None if key is None else jax.random.split(key, batch)
-    return cls(real, keys, train)
+    return cls(stages, keys, train, ragged, memory)
 
-  def __call__(self, stage: Stage, tokens: Tokens, signals: Signals) -> Plan:
-    return stage.plan(tokens, signals, real=self.real, keys=self.keys)
+  @property
+  def depth(self) -> int:
+    return len(self.stages)
+
+  def at(self, layer: int, place: str) -> tuple[Stage, ...]:
+    """The stages at a place of a block."""
+    return tuple(s for s in self.stages[layer] if s.reduce.at == place)
+
+  def asked_at(self, layer: int, place: str) -> set[Question]:
+    """Questions about a block that its own stages at a place ask."""
+    return {
+      q.answered(layer)
+      for stage in self.at(layer, place)
+      for q in stage.reduce.asks
+      if not isinstance(q, OF_THE_CALL) and q.at(layer, self.depth) == layer
+    }
+
+  def asked_of_attention(self, layer: int) -> set[Question]:
+    """Questions about a block that are asked after its input."""
+    wanted = stages_lib.wanted_after(self.stages, layer, "queries", self.depth)
+    return {q for q in wanted if q.layer.index == layer}
 
   def soft(self, stage: Stage) -> bool:
     return self.train and stage.reduce.soft is not None
 
-  def soften(self, stage: Stage, tokens: Tokens, signals: Signals) -> Tokens:
-    return stage.soften(tokens, signals, keys=self.keys)
+  def plan(
+    self, stage: Stage, passage: Passage, learned: Array | None = None
+  ) -> tuple[Plan, Passage]:
+    """A stage's plans; counts and what rules carry on go with the passage."""
+    group = frozenset(stage.reduce.free.kinds)
+    due, counts = None, passage.counts
+    if self.ragged or not stage.leading:
+      initial, left = counts[group, "initial"], counts[group]
+      due = stage.due(initial, left)
+      if not stage.reduce.around:
+        extra = 0
+        if stage.reduce.rest == "mean":
+          extra = (due.left < left).astype(jnp.int32)
+        counts = {**counts, group: due.left + extra}
+    plan, carry = stage.plan(
+      passage.tokens, self._answers(stage, passage), due=due, keys=self.keys,
+      learned=learned, carry=passage.carries.get(stage.number),
+    )  # fmt: skip
+    carries = passage.carries
+    if carry is not None:
+      carries = {**carries, stage.number: carry}
+    return plan, passage.replace(counts=counts, carries=carries)
+
+  def start(self, tokens: Tokens) -> Passage:
+    """The passage at the input, with the numbers of tokens of each group."""
+    counts: dict[Any, Array] = {}
+    for stage in (s for block in self.stages for s in block):
+      kinds = stage.reduce.free.kinds
+      group = frozenset(kinds)
+      if group in counts or not (self.ragged or not stage.leading):
+        continue
+      ours = tokens.of_kind(kinds)
+      if tokens.mask is not None:
+        ours = ours & tokens.mask
+      counts[group] = ours.sum(axis=-1, dtype=jnp.int32)
+      counts[group, "initial"] = counts[group]
+    return Passage(tokens, counts=counts)
+
+  def soften(self, stage, passage, learned=None) -> Tokens:
+    """Tokens whose policies the soft form has multiplied."""
+    tokens = passage.tokens
+    bits = stage.soften(
+      tokens, self._answers(stage, passage), keys=self.keys, learned=learned
+    )
+    policy = bits if tokens.policy is None else tokens.policy * bits
+    return tokens.replace(policy=policy)
+
+  def _answers(self, stage: Stage, passage: Passage) -> Answers:
+    own = {q.answered(q.at(stage.layer, self.depth)) for q in stage.reduce.asks}
+    return passage.answers.only(own)
+
+  def moved(
+    self, stage: Stage, plan: Plan, passage: Passage, tokens: Tokens
+  ) -> Passage:
+    """The passage after a plan.
+
+    Args:
+      stage: what planned.
+      plan: of the batch.
+      passage: before it.
+      tokens: after it.
+    """
+    away = passage.away
+    if stage.reduce.back is not None and not stage.reduce.around:
+      away += (Away(stage, plan, passage),)
+    wanted = stages_lib.wanted_after(
+      self.stages, stage.layer, stage.reduce.at, self.depth
+    )
+    answers = jax.vmap(lambda a, p: a.moved(p))(
+      passage.answers.only(wanted), plan
+    )
+    ids = passage.ids
+    if ids is not None:
+      ids = jax.vmap(lambda p, ids: p.take(ids))(plan, ids)
+    passage = passage.replace(tokens=tokens, answers=answers, away=away, ids=ids)
+    if stage.reduce.position == "renumber":
+      passage = renumbered(passage)
+    return passage
+
+  def give_back(self, passage: Passage, layer: int) -> Passage:
+    """Gives back what is due behind block `layer`."""
+    while passage.away:
+      last = passage.away[-1]
+      until = last.stage.reduce.back.until
+      ends = self.depth if until == "end" else last.stage.layer + until
+      if layer + 1 < ends:
+        break
+      passage = self._returned(passage, last)
+    return passage
+
+  def _returned(self, passage: Passage, away: Away) -> Passage:
+    back, number = away.stage.reduce.back, away.stage.number
+    memory = None
+    if back.fill == "memory":
+      memory = (self.memory or {}).get(number)
+      if memory is None and away.stage.keep < away.stage.arriving:
+        raise ValueError(
+          f"reduction {number} fills from a memory: pass memory=out['memory']"
+          " of the call before; the first call is one with keep=1"
+        )
+    give = lambda plan, few, whole, memory: given_back(
+      plan, few, back, whole, memory
+    )
+    before = away.passage
+    x = jax.vmap(give)(away.plan, passage.tokens.x, before.tokens.x, memory)
+    left = passage.memory
+    if back.fill == "memory":
+      left = {**left, number: x}
+    return before.replace(
+      tokens=before.tokens.replace(x=x), carries=passage.carries,
+      plans=passage.plans, memory=left,
+    )  # fmt: skip
 
 
-def restore_all(
-  tokens: Tokens, plans: list[list[Plan]], start: int, whole: Tokens
-) -> Tokens:
-  """Gives the tokens that entered block `start` the values of their outputs."""
-  x = tokens.x
-  for plan in [p for made in plans[start:] for p in made][::-1]:
-    x = restore_batch(plan, x)
-  return whole.replace(x=x)
+def renumbered(passage: Passage) -> Passage:
+  """Positions counted anew from 0; `shift` says by how much the next moves."""
+  tokens = passage.tokens
+  real = jnp.ones(tokens.kind.shape, bool)
+  real = real if tokens.mask is None else tokens.mask
+  position = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
+  after = real.sum(axis=-1)
+  last = jnp.where(real, tokens.position[..., 0], -1).max(axis=-1)
+  return passage.replace(
+    tokens=tokens.replace(
+      position=position[..., None].astype(tokens.position.dtype)
+    ),
+    shift=passage.shift + (last + 1 - after).astype(jnp.int32),
+  )
+
+
+class Reduces:
+  """What blocks that carry out reductions share, for Linen modules.
+
+  A block has the attribute `slots` and calls `setup_reductions` in its
+  `setup`.
+  """
+
+  slots: Slots
+
+  def setup_reductions(self) -> None:
+    """Makes the modules of the reductions; those not called have no weights."""
+    own = lambda module: module and module.clone(parent=None)
+    self.learned = [own(reduce.learned) for reduce in self.slots.reduce]
+    self.combine = [own(reduce.combine) for reduce in self.slots.reduce]
+
+  def reduce_at(
+    self, where: str, layer: int, passage: Passage, reducer: Reducer
+  ) -> Passage:
+    """Carries out the stages at one place of this block."""
+    for stage in reducer.at(layer, where):
+      learned = self.learned_of(stage, passage)
+      if reducer.soft(stage):
+        passage = passage.replace(
+          tokens=reducer.soften(stage, passage, learned)
+        )
+        continue
+      plan, passage = reducer.plan(stage, passage, learned)
+      passage = self.move_tokens(stage, plan, passage, reducer)
+    return passage
+
+  def learned_of(self, stage: Stage, passage: Passage) -> Any:
+    """What the stage's own module says."""
+    if stage.reduce.learned is None:
+      return None
+    module = self.learned[stage.number]
+    return module(passage.tokens, passage.answers, stage)
+
+  def move_tokens(
+    self, stage: Stage, plan: Plan, passage: Passage, reducer: Reducer
+  ) -> Passage:
+    """The passage after a plan, its features those of the stage's modules."""
+    tokens = passage.tokens
+    if hasattr(stage.reduce.learned, "modulate"):
+      tokens = self.learned[stage.number].modulate(tokens, plan, stage)
+    few = move_batch(plan, tokens)
+    if stage.reduce.combine is not None:
+      few = few.replace(x=self.combine[stage.number](tokens, plan, stage))
+    passage = reducer.moved(stage, plan, passage, few)
+    return passage.with_plan(plan)
+
+
+def restore_batch(
+  plan: Plan, values: Float[Array, "b m d"], back: Any
+) -> Float[Array, "b n d"]:
+  """`given_back`, lifted over the batch, behind a sub-layer."""
+  give = lambda plan, few: given_back(plan, few, back)
+  return jax.vmap(give)(plan, values)
+
+
+def sequence_of_patches(
+  patches: int, front: int, grid: tuple[int, ...] | None
+) -> Sequence:
+  """The sequence of an encoder whose protected tokens lead."""
+  return Sequence(((Kind.PATCH, patches),), patches + front, front, grid)

@@ -20,8 +20,21 @@ from tokjax.models.embed import Embed
 from tokjax.models.encoder import Encoder
 from tokjax.models.head import Head
 from tokjax.models.positions import RESIZES
-from tokjax.reduce.reduction import Slots
+from tokjax.models.reducer import sequence_of_patches
+from tokjax.reduce.stages import plan_stages
+from tokjax.signals import By, Of
+from tokjax.slots import Slots, for_encoder
 from tokjax.tokens import Kind
+
+CARRIES = (
+  "reduce",
+  "attend",
+  "program",
+  "proportional",
+  "pool_by_size",
+  "collect",
+  "adapter_rank",
+)
 
 CHOICES = {
   "stem": ("patch", "conv"),
@@ -145,13 +158,6 @@ class ViTConfig:
       and self.num_classes is not None
     )
 
-  @property
-  def provides(self) -> tuple[str, ...]:
-    """Signals a recipe may ask this model for."""
-    names = ["queries", "keys", "values", "attention", "received_attention"]
-    names += ["hidden_before", "key", "grid"]
-    return tuple(names + ["class_attention"] * self.class_token)
-
 
 class ViT(nn.Module):
   """A vision transformer built with slots.
@@ -168,12 +174,7 @@ class ViT(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
-    self.slots.check(
-      tokens=self.config.num_patches,
-      depth=self.config.depth,
-      provides=self.config.provides,
-      model=f"ViT({self.config.pool=}, {self.config.class_token=})",
-    )
+    check_slots(self.config, self.slots)
 
   @nn.compact
   def __call__(
@@ -183,6 +184,7 @@ class ViT(nn.Module):
     mask: Bool[Array, "b n"] | None = None,
     key: PRNGKeyArray | None = None,
     train: bool = False,
+    memory: dict[int, Array] | None = None,
   ) -> tuple[Array, dict[str, Any]]:
     """Classifies or encodes images.
 
@@ -192,6 +194,8 @@ class ViT(nn.Module):
       mask: patches that are real (row major); None: all.
       key: for recipes that are random, one key for the batch.
       train: recipes that train with soft masks use that form.
+      memory: `out["memory"]` of an earlier call, for recipes that fill what
+        they drop from it.
 
     Returns:
       logits `[b, num_classes]` (without classes the pooled features, through
@@ -202,31 +206,75 @@ class ViT(nn.Module):
       "class_logits" and "distillation_logits".
     """
     if self.slots.program is None:
-      return self._forward(images, mask, key, train)
+      return self._forward(images, mask, key, train, memory)
     if mask is not None:
       raise ValueError(
         f"recipe {self.slots.name!r} changes the image; it cannot take a mask"
       )
-    forward = lambda images: self._forward(images, None, key, train)
+    forward = lambda images: self._forward(images, None, key, train, memory)
     return self.slots.program(forward, images, self.config.patch_size)
 
-  def _forward(self, images, mask, key, train):
+  def _forward(self, images, mask, key, train, memory):
     cfg = self.config
     tokens, grid = Embed(cfg, self.dtype, name="embed")(images, mask)
-    tokens, trace = Encoder(
-      depth=cfg.depth,
-      width=cfg.width,
-      heads=cfg.heads,
-      mlp_dim=cfg.mlp_dim,
-      activation=cfg.activation,
-      epsilon=cfg.epsilon,
-      qkv_bias=cfg.qkv_bias,
-      layer_scale=cfg.layer_scale,
-      slots=self.slots,
-      protected=len(cfg.kinds),
-      dtype=self.dtype,
-      name="encoder",
-    )(tokens, grid=grid, key=key, train=train)
+    encoder = Encoder(cfg, self.slots, self.dtype, name="encoder")
+    tokens, trace = encoder(
+      tokens, grid=grid, key=key, train=train, memory=memory
+    )
     head = Head(cfg, self.slots.pool_by_size, self.dtype, name="head")
     logits, out = head(tokens)
     return logits, {"tokens": tokens, **trace, **out}
+
+
+def check_slots(config: ViTConfig, slots: Slots) -> None:
+  """Raises ValueError for slots that a model cannot carry out.
+
+  Args:
+    config: of the model.
+    slots: what a recipe returned.
+  """
+  slots.refuse_foreign(CARRIES, "a vision encoder")
+  if slots.attend is not None and not for_encoder(slots.attend):
+    raise ValueError(
+      f"recipe {slots.name!r} fills 'attend' with"
+      f" {type(slots.attend).__name__}, which is causal attention of decoders;"
+      " a vision encoder takes tokjax.attention.BlockSparse and the modules of"
+      " tokjax.learned"
+    )
+  if slots.pool_by_size and config.pool not in ("mean", "map"):
+    raise ValueError(
+      f"recipe {slots.name!r} fills 'pool_by_size', which a model with"
+      f" pool={config.pool!r} does not carry out; it is for pool='mean' or"
+      " 'map'"
+    )
+  for reduce in slots.reduce:
+    if reduce.again or reduce.position != "keep":
+      raise ValueError(
+        f"recipe {slots.name!r}: again= and position='renumber' are for"
+        " language models; a vision encoder keeps positions"
+      )
+    if Kind.PATCH not in reduce.free.kinds:
+      raise ValueError(
+        f"recipe {slots.name!r} reduces {[k.name for k in reduce.free.kinds]};"
+        " a vision encoder has free tokens of the kind PATCH"
+      )
+  kinds = (*config.kinds, Kind.PATCH)
+  for question in (*(q for r in slots.reduce for q in r.asks), *slots.collect):
+    of = getattr(question, "of", None)
+    if isinstance(of, By):
+      raise ValueError(
+        f"recipe {slots.name!r} weights queries by {of.signal}, which only"
+        " decoders answer"
+      )
+    if isinstance(of, Of) and not set(of.kinds) & set(kinds):
+      raise ValueError(
+        f"recipe {slots.name!r} asks for the attention of"
+        f" {[kind.name for kind in of.kinds]} tokens, which this model does not"
+        f" have; it has {sorted({kind.name for kind in kinds})}"
+      )
+  plan_stages(
+    slots.reduce,
+    sequence_of_patches(config.num_patches, len(config.kinds), config.grid),
+    config.depth,
+    recipe=slots.name,
+  )

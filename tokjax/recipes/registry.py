@@ -5,7 +5,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 FAMILIES = ("baseline", "vision", "vlm", "video", "llm", "cache", "bytes")
 TRAINING = ("training-free", "learned", "both")

@@ -1,47 +1,54 @@
-"""What a rule sees of one example at one place of a model.
-
-Protected tokens are set aside before a rule and put in front again behind it,
-here and nowhere else.
-"""
+"""What a rule sees of one example at one place of a model or a cache."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from tokjax.plan import Assignment, Mixture, Plan
-from tokjax.tokens import Signals, Tokens
+from tokjax import signals
+from tokjax.plan import Plan
+from tokjax.reduce import lift
+from tokjax.signals import Answers, Question
+from tokjax.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-  """What a rule sees of one example at one place of the model.
+  """What a rule sees of one example at one place.
 
-  The properties show free tokens only, `f` of the `n` there are; `tokens` and
-  `signals` are complete, with the protected ones.
+  The properties and `site[question]` show free tokens only, `f` of the `n`
+  there are; `tokens` and `whole(question)` are complete. Where the protected
+  tokens do not lead the sequence, f is n and `mask` says which are free.
 
   Attributes:
+    answers: to the questions of the rule.
     keep: free tokens that remain (static).
     layer, depth: index of this block, number of blocks.
-    protected: how many tokens take no part; `order` puts them first.
-    count: how many free tokens this example may keep when its batch is padded
+    protected: how many leading tokens take no part.
+    due: how many free tokens this example may keep when its batch is padded
       (traced); None: `keep`.
-    grid: rows and columns the free tokens form, None once they are reduced.
-    key: random key of this example and block, for rules that need "key".
-    order: permutation that puts the protected tokens first; None: they are.
+    grid: sides of the grid that the free tokens form, None once they are
+      reduced.
+    key: random key of this example and block, for rules that ask `Random`.
+    free_at: where free tokens are, if they do not simply follow the protected.
+    carry: what this rule returned at the site before; a registered dataclass.
+    learned: what the recipe's own trained module says; its shape is its own.
   """
 
   tokens: Tokens
-  signals: Signals
+  answers: Answers
   keep: int
   layer: int = 0
   depth: int = 1
   protected: int = 0
-  count: Int[Array, ""] | None = None
-  grid: tuple[int, int] | None = None
+  due: Int[Array, ""] | None = None
+  grid: tuple[int, ...] | None = None
   key: PRNGKeyArray | None = None
-  order: Int[Array, "n"] | None = None
+  free_at: Bool[Array, "n"] | None = None
+  carry: Any = None
+  learned: Array | None = None
 
   @property
   def num_free(self) -> int:
@@ -53,16 +60,14 @@ class Site:
 
   def free(self, values: Array, axis: int = 0) -> Array:
     """The free tokens' part of an array along its token axis."""
-    if self.order is None:
-      n = values.shape[axis]
-      return jax.lax.slice_in_dim(values, self.protected, n, axis=axis)
-    return jnp.take(values, self.order[self.protected :], axis=axis)
+    n = values.shape[axis]
+    axis = axis % values.ndim
+    return jax.lax.slice_in_dim(values, self.protected, n, axis=axis)
 
   def with_free(self, values: Array, free: Array) -> Array:
     """`values` of all tokens, with those of the free ones replaced."""
-    if self.order is None:
-      return values.at[self.protected :].set(free)
-    return values.at[self.order[self.protected :]].set(free)
+    new = values.at[self.protected :].set(free)
+    return new if self.free_at is None else jnp.where(self.free_at, new, values)
 
   @property
   def x(self) -> Float[Array, "f d"]:
@@ -77,104 +82,68 @@ class Site:
     return self.free(self.tokens.position)
 
   @property
-  def mask(self):
+  def mask(self) -> Bool[Array, "f"] | None:
+    if self.free_at is not None:
+      return self.free_at
     mask = self.tokens.mask
     return None if mask is None else self.free(mask)
 
-  def _signal(self, name: str, axis: int) -> Array:
-    value = getattr(self.signals, name)
-    if value is None:
+  def whole(self, question: Question) -> Array:
+    """The answer for all tokens, the protected ones included.
+
+    Raises:
+      ValueError: the question was not asked.
+    """
+    asked = question.answered(question.at(self.layer, self.depth))
+    if asked not in self.answers:
       raise ValueError(
-        f"the signal {name!r} is absent: name it in the recipe's `needs`"
+        f"{question} was not asked: attach it to the rule with"
+        " tokjax.signals.asks, or bind it as an option"
       )
-    return self.free(value, axis)
+    return self.answers[asked]
+
+  def __getitem__(self, question: Question) -> Array:
+    """The answer for the free tokens; of `Attention` the whole map."""
+    value = self.whole(question)
+    if len(question.axes) > 1:
+      return value
+    return self.free(value, question.axes[0])
+
+  def _the(self, name: str, kind: type[Question]) -> Question:
+    """The only question of a kind that the rule asks."""
+    found = [q for q in self.answers.questions if type(q) is kind]
+    if len(found) != 1:
+      raise ValueError(
+        f"site.{name} is absent: the rule asks {len(found)} questions"
+        f" {kind.__name__}; attach one with tokjax.signals.asks"
+      )
+    return found[0]
 
   @property
   def keys(self) -> Float[Array, "h f k"]:
-    return self._signal("keys", 1)
+    return self[self._the("keys", signals.Keys)]
 
   @property
   def queries(self) -> Float[Array, "h f k"]:
-    return self._signal("queries", 1)
+    return self[self._the("queries", signals.Queries)]
 
   @property
   def values(self) -> Float[Array, "h f k"]:
-    return self._signal("values", 1)
+    return self[self._the("values", signals.Values)]
 
   @property
   def class_attention(self) -> Float[Array, "h f"]:
-    return self._signal("class_attention", 1)
+    return self[self._the("class_attention", signals.Rows)]
 
   @property
   def received_attention(self) -> Float[Array, "h f"]:
-    return self._signal("received_attention", 1)
+    return self[self._the("received_attention", signals.Received)]
 
   @property
   def attention(self) -> Float[Array, "h n n"]:
     """The whole map, protected tokens included."""
-    value = self.signals.attention
-    if value is None:
-      raise ValueError(
-        "the signal 'attention' is absent: name it in the recipe's `needs`"
-      )
-    return value
+    return self[self._the("attention", signals.Attention)]
 
   def lift(self, plan: Plan) -> Plan:
-    """A plan over the free tokens as one over all: the protected stay, first.
-
-    Where protected tokens do not lead the sequence, outputs are put back into
-    the order of their anchors.
-    """
-    p = self.protected
-    if p == 0 and self.order is None:
-      return plan
-    if isinstance(plan, Mixture):
-      plan = _lift_mixture(plan, p)
-    else:
-      plan = _lift_assignment(plan, p)
-    if self.order is None:
-      return plan
-    arrange = Assignment.select(self.order, self.tokens.num_tokens)
-    plan = arrange.then(plan)
-    last = jnp.argsort(plan.anchor)
-    return plan.then(Assignment.select(last, plan.num_outputs))
-
-
-def _lift_assignment(plan: Assignment, p: int) -> Assignment:
-  def extend(values, head):
-    if values is None:
-      return None
-    return jnp.concatenate([jnp.full((p,), head, values.dtype), values])
-
-  return Assignment(
-    anchor=jnp.concatenate([jnp.arange(p), plan.anchor + p]),
-    rest=None if plan.rest is None else plan.rest + p,
-    into=None if plan.into is None else plan.into + p,
-    valid=extend(plan.valid, True),
-    anchor_weight=extend(plan.anchor_weight, 1.0),
-    rest_weight=plan.rest_weight,
-    num_sources=plan.num_sources + p,
-  )
-
-
-def _lift_mixture(plan: Mixture, p: int) -> Mixture:
-  def extend(matrix):
-    m, n = matrix.shape
-    return (
-      jnp.zeros((m + p, n + p))
-      .at[:p, :p]
-      .set(jnp.eye(p))
-      .at[p:, p:]
-      .set(matrix)
-    )
-
-  valid = plan.valid
-  if valid is not None:
-    valid = jnp.concatenate([jnp.ones((p,), bool), valid])
-  return Mixture(
-    extend(plan.weight),
-    extend(plan.share),
-    extend(plan.back),
-    jnp.concatenate([jnp.arange(p), plan.anchor + p]),
-    valid,
-  )
+    """A plan over tokens behind leading protected ones, as one over all."""
+    return lift.leading(plan, self.protected)

@@ -8,7 +8,7 @@ from tokjax.attention.recalibrate import Calibrated, FirstToken, Gated
 from tokjax.attention.static import Band, Separators
 from tokjax.cache import budgets
 from tokjax.cache import scores as importance
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 from tokjax.cache.evict import Evict, Trim
 from tokjax.cache.kv import KV
 from tokjax.cache.stores import Exact

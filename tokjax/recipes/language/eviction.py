@@ -6,7 +6,7 @@ from tokjax.attention.static import Band
 from tokjax.cache import budgets
 from tokjax.cache import scores as importance
 from tokjax.cache.adaptive import Adaptive
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 from tokjax.cache.combine import ByHead
 from tokjax.cache.evict import Evict, Trim
 from tokjax.cache.kv import KV

@@ -6,12 +6,18 @@ from tokjax.attention.landmark import Landmark
 from tokjax.attention.retrieval import Retriever
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.cache import budgets
-from tokjax.cache.budgets import Budget
+from tokjax.budgets import Budget
 from tokjax.cache.kv import KV
-from tokjax.cache.prompt import LastQuery
 from tokjax.cache.reads import Pages, Persistent
 from tokjax.recipes.registry import recipe
-from tokjax.reduce.reduction import Slots
+from tokjax.reduce.free import ALL, Free
+from tokjax.reduce.reduction import Reduce
+from tokjax.reduce.rules import keep_top
+from tokjax.signals import Last, Rows
+from tokjax.slots import Slots
+
+# Products of the last token's queries with all keys, summed over heads.
+LAST_QUERY = Rows(of=Last(), form="logits", over="sum")
 
 
 @recipe(
@@ -59,7 +65,9 @@ def gemfilter(
   kernel: int = 5,
 ) -> Slots:
   """An early layer chooses tokens; the model starts again with those alone."""
-  return Slots(prompt=LastQuery(layer, budget, kernel))
+  rule = keep_top(LAST_QUERY, pool=kernel)
+  once = budgets.Once(budget, layer)
+  return Slots(Reduce(rule, once, at="output", free=Free(ALL), again=True))
 
 
 @recipe(
@@ -77,9 +85,9 @@ def promptdistill(
   kernel: int = 5,
 ) -> Slots:
   """Layers above an early one go on with the tokens that it chooses."""
-  return Slots(
-    prompt=LastQuery(layer, budget, kernel, keep_last=True, restart=False)
-  )
+  rule = keep_top(LAST_QUERY, pool=kernel)
+  once = budgets.Once(budget, layer)
+  return Slots(Reduce(rule, once, at="output", free=Free(ALL, last=1)))
 
 
 @recipe(

@@ -4,21 +4,17 @@ import dataclasses
 
 import jax
 
-from tokjax import matching, schedules, scores, selection
+from tokjax import budgets, matching, scores, selection
+from tokjax.budgets import Budget
 from tokjax.plan import Assignment, Plan
 from tokjax.recipes.registry import recipe
-from tokjax.reduce.reduction import Reduce, Slots
+from tokjax.reduce.reduction import Reduce
+from tokjax.reduce.rules import keep_best
 from tokjax.reduce.site import Site
-from tokjax.schedules import Schedule
+from tokjax.signals import Grid, Random, asks
+from tokjax.slots import Slots
 
-STAGES = schedules.Ratio(0.7)
-
-
-def keep_top(site: Site, score) -> Plan:
-  """Keeps the tokens with the largest scores, in their order in the image."""
-  top = selection.top_k(score, site.keep, mask=site.mask, count=site.count)
-  index, valid = selection.in_order(top)
-  return Assignment.select(index, site.num_free, valid)
+STAGES = budgets.Ratio(0.7)
 
 
 @recipe("none", family="baseline", paper="-")
@@ -27,9 +23,10 @@ def none() -> Slots:
   return Slots()
 
 
+@asks(Random())
 def drop_random(site: Site) -> Plan:
   """Keeps the largest of independent random numbers."""
-  return keep_top(site, scores.random(site.key, site.num_free))
+  return keep_best(site, scores.random(site.key, site.num_free))
 
 
 @recipe(
@@ -38,15 +35,15 @@ def drop_random(site: Site) -> Plan:
   paper="-",
   evidence="a definition; keep counts of TokenReduction's protocol",
 )
-def random(schedule: Schedule = STAGES) -> Slots:
+def random(budget: Budget = STAGES) -> Slots:
   """Keeps patches drawn without replacement, a new draw for every example."""
-  return Slots(Reduce(drop_random, schedule, needs=("key",)))
+  return Slots(Reduce(drop_random, budget, at="mlp"))
 
 
 def drop_by_stride(site: Site) -> Plan:
   """Keeps every so many-th token."""
   index, valid = selection.stride(
-    site.num_free, site.keep, mask=site.mask, count=site.count
+    site.num_free, site.keep, mask=site.mask, count=site.due
   )
   return Assignment.select(index, site.num_free, valid)
 
@@ -60,14 +57,14 @@ def drop_by_stride(site: Site) -> Plan:
   deviations="indices are exact; the official floating-point steps end one"
   " lower or higher for 1.4 % of all lengths and counts below 200",
 )
-def stride(schedule: Schedule = schedules.Once(0.5)) -> Slots:
+def stride(budget: Budget = budgets.Once(0.5)) -> Slots:
   """Keeps evenly spaced patches, in row-major order."""
-  return Slots(Reduce(drop_by_stride, schedule, at="before_block"))
+  return Slots(Reduce(drop_by_stride, budget))
 
 
 def drop_off_centre(site: Site) -> Plan:
   """Keeps the tokens nearest to the middle."""
-  return keep_top(site, scores.centrality(site.position, mask=site.mask))
+  return keep_best(site, scores.centrality(site.position, mask=site.mask))
 
 
 @recipe(
@@ -79,22 +76,21 @@ def drop_off_centre(site: Site) -> Plan:
   deviations="of patches at the same distance those of lower index stay; the"
   " official sort leaves it open",
 )
-def center(schedule: Schedule = schedules.Once(0.5)) -> Slots:
+def center(budget: Budget = budgets.Once(0.5)) -> Slots:
   """Keeps the patches nearest to the centre of what is left of the image."""
-  return Slots(Reduce(drop_off_centre, schedule, at="before_block"))
+  return Slots(Reduce(drop_off_centre, budget))
 
 
+@asks(Grid())
 def average_cells(site: Site) -> Plan:
   """Averages the tokens within each cell of a smaller grid."""
   return matching.grid_pool(site.grid, matching.cells_of(site.grid, site.keep))
 
 
 @recipe("avgpool", family="baseline", paper="-")
-def avgpool(schedule: Schedule = schedules.Square(0.5)) -> Slots:
+def avgpool(budget: Budget = budgets.Square(0.5)) -> Slots:
   """Average pooling of the patch embeddings to a smaller grid."""
-  return Slots(
-    Reduce(average_cells, schedule, at="before_block", needs=("grid",))
-  )
+  return Slots(Reduce(average_cells, budget))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +105,7 @@ class Downsample:
   keep_area: float
 
   def __post_init__(self):
-    schedules.check_keep(self.keep_area, "keep_area")
+    budgets.check_keep(self.keep_area, "keep_area")
 
   def __call__(self, forward, images, patch: int):
     sides = [

@@ -2,14 +2,19 @@
 
 import jax.numpy as jnp
 
-from tokjax import matching, schedules, scores, selection
+from tokjax import budgets, matching, scores, selection
+from tokjax.binding import bind
+from tokjax.budgets import Budget
 from tokjax.plan import Plan
 from tokjax.recipes.registry import recipe
-from tokjax.reduce.reduction import Reduce, Slots, bind
+from tokjax.reduce.reduction import Reduce
+from tokjax.reduce.back import Back
 from tokjax.reduce.site import Site
-from tokjax.schedules import Schedule
+from tokjax.signals import CLASS, Grid, Keys, Question, Received, asks
+from tokjax.slots import Slots
 
 
+@asks(Keys())
 def atc_rule(site: Site, *, linkage: str) -> Plan:
   """Clusters of similar keys become their mean."""
   plan = matching.agglomerative(
@@ -17,7 +22,7 @@ def atc_rule(site: Site, *, linkage: str) -> Plan:
     site.keep,
     linkage=linkage,
     mask=site.mask,
-    count=site.count,
+    count=site.due,
   )
   return plan.weighted(site.size)
 
@@ -34,14 +39,14 @@ def atc_rule(site: Site, *, linkage: str) -> Plan:
   " weight means whether or not attention is proportional",
 )
 def atc(
-  schedule: Schedule = schedules.Ratio(0.7),
+  budget: Budget = budgets.Ratio(0.7),
   linkage: str = "average",
   proportional: bool = True,
 ) -> Slots:
   """Joins the two closest clusters of keys until enough are left.
 
   Args:
-    schedule: clusters that remain.
+    budget: clusters that remain.
     linkage: "single", "complete" or "average".
     proportional: attention counts merged tokens by size.
   """
@@ -49,14 +54,14 @@ def atc(
     raise ValueError(
       f"linkage={linkage!r}: must be 'single', 'complete' or 'average'"
     )
-  reduce = Reduce(bind(atc_rule, linkage=linkage), schedule, needs=("keys",))
+  reduce = Reduce(bind(atc_rule, linkage=linkage), budget, at="mlp")
   return Slots(reduce, proportional=proportional)
 
 
 def dpc_knn_rule(site: Site, *, neighbours: int) -> Plan:
   """Tokens around one density peak become their mean."""
   plan = matching.dpc_knn(
-    site.x, site.keep, neighbours=neighbours, mask=site.mask, count=site.count
+    site.x, site.keep, neighbours=neighbours, mask=site.mask, count=site.due
   )
   return plan.weighted(jnp.ones((site.num_free,), jnp.float32))
 
@@ -72,13 +77,14 @@ def dpc_knn_rule(site: Site, *, neighbours: int) -> Plan:
   " go to the lower index instead of to noise; no 1e-6 in the mean",
 )
 def dpc_knn(
-  schedule: Schedule = schedules.Ratio(0.7), neighbours: int = 5
+  budget: Budget = budgets.Ratio(0.7), neighbours: int = 5
 ) -> Slots:
   """Averages the members of density-peak clusters of the hidden states."""
   rule = bind(dpc_knn_rule, neighbours=neighbours)
-  return Slots(Reduce(rule, schedule, at="before_block"))
+  return Slots(Reduce(rule, budget))
 
 
+@asks(Received(-1))
 def kmedoids_rule(site: Site, *, iterations: int, cost: str) -> Plan:
   """Medoids stay, the other tokens of their clusters go."""
   plan = matching.kmedoids(
@@ -88,7 +94,7 @@ def kmedoids_rule(site: Site, *, iterations: int, cost: str) -> Plan:
     iterations=iterations,
     cost=cost,
     mask=site.mask,
-    count=site.count,
+    count=site.due,
   )
   return plan.pruned()
 
@@ -104,32 +110,31 @@ def kmedoids_rule(site: Site, *, iterations: int, cost: str) -> Plan:
   " instead of taking token 0",
 )
 def kmedoids(
-  schedule: Schedule = schedules.Ratio(0.7),
+  budget: Budget = budgets.Ratio(0.7),
   iterations: int = 3,
   cost: str = "all",
 ) -> Slots:
   """Keeps the medoids of clusters seeded by attention received.
 
   Args:
-    schedule: medoids that remain.
+    budget: medoids that remain.
     iterations: how often medoids move.
     cost: "all" or "members", see `tokjax.matching.kmedoids`.
   """
   if cost not in ("all", "members"):
     raise ValueError(f"cost={cost!r}: must be 'all' or 'members'")
   rule = bind(kmedoids_rule, iterations=iterations, cost=cost)
-  return Slots(
-    Reduce(rule, schedule, at="before_block", needs=("received_attention",))
-  )
+  return Slots(Reduce(rule, budget))
 
 
+@asks(Keys())
 def token_transforming_rule(
-  site: Site, *, temperature: float, importance: str
+  site: Site, *, temperature: float, importance: Question
 ) -> Plan:
   """All tokens spread over the most important ones."""
-  score = scores.mean_over_heads(getattr(site, importance))
+  score = scores.mean_over_heads(site[importance])
   anchor, valid = selection.top_k(
-    score, site.keep, mask=site.mask, count=site.count
+    score, site.keep, mask=site.mask, count=site.due
   )
   return matching.soft_assignment(
     site.keys.mean(axis=0),
@@ -150,14 +155,14 @@ def token_transforming_rule(
   deviations="anchors, temperature and restoration are this project's choice",
 )
 def token_transforming(
-  schedule: Schedule = schedules.Ratio(0.7),
+  budget: Budget = budgets.Ratio(0.7),
   temperature: float = 0.05,
   importance: str = "class_attention",
 ) -> Slots:
   """Many-to-many: every token spreads over the most important ones.
 
   Args:
-    schedule: anchors that remain.
+    budget: anchors that remain.
     temperature: of the softmax over anchors; towards 0 each token goes to its
       nearest anchor.
     importance: "class_attention" or "received_attention".
@@ -169,13 +174,15 @@ def token_transforming(
     )
   if not temperature > 0:
     raise ValueError(f"temperature={temperature}: must be positive")
+  question = CLASS if importance == "class_attention" else Received()
   rule = bind(
-    token_transforming_rule, temperature=temperature, importance=importance
+    token_transforming_rule, temperature=temperature, importance=question
   )
-  reduce = Reduce(rule, schedule, needs=("keys", importance))
+  reduce = Reduce(rule, budget, at="mlp")
   return Slots(reduce, proportional=True)
 
 
+@asks(Grid())
 def expedit_rule(site: Site, **options) -> Plan:
   """The grid becomes a smaller grid of soft clusters."""
   cells = matching.cells_of(site.grid, site.keep)
@@ -192,7 +199,7 @@ def expedit_rule(site: Site, **options) -> Plan:
   deviations="the class token is set aside and keeps attending",
 )
 def expedit(
-  schedule: Schedule = schedules.Square(0.5, 0.25),
+  budget: Budget = budgets.Square(0.5, 0.25),
   iterations: int = 5,
   temperature: float = 0.02,
   window: int = 5,
@@ -211,7 +218,4 @@ def expedit(
     neighbours=neighbours,
     normalise=normalise,
   )
-  reduce = Reduce(
-    rule, schedule, at="before_block", needs=("grid",), restore=True
-  )
-  return Slots(reduce)
+  return Slots(Reduce(rule, budget, back=Back("end")))

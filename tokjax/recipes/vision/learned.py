@@ -4,27 +4,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tokjax import learned, losses, schedules, selection
+from tokjax import budgets, learned, losses, selection
+from tokjax.budgets import Budget
 from tokjax.plan import Assignment, Mixture, Plan
 from tokjax.recipes.registry import recipe
 from tokjax.recipes.vision import merging
-from tokjax.reduce.reduction import Reduce, Slots
+from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.site import Site
-from tokjax.schedules import Schedule
+from tokjax.signals import Attention, Random, asks
+from tokjax.slots import Slots
 
 
 def dynamicvit_rule(site: Site) -> Plan:
   """Keeps the tokens with the largest log-probability of being kept."""
-  keep_score = site.signals.learned[:, 0]
+  keep_score = site.learned[:, 0]
   index, valid = selection.top_k(
-    keep_score, site.keep, mask=site.mask, count=site.count
+    keep_score, site.keep, mask=site.mask, count=site.due
   )
   return Assignment.select(index, site.num_free, valid)
 
 
+@asks(Random())
 def dynamicvit_soft(site: Site):
   """Keep bits drawn with Gumbel noise, straight through."""
-  return losses.gumbel_keep(site.key, site.signals.learned)
+  return losses.gumbel_keep(site.key, site.learned)
 
 
 @recipe(
@@ -37,15 +40,14 @@ def dynamicvit_soft(site: Site):
   deviations="the teacher's tokens are not distilled, only its logits"
   " (`task.distill`)",
 )
-def dynamicvit(schedule: Schedule = schedules.Ratio(0.7)) -> Slots:
+def dynamicvit(budget: Budget = budgets.Ratio(0.7)) -> Slots:
   """Keeps the tokens that a predictor, trained with Gumbel bits, votes for.
 
   Trains softly: absent tokens stay but nobody sees them. Infers by gathering.
   """
   reduce = Reduce(
     dynamicvit_rule,
-    schedule,
-    at="before_block",
+    budget,
     soft=dynamicvit_soft,
     learned=learned.KeepPredictor(),
   )
@@ -54,7 +56,7 @@ def dynamicvit(schedule: Schedule = schedules.Ratio(0.7)) -> Slots:
 
 def token_learner_rule(site: Site) -> Plan:
   """Averages of all tokens by the softmax over tokens of learned logits."""
-  weight = jax.nn.softmax(site.signals.learned, axis=0).T
+  weight = jax.nn.softmax(site.learned, axis=0).T
   share = weight / jnp.maximum(weight.sum(axis=0, keepdims=True), 1e-30)
   return Mixture(weight, share, share.T, distinct_peaks(weight))
 
@@ -78,12 +80,11 @@ def distinct_peaks(weight: Float[Array, "m n"]) -> Int[Array, "m"]:
   " (v1.1)",
   deviations="a class token, where there is one, is set aside; no fuser",
 )
-def token_learner(schedule: Schedule = schedules.Once(0.25, 0.5)) -> Slots:
+def token_learner(budget: Budget = budgets.Once(0.25, 0.5)) -> Slots:
   """Replaces the tokens once by learned averages of all of them."""
   reduce = Reduce(
     token_learner_rule,
-    schedule,
-    at="before_block",
+    budget,
     learned=learned.TokenLearner(),
   )
   return Slots(reduce)
@@ -100,19 +101,19 @@ def token_learner(schedule: Schedule = schedules.Once(0.25, 0.5)) -> Slots:
   deviations="low-rank updates of query and value, each its own (the official"
   " one spans query, key and value); no dropout in them",
 )
-def pyra(schedule: Schedule = schedules.Constant(16), rank: int = 8) -> Slots:
+def pyra(budget: Budget = budgets.Constant(16), rank: int = 8) -> Slots:
   """ToMe whose merged tokens are modulated; the backbone stays frozen.
 
   Args:
-    schedule: see ToMe; the modulation has one weight a merged pair.
+    budget: see ToMe; the modulation has one weight a merged pair.
     rank: of the low-rank updates (LoRA) of query and value projections.
   """
-  slots = merging.tome(schedule)
+  slots = merging.tome(budget)
   (reduce,) = slots.reduce
   reduce = Reduce(
     reduce.rule,
-    schedule,
-    needs=reduce.needs,
+    budget,
+    at="mlp",
     at_most=reduce.at_most,
     learned=learned.PairModulation(),
   )
@@ -171,6 +172,6 @@ def tap_adl(branches: int = 4, weight: float = 1.0) -> Slots:
   """
   return Slots(
     attend=learned.TokenAwarePooling(branches),
-    collect=("attention",),
+    collect=(Attention(),),
     losses=(losses.Diversity(weight=weight),),
   )

@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-from tokjax import matching, schedules, scores, selection
+from tokjax import budgets, matching, scores, selection
+from tokjax.binding import bind
+from tokjax.budgets import Budget
 from tokjax.plan import Assignment, Plan
 from tokjax.recipes.registry import recipe
-from tokjax.reduce.reduction import Reduce, Slots, bind
+from tokjax.reduce.reduction import Reduce
+from tokjax.reduce.back import Back
 from tokjax.reduce.site import Site
-from tokjax.schedules import Schedule
+from tokjax.signals import Attention, Grid, Keys, Random, Received, asks
+from tokjax.slots import Slots
 
 
 def cosines(features, sides: matching.Sides):
@@ -40,25 +44,32 @@ def merge(site: Site, features, sides: matching.Sides, **options) -> Assignment:
     site.num_free,
     site.remove,
     mask=site.mask,
-    count=site.count,
+    count=site.due,
     **options,
   )
 
 
+@asks(Keys())
 def tome_rule(site: Site, *, sides: str) -> Plan:
   """Sources join the targets with the most similar keys."""
   n, keep = site.num_free, site.keep
   if sides == "alternating":
     pair = alternating(site)
   elif sides == "kth":
-    pair = matching.every_kth(n, keep, mask=site.mask, count=site.count)
+    pair = matching.every_kth(n, keep, mask=site.mask, count=site.due)
   else:
     pair = matching.at_random(
-      site.key, n, keep, mask=site.mask, count=site.count
+      site.key, n, keep, mask=site.mask, count=site.due
     )
   unmerged = by_index_after_class(site)
   plan = merge(site, site.keys.mean(axis=0), pair, unmerged=unmerged)
   return plan.weighted(site.size)
+
+
+@asks(Keys(), Random())
+def tome_random_rule(site: Site, *, sides: str) -> Plan:
+  """`tome_rule` with random targets."""
+  return tome_rule(site, sides=sides)
 
 
 @recipe(
@@ -71,7 +82,7 @@ def tome_rule(site: Site, *, sides: str) -> Plan:
   " the kth variant loses no tail",
 )
 def tome(
-  schedule: Schedule = schedules.Constant(13),
+  budget: Budget = budgets.Constant(13),
   sides: str = "alternating",
   proportional: bool = True,
   pool_by_size: bool = False,
@@ -79,7 +90,7 @@ def tome(
   """Merges the r most similar pairs of two alternating sets in every block.
 
   Args:
-    schedule: see `tokjax.schedules`.
+    budget: see `tokjax.budgets`.
     sides: "alternating", "kth" (evenly spaced targets, all others merge) or
       "random" (random targets).
     proportional: attention counts merged tokens by size (off for MAE).
@@ -89,10 +100,9 @@ def tome(
     raise ValueError(
       f"sides={sides!r}: must be 'alternating', 'kth' or 'random'"
     )
-  needs = ("keys", "key") if sides == "random" else ("keys",)
   at_most = 0.5 if sides == "alternating" else 1.0
-  rule = bind(tome_rule, sides=sides)
-  reduce = Reduce(rule, schedule, needs=needs, at_most=at_most)
+  rule = bind(tome_random_rule if sides == "random" else tome_rule, sides=sides)
+  reduce = Reduce(rule, budget, at="mlp", at_most=at_most)
   return Slots(reduce, proportional=proportional, pool_by_size=pool_by_size)
 
 
@@ -104,9 +114,9 @@ def tome(
   deviations="the tail of n mod k tokens merges instead of being dropped; the"
   " class token takes no part",
 )
-def tome_kth(schedule: Schedule = schedules.Ratio(0.7)) -> Slots:
+def tome_kth(budget: Budget = budgets.Ratio(0.7)) -> Slots:
   """ToMe with evenly spaced targets that all other tokens join."""
-  return tome(schedule, sides="kth")
+  return tome(budget, sides="kth")
 
 
 @recipe(
@@ -118,17 +128,24 @@ def tome_kth(schedule: Schedule = schedules.Ratio(0.7)) -> Slots:
   deviations="targets stand in the order of the sequence; the class token takes"
   " no part",
 )
-def tome_random(schedule: Schedule = schedules.Constant(13)) -> Slots:
+def tome_random(budget: Budget = budgets.Constant(13)) -> Slots:
   """ToMe with random targets that all other tokens join."""
-  return tome(schedule, sides="random")
+  return tome(budget, sides="random")
 
 
+@asks(Grid())
 def tomesd_rule(site: Site, *, cell: tuple[int, int], random: bool) -> Plan:
   """Tokens join the most similar of one target in each cell."""
   key = site.key if random else None
   sides = matching.grid_cells(site.grid, cell, key=key)
   plan = merge(site, site.x, sides, unmerged="similarity")
   return plan.weighted(jnp.ones((site.num_free,), jnp.float32))
+
+
+@asks(Grid(), Random())
+def tomesd_random_rule(site: Site, *, cell: tuple[int, int]) -> Plan:
+  """`tomesd_rule` with targets that are drawn."""
+  return tomesd_rule(site, cell=cell, random=True)
 
 
 @recipe(
@@ -140,23 +157,25 @@ def tomesd_rule(site: Site, *, cell: tuple[int, int], random: bool) -> Plan:
   " within a batch); the class token takes part in attention unmerged",
 )
 def tomesd(
-  schedule: Schedule = schedules.Capped(0.5),
+  budget: Budget = budgets.Capped(0.5),
   cell: tuple[int, int] = (2, 2),
   random: bool = True,
 ) -> Slots:
   """Merges around attention: one target in each cell of the grid, given back.
 
   Args:
-    schedule: tokens that attend in each block; at least one a cell.
+    budget: tokens that attend in each block; at least one a cell.
     cell: rows and columns of a cell.
     random: draw the target of a cell; False: its top left token.
   """
-  needs = ("grid", "key") if random else ("grid",)
+  rule = bind(tomesd_rule, cell=cell, random=False)
+  if random:
+    rule = bind(tomesd_random_rule, cell=cell)
   reduce = Reduce(
-    bind(tomesd_rule, cell=cell, random=random),
-    schedule,
-    at="around_attention",
-    needs=needs,
+    rule,
+    budget,
+    at="attention",
+    back=Back("sublayer"),
     at_most=1 - 1 / (cell[0] * cell[1]),
   )
   return Slots(reduce)
@@ -188,15 +207,21 @@ def pitome_rule(
   return plan.weighted(site.size)
 
 
+@asks(Keys())
+def pitome_keys_rule(site: Site, **options) -> Plan:
+  """`pitome_rule` on keys."""
+  return pitome_rule(site, **options)
+
+
 def _merge_redundant(site: Site, features, rank) -> Assignment:
   """The 2k tokens of highest energy: odd ranks absorb even ranks, all merge."""
   n, k = site.num_free, site.remove
   sides = matching.parity(2 * k, order=rank[: 2 * k])
   similarity = cosines(features, sides)
-  if site.count is None or site.mask is None:
+  if site.due is None or site.mask is None:
     return matching.bipartite(similarity, sides, n, k, kept=rank[2 * k :])
   # A padded example merges fewer: only its own 2k' highest are eligible.
-  due = jnp.clip(site.mask.sum() - site.count, 0, k)
+  due = jnp.clip(site.mask.sum() - site.due, 0, k)
   eligible = jnp.arange(k) < due
   similarity = jnp.where(eligible[None, :], similarity, -jnp.inf)
   to = sides.target[selection.first_max(similarity, axis=-1)[1]]
@@ -216,7 +241,7 @@ def _merge_redundant(site: Site, features, rank) -> Assignment:
   " subtracted inside the ELU and attention is not proportional",
 )
 def pitome(
-  schedule: Schedule = schedules.Ratio(0.925, "all", "current", "ceil"),
+  budget: Budget = budgets.Ratio(0.925, "all", "current", "ceil"),
   margin: float = 0.75,
   alpha: float = 1.0,
   bsm_blocks: str = "first",
@@ -225,7 +250,7 @@ def pitome(
   """Merges tokens of high energy (much company), protects isolated ones.
 
   Args:
-    schedule: tokens that remain after each block; at least half of them.
+    budget: tokens that remain after each block; at least half of them.
     margin: similarity that counts as company in block 0, falling linearly.
     alpha: weight of what lies below the margin.
     bsm_blocks: where all tokens are ranked and the best edges merge, instead
@@ -240,14 +265,13 @@ def pitome(
   if features not in ("keys", "hidden"):
     raise ValueError(f"features={features!r}: must be 'keys' or 'hidden'")
   rule = bind(
-    pitome_rule,
+    pitome_keys_rule if features == "keys" else pitome_rule,
     margin=margin,
     alpha=alpha,
     bsm_blocks=bsm_blocks,
     features=features,
   )
-  needs = ("keys",) if features == "keys" else ()
-  return Slots(Reduce(rule, schedule, needs=needs, at_most=0.5))
+  return Slots(Reduce(rule, budget, at="mlp", at_most=0.5))
 
 
 def rarity(mass, mask, temperature: float):
@@ -260,12 +284,13 @@ def rarity(mass, mask, temperature: float):
   return (inverse / jnp.maximum(inverse.max(), 1e-12)) ** (1 / temperature)
 
 
+@asks(Attention(), Received())
 def mctf_rule(
   site: Site, *, similarity: float, information: float, size: float
 ) -> Plan:
   """Similar, uninformative and small tokens fuse; arguments: temperatures."""
   mask, n = site.tokens.mask, site.num_free
-  received = scores.mean_over_heads(site.signals.received_attention)
+  received = scores.mean_over_heads(site.whole(Received()))
   received = jax.lax.stop_gradient(received)
   weight = site.free(
     rarity(received, mask, information) * rarity(site.tokens.size, mask, size)
@@ -281,7 +306,7 @@ def mctf_rule(
     n,
     site.remove,
     mask=site.mask,
-    count=site.count,
+    count=site.due,
     unmerged=by_index_after_class(site),
   )
   return plan.weighted(site.free(received) * site.size)
@@ -297,7 +322,7 @@ def mctf_rule(
   " schedule that asks for too much is an error",
 )
 def mctf(
-  schedule: Schedule = schedules.Constant(16, first=1),
+  budget: Budget = budgets.Constant(16, first=1),
   temperatures: tuple[float, float, float] = (1.0, 20.0, 40.0),
 ) -> Slots:
   """Fuses by similarity, information and size, from both sides.
@@ -306,7 +331,7 @@ def mctf(
   is merged along and not computed again.
 
   Args:
-    schedule: r = 16 in blocks 1 to 11 for DeiT-S.
+    budget: r = 16 in blocks 1 to 11 for DeiT-S.
     temperatures: of similarity, information (attention received) and size;
       0 switches one off.
   """
@@ -316,9 +341,8 @@ def mctf(
   )
   reduce = Reduce(
     rule,
-    schedule,
-    at="attention_map",
-    needs=("attention", "received_attention"),
+    budget,
+    at="attention",
     at_most=0.5,
   )
   return Slots(reduce, proportional=True)

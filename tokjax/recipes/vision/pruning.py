@@ -4,20 +4,24 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from tokjax import schedules, scores, selection
+from tokjax import budgets, scores, selection
+from tokjax.binding import bind
+from tokjax.budgets import Budget
 from tokjax.plan import Assignment, Plan
 from tokjax.recipes.registry import recipe
-from tokjax.reduce.reduction import Reduce, Slots, bind
+from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.site import Site
-from tokjax.schedules import Schedule
+from tokjax.signals import CLASS, Attention, Keys, Values, asks
+from tokjax.slots import Slots
 from tokjax.tokens import Kind
 
 
+@asks(CLASS)
 def topk_rule(site: Site) -> Plan:
   """Class attention, mean over heads; the top tokens in descending order."""
   score = scores.mean_over_heads(site.class_attention)
   index, valid = selection.top_k(
-    score, site.keep, mask=site.mask, count=site.count
+    score, site.keep, mask=site.mask, count=site.due
   )
   return Assignment.select(index, site.num_free, valid)
 
@@ -33,16 +37,17 @@ def topk_rule(site: Site) -> Plan:
   " among the patches",
 )
 def topk(
-  schedule: Schedule = schedules.Ratio(0.7, None, "current", "ceil"),
+  budget: Budget = budgets.Ratio(0.7, None, "current", "ceil"),
 ) -> Slots:
   """Keeps the patches that the class token attends to most, most first."""
-  return Slots(Reduce(topk_rule, schedule, needs=("class_attention",)))
+  return Slots(Reduce(topk_rule, budget, at="mlp"))
 
 
+@asks(CLASS)
 def evit_rule(site: Site) -> Plan:
   """The top tokens, then the sum of the others weighted by attention."""
   score, n = scores.mean_over_heads(site.class_attention), site.num_free
-  count = site.keep if site.count is None else site.count
+  count = site.keep if site.due is None else site.due
   place = selection.places(score, mask=site.mask)
   # The best of those that do not stay lends the fused token its place.
   fused = jnp.argmax(place == count - 1)
@@ -66,21 +71,22 @@ def evit_rule(site: Site) -> Plan:
   " among the patches",
 )
 def evit(
-  schedule: Schedule = schedules.Ratio(0.7, None, "current", "ceil", extra=1),
+  budget: Budget = budgets.Ratio(0.7, None, "current", "ceil", extra=1),
 ) -> Slots:
   """`topk`, with the dropped patches summed into one fused token.
 
   The sum is weighted by class attention and not normalised. The fused token
-  is an ordinary one at the next stage; `schedule` counts it.
+  is an ordinary one at the next stage; `budget` counts it.
   """
-  return Slots(Reduce(evit_rule, schedule, needs=("class_attention",)))
+  return Slots(Reduce(evit_rule, budget, at="mlp"))
 
 
+@asks(CLASS, Values())
 def ats_rule(site: Site, *, sampling: str) -> Plan:
   """Samples the scores; what was picked stands in ascending score."""
   score = scores.attention_times_norm(site.class_attention, site.values)
   chosen = selection.inverse_cdf(
-    score, site.keep, rule=sampling, mask=site.mask, count=site.count
+    score, site.keep, rule=sampling, mask=site.mask, count=site.due
   )
   index, valid = selection.of_mask(chosen, site.keep, order=score)
   return Assignment.select(index, site.num_free, valid)
@@ -99,23 +105,22 @@ def ats_rule(site: Site, *, sampling: str) -> Plan:
   " that an image's tokens depend on its neighbours",
 )
 def ats(
-  schedule: Schedule = schedules.Capped(1.0, 0.25), sampling: str = "code"
+  budget: Budget = budgets.Capped(1.0, 0.25), sampling: str = "code"
 ) -> Slots:
   """Samples tokens by class attention times value length, inside attention.
 
   How many differ between examples; unused room is masked.
 
   Args:
-    schedule: number of sample points: the room for tokens in each block.
+    budget: number of sample points: the room for tokens in each block.
     sampling: "code" or "paper", see `tokjax.selection.inverse_cdf`.
   """
   if sampling not in ("code", "paper"):
     raise ValueError(f"sampling={sampling!r}: must be 'code' or 'paper'")
   reduce = Reduce(
     bind(ats_rule, sampling=sampling),
-    schedule,
-    at="attention_rows",
-    needs=("class_attention", "values"),
+    budget,
+    at="queries",
   )
   return Slots(reduce)
 
@@ -144,6 +149,7 @@ def _most_similar(site: Site, importance, remove):
   return source & (selection.places(best, mask=source) < remove)
 
 
+@asks(Attention(-1), Keys(-1))
 def zero_tprune_rule(
   site: Site, *, similar: float, variance: tuple[float, float]
 ) -> Plan:
@@ -151,7 +157,7 @@ def zero_tprune_rule(
   alive = site.tokens.mask
   if alive is None:
     alive = jnp.ones((site.tokens.num_tokens,), bool)
-  keep = site.keep if site.count is None else site.count
+  keep = site.keep if site.due is None else site.due
   remove = jnp.floor(similar * (site.free(alive).sum() - keep))
   # Attention is that of the block before: 30 votes in the first quarter of
   # the blocks, 1 in the last.
@@ -162,7 +168,7 @@ def zero_tprune_rule(
   alive = site.with_free(alive, site.free(alive) & ~drop)
   importance = _importance(site, alive, iterations, variance)
   top = selection.top_k(
-    importance, site.keep, mask=site.free(alive), count=site.count
+    importance, site.keep, mask=site.free(alive), count=site.due
   )
   index, valid = selection.in_order(top)
   valid = None if site.mask is None else valid
@@ -185,14 +191,14 @@ def zero_tprune_rule(
   " voted on; if no head passes the filter, all vote",
 )
 def zero_tprune(
-  schedule: Schedule = schedules.Ratio(0.7),
+  budget: Budget = budgets.Ratio(0.7),
   similar: float = 0.5,
   variance: tuple[float, float] = (0.01, 0.7),
 ) -> Slots:
   """Importance by page rank on the attention graph, then similarity, then both.
 
   Args:
-    schedule: tokens that remain at each pruning layer.
+    budget: tokens that remain at each pruning layer.
     similar: part of the removed tokens that goes because it is similar to a
       more important one; the rest goes by importance.
     variance: heads whose importance is spread less or more do not vote.
@@ -205,8 +211,6 @@ def zero_tprune(
     )
   reduce = Reduce(
     bind(zero_tprune_rule, similar=similar, variance=variance),
-    schedule,
-    at="before_block",
-    needs=("attention", "keys"),
+    budget,
   )
   return Slots(reduce)

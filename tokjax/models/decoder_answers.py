@@ -1,0 +1,148 @@
+"""What a decoder's block answers to the questions of rules.
+
+Attention is that of exact causal attention, whatever fills the attend slot.
+Queries go in blocks, so that no array has two long axes, unless a rule asks for
+the whole map.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tokjax import signals
+from tokjax.attention import core
+from tokjax.layer import Arrivals, Layer
+from tokjax.models.answers import query_weights
+from tokjax.signals import Answers, By, Last, Question
+from tokjax.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderAnswers:
+  """Answers of one block about the tokens it was given.
+
+  Attributes:
+    layer: static facts.
+    arrivals: queries, keys and values before rotation, zeros in padding.
+    tokens: at the block's input.
+    known: answers of earlier blocks, for questions about these.
+  """
+
+  layer: Layer
+  arrivals: Arrivals
+  tokens: Tokens
+  known: Answers
+
+  def add_to(self, answers: Answers, asked: Iterable[Question]) -> Answers:
+    """The answers with those to more questions, which are of this block."""
+    for question in sorted(asked, key=repr):
+      answers = answers.add(question, self.answer(question))
+    return answers
+
+  def answer(self, question: Question) -> Array:
+    """The answer of the batch; heads are query heads.
+
+    Raises:
+      TypeError: a question that a decoder does not answer.
+    """
+    a = self.arrivals
+    match question:
+      case signals.Queries():
+        return core.heads_first(a.q)
+      case signals.Keys():
+        return core.heads_first(a.k)
+      case signals.Values():
+        return core.heads_first(a.v)
+      case signals.Hidden():
+        return self.tokens.x
+      case signals.Derived():
+        return jax.vmap(question.fn)(self.tokens)
+      case signals.Attention():
+        whole = core.over_rows(self._rows_at, a.q.shape[1])
+        return jnp.moveaxis(whole, 1, 2)
+      case signals.Received():
+        return self._weighted(query_weights(_Everyone(), self.tokens))
+      case signals.Rows():
+        return signals.reduce_heads(self._rows(question), question.over)
+    raise TypeError(f"a decoder does not answer {question}")
+
+  def _rows(self, question: signals.Rows) -> Float[Array, "b h n"]:
+    of = question.of
+    if question.form == "logits":
+      if not isinstance(of, Last):
+        raise TypeError(f"{question}: logits are those of the last queries")
+      return self._products(self._last(of)[0]).mean(axis=2)
+    if isinstance(of, Last):
+      q, at, real = self._last(of)
+      weight = self._softmax(q, at, real)
+      count = jnp.maximum(real.sum(axis=1), 1)[:, None, None]
+      return weight.sum(axis=2) / count
+    if isinstance(of, By):
+      mass = jnp.where(self.tokens.mask, self.known[of.signal], 0.0)
+      total = mass.sum(axis=-1, keepdims=True)
+      return self._weighted(mass / jnp.where(total > 0, total, 1.0))
+    return self._weighted(query_weights(of, self.tokens))
+
+  def _last(self, of: Last):
+    """Rotated queries of the last real tokens `[b, w, H, D]`, their places."""
+    valid = self.arrivals.valid
+    n = valid.shape[1]
+    end = valid.sum(axis=1, dtype=jnp.int32)[:, None]
+    at = end - min(of.count, n) + jnp.arange(min(of.count, n))[None]
+    real, at = at >= 0, jnp.maximum(at, 0)
+    take = jax.vmap(lambda x, i: x[i])
+    position = take(self.arrivals.position, at)
+    q = self.layer.rotate(take(self.arrivals.q, at), position)
+    return q, position, real
+
+  @property
+  def _keys(self) -> Float[Array, "b g n d"]:
+    a = self.arrivals
+    return core.heads_first(self.layer.rotate(a.k, a.position))
+
+  def _products(self, q: Float[Array, "b w h d"]) -> Float[Array, "b h w n"]:
+    """Scaled products with all keys, without soft cap and mask."""
+    layer = dataclasses.replace(self.layer, soft_cap=None)
+    x = core.logits(layer, core.split(q, layer.kv_heads), self._keys)
+    return x.reshape(x.shape[0], layer.heads, *x.shape[3:])
+
+  def _softmax(self, q, position, real) -> Float[Array, "b h w n"]:
+    layer, a = self.layer, self.arrivals
+    x = core.logits(layer, core.split(q, layer.kv_heads), self._keys)
+    seen = core.visible(layer, position, a.position, a.valid)
+    seen = seen & real[:, :, None]
+    weight = core.softmax(x, seen[:, None, None])
+    return weight.reshape(x.shape[0], layer.heads, *x.shape[3:])
+
+  def _rows_at(self, at: Int[Array, "c"]) -> Float[Array, "b c h n"]:
+    a = self.arrivals
+    q = self.layer.rotate(a.q[:, at], a.position[:, at])
+    weight = self._softmax(q, a.position[:, at], a.valid[:, at])
+    return jnp.moveaxis(weight, 1, 2)
+
+  def _weighted(self, weight: Float[Array, "b n"]) -> Float[Array, "b h n"]:
+    """Rows of all queries, summed by weight, a block of queries at a time."""
+    n = weight.shape[1]
+    block = min(core.BLOCK, n)
+    blocks = -(-n // block)
+    at = jnp.arange(blocks * block).reshape(blocks, block)
+
+    def step(total, at):
+      # Beyond the last query the weight is zero.
+      inside = jnp.minimum(at, n - 1)
+      own = jnp.where(at < n, weight[:, inside], 0.0)
+      rows = self._rows_at(inside)
+      return total + jnp.einsum("bchn,bc->bhn", rows, own), None
+
+    zero = jnp.zeros((weight.shape[0], self.layer.heads, n))
+    return jax.lax.scan(step, zero, at)[0]
+
+
+class _Everyone:
+  """Every real query, as `query_weights` takes them."""
+
+  kinds = tuple(signals.Kind)
+  first = False

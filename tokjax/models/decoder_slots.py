@@ -1,0 +1,145 @@
+"""What a decoder makes of its slots: refusals, stages, passages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from tokjax import signals
+from tokjax.models.decoder_config import DecoderConfig
+from tokjax.models.reducer import Passage, Reducer
+from tokjax.reduce.stages import Sequence, Stages, plan_stages
+from tokjax.slots import Slots, for_decoder
+from tokjax.tokens import Kind, Tokens
+
+CARRIES = ("reduce", "attend", "cache", "collect", "adapter_rank")
+PLACES = ("input", "mlp", "output")
+Capacities = tuple[tuple[Kind, int], ...]
+
+
+def check_slots(config: DecoderConfig, slots: Slots) -> None:
+  """Raises ValueError for slots that a decoder cannot carry out."""
+  slots.refuse_foreign(CARRIES, "a decoder")
+  if slots.attend is not None and not for_decoder(slots.attend):
+    raise ValueError(
+      f"recipe {slots.name!r} fills 'attend' for an encoder, with"
+      f" {type(slots.attend).__name__}; a decoder takes attention that is a"
+      " tokjax.slots.Attend, such as tokjax.attention.Causal"
+    )
+  for reduce in slots.reduce:
+    where = f"recipe {slots.name!r}: {reduce.recipe or reduce.rule}"
+    if reduce.at not in PLACES:
+      raise ValueError(
+        f"{where} acts at {reduce.at!r}, inside attention; a decoder carries out"
+        f" reductions at {', '.join(PLACES)}"
+      )
+    if reduce.gridded:
+      raise ValueError(
+        f"{where} works on a complete grid of tokens, which a text does not"
+        " have; use it in a vision encoder"
+      )
+    if reduce.back is not None and reduce.back.fill == "memory":
+      raise ValueError(
+        f"{where} fills from a memory, which a decoder does not keep; use"
+        " another fill"
+      )
+    if getattr(reduce.learned, "complete", False):
+      raise ValueError(
+        f"{where} takes no padding, which prompts have; use it in a vision"
+        " encoder"
+      )
+    if reduce.again and len(slots.reduce) > 1:
+      raise ValueError(
+        f"{where} starts again with what remains, which does not go together"
+        " with another reduction; use one of the two"
+      )
+    of_classes = [
+      q for q in reduce.asks if getattr(q, "of", None) == signals.CLASS.of
+    ]
+    if of_classes:
+      raise ValueError(
+        f"{where} asks for the attention of CLASS tokens, which a decoder does"
+        " not have"
+      )
+  if slots.needs_key and slots.reduce:
+    raise ValueError(
+      f"recipe {slots.name!r} is random, and prompts are taken without a key;"
+      " use a recipe that is not"
+    )
+  kinds = {kind for r in slots.reduce for kind in r.free.kinds}
+  every = tuple((kind, config.length) for kind in Kind if kind in kinds)
+  stages_of(slots, config, config.length, every)
+
+
+def stages_of(
+  slots: Slots, config: DecoderConfig, tokens: int, capacities: Capacities
+) -> Stages:
+  """The stages of prompts padded to `tokens`, with so many of each kind."""
+  sequence = Sequence(capacities, tokens)
+  return plan_stages(slots.reduce, sequence, config.depth, recipe=slots.name)
+
+
+def check_mask(mask: Array | None, tokens: Array) -> None:
+  """Raises where a mask has not the shape of the tokens."""
+  if mask is not None and mask.shape != tokens.shape:
+    raise ValueError(
+      f"mask: has shape {mask.shape}; must be that of the tokens,"
+      f" {tokens.shape}"
+    )
+
+
+def capacities_of(rows) -> Capacities:
+  """Without more knowledge every kind may fill the whole sequence."""
+  n = rows.token.shape[1]
+  if rows.kind is None:
+    return ((Kind.TEXT, n),)
+  return tuple((kind, n) for kind in Kind)
+
+
+def start_passage(reducer: Reducer, rows) -> Passage:
+  """Rows as they enter the first block."""
+  b, n = rows.token.shape
+  kind = rows.kind
+  kind = jnp.full((b, n), Kind.TEXT, jnp.int32) if kind is None else kind
+  position = rows.position[..., None].astype(jnp.float32)
+  size = jnp.ones((b, n), jnp.float32)
+  tokens = Tokens(rows.x, size, position, kind, rows.valid)
+  passage = reducer.start(tokens)
+  zero = jnp.zeros((b,), jnp.int32)
+  return passage.replace(ids=rows.token, shift=zero, attended=zero)
+
+
+def put_back(
+  passage: Passage, valid: Bool[Array, "b n"]
+) -> tuple[Float[Array, "b n d"], Bool[Array, "b n"]]:
+  """Hidden states at their places, zeros where tokens were removed."""
+  x, remains = passage.tokens.x, passage.tokens.mask
+  for plan in [p for made in passage.plans for p in made][::-1]:
+    if plan.anchor.shape[1] != x.shape[1]:
+      continue  # It has been given back already.
+    x, remains = jax.vmap(_placed)(plan, x, remains)
+  if not any(passage.plans):
+    remains = valid
+  return x, remains
+
+
+def _placed(plan, x, remains):
+  n = plan.num_sources
+  at = plan.anchor if plan.valid is None else jnp.where(plan.valid, plan.anchor, n)
+  full = jnp.zeros((n, x.shape[1]), x.dtype).at[at].set(x, mode="drop")
+  return full, jnp.zeros((n,), bool).at[at].set(remains, mode="drop")
+
+
+def kind_capacities(kinds: np.ndarray, bucket) -> Capacities:
+  """Room for each kind in a batch: the most that an example has, in a bucket.
+
+  Args:
+    kinds: of real tokens, -1 for padding, `[b, n]`.
+    bucket: from a length to the padded length.
+  """
+  found = []
+  for kind in Kind:
+    most = int((kinds == int(kind)).sum(axis=1).max())
+    if most:
+      found.append((kind, bucket(most)))
+  return tuple(found)

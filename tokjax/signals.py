@@ -1,0 +1,290 @@
+"""Signals are questions: what a rule asks of a layer, and the answers.
+
+A question is a frozen dataclass. A rule carries its questions
+(`asks(Keys())(rule)`, or as bound options), a model computes the answers to
+what is asked and nothing else, and the rule reads `site[question]`. An int
+layer counts from the block at which the rule acts: 0 is this block, -1 the one
+before. `Block(i)` is block i of the model. Answers of earlier blocks travel
+through the plans in between.
+
+At the input of a block, layer 0 is a look-ahead: the block's own projections
+of the tokens that arrive, before any is removed (PyramidDrop).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from tokjax.tokens import Kind
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+  if value not in allowed:
+    raise ValueError(f"{name}={value!r}: must be one of {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """A block by its index in the model, or by a fraction of the depth."""
+
+  index: int | float
+
+
+Where = int | Block
+
+
+@dataclasses.dataclass(frozen=True)
+class Last:
+  """Queries of the last real tokens of a sequence."""
+
+  count: int = 1
+
+  def __post_init__(self):
+    if self.count < 1:
+      raise ValueError(f"count={self.count}: must be 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Of:
+  """Queries of the tokens of some kinds; with `first`, of the first one only.
+
+  `first` says that one row is enough (the class token).
+  """
+
+  kinds: tuple[Kind, ...]
+  first: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class By:
+  """All queries, each weighted by the answer to another question, `[n]`.
+
+  Attributes:
+    signal: non-negative; usually `Derived`, at an absolute `Block`.
+  """
+
+  signal: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """Base of the questions.
+
+  Attributes:
+    layer: the block that answers: 0 or less, relative to the one that asks,
+      or `Block(i)`.
+
+  Class attributes:
+    axes: token axes of the answer of one example, through which it travels.
+  """
+
+  layer: Where = 0
+
+  is_question: ClassVar[bool] = True
+  axes: ClassVar[tuple[int, ...]] = ()
+
+  def __post_init__(self):
+    if isinstance(self.layer, int) and self.layer > 0:
+      raise ValueError(
+        f"layer={self.layer}: must be 0 or less, relative to the block that"
+        " asks, or Block(i)"
+      )
+
+  def at(self, block: int, depth: int) -> int:
+    """The index of the block that answers; negative: there is none."""
+    if isinstance(self.layer, Block):
+      index = self.layer.index
+      return int(index * depth) if isinstance(index, float) else index
+    return block + self.layer
+
+  def answered(self, block: int) -> "Question":
+    """The same question with an absolute layer."""
+    return dataclasses.replace(self, layer=Block(block))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Question):
+  """Attention of some queries, averaged over them, `[h, n]` or `[n]`.
+
+  Attributes:
+    of: whose rows.
+    form: "softmax" (probabilities over the whole sequence that a query sees)
+      or "logits" (scaled products; not masked).
+    over: how heads are reduced; None: they are not, `[h, n]`.
+  """
+
+  of: Last | Of | By = Last()
+  form: Literal["softmax", "logits"] = "softmax"
+  over: Literal["mean", "sum", "max"] | None = None
+
+  axes: ClassVar = (-1,)
+
+  def __post_init__(self):
+    super().__post_init__()
+    _one_of("form", self.form, ("softmax", "logits"))
+    _one_of("over", self.over, ("mean", "sum", "max", None))
+
+
+@dataclasses.dataclass(frozen=True)
+class Received(Question):
+  """Attention that tokens receive: column means over real queries, `[h, n]`."""
+
+  axes: ClassVar = (-1,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention(Question):
+  """The whole map, rows are queries, `[h, n, n]`; expensive where n is large."""
+
+  axes: ClassVar = (-2, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries(Question):
+  """Queries of every head, not rotated, `[h, n, k]`."""
+
+  axes: ClassVar = (-2,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys(Question):
+  """Keys of every head, not rotated, `[h, n, k]`."""
+
+  axes: ClassVar = (-2,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Values(Question):
+  """Values of every head, `[h, n, k]`."""
+
+  axes: ClassVar = (-2,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden(Question):
+  """Hidden states at a block's input, `[n, d]`."""
+
+  axes: ClassVar = (-2,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived(Question):
+  """What a function makes of the tokens at a block's input, `[n, ...]`.
+
+  Attributes:
+    fn: from `Tokens` of one example to an array whose first axis is tokens;
+      hashable.
+  """
+
+  fn: Callable[[Any], Array] | None = None
+
+  axes: ClassVar = (0,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(Question):
+  """A random key for each example and block: `site.key`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid(Question):
+  """That the free tokens form a complete grid: `site.grid`."""
+
+
+ATTENTION = (Rows, Received, Attention)
+# Asked of the call, not of a block.
+OF_THE_CALL = (Random, Grid)
+CLASS = Rows(of=Of((Kind.CLASS,), first=True))
+
+
+def asks(*questions: Question):
+  """Attaches questions to a rule; a rule is a module-level function."""
+
+  def attach(rule):
+    rule.asks = questions
+    return rule
+
+  return attach
+
+
+def questions_of(rule: Any) -> tuple[Question, ...]:
+  """The questions a rule carries, those that others rest on first."""
+  asked = tuple(getattr(rule, "asks", ()))
+  under = [q.of.signal for q in asked if isinstance(getattr(q, "of", 0), By)]
+  return (*(q for q in under if q not in asked), *asked)
+
+
+def reduce_heads(x: Array, over: str | None, axis: int = -2) -> Array:
+  """Mean, sum or maximum over the axis of heads; None: the array itself."""
+  if over is None:
+    return x
+  return {"mean": jnp.mean, "sum": jnp.sum, "max": jnp.max}[over](x, axis=axis)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """Answers to questions, in pairs.
+
+  Attributes:
+    questions: with absolute layers (static: questions are no keys of a
+      pytree, whose keys are sorted).
+    values: an array each; leading axis: the batch, or none for one example.
+  """
+
+  questions: tuple[Question, ...] = dataclasses.field(
+    default=(), metadata={"static": True}
+  )
+  values: tuple[Array, ...] = ()
+
+  def __post_init__(self):
+    if len(set(self.questions)) < len(self.questions):
+      raise ValueError(f"a question is answered twice: {self.questions}")
+
+  def __contains__(self, question: Question) -> bool:
+    return question in self.questions
+
+  def __getitem__(self, question: Question) -> Array:
+    return self.values[self.questions.index(question)]
+
+  def of(self, kind: type[Question]) -> Array:
+    """The answer to the only question of a kind.
+
+    Raises:
+      ValueError: there is none, or there are several.
+    """
+    found = [q for q in self.questions if type(q) is kind]
+    if len(found) != 1:
+      raise ValueError(
+        f"{len(found)} questions {kind.__name__} are answered: {found}"
+      )
+    return self[found[0]]
+
+  def add(self, question: Question, value: Array) -> "Answers":
+    """With one more answer, or another answer to a question."""
+    kept = [p for p in zip(self.questions, self.values) if p[0] != question]
+    kept.append((question, value))
+    return Answers(*map(tuple, zip(*kept)))
+
+  def only(self, wanted: set[Question] | frozenset[Question]) -> "Answers":
+    """Those that are still wanted."""
+    pairs = zip(self.questions, self.values, strict=True)
+    kept = [(q, v) for q, v in pairs if q in wanted]
+    return Answers(tuple(q for q, _ in kept), tuple(v for _, v in kept))
+
+  def moved(self, plan: Any) -> "Answers":
+    """Of one example: what the outputs of a plan take from their anchors."""
+
+    def move(question, value):
+      for axis in question.axes:
+        value = jnp.moveaxis(
+          plan.take(jnp.moveaxis(value, axis, 0)), 0, axis
+        )
+      return value
+
+    values = map(move, self.questions, self.values)
+    return dataclasses.replace(self, values=tuple(values))

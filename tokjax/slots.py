@@ -1,0 +1,338 @@
+"""The slots of a model: what a recipe returns and a model is built with.
+
+`Slots` holds what fills them; `Attend` and `Cache` are the protocols of a
+decoder's attention and of what it remembers, `EncoderAttend` of an encoder's
+attention. A model states which slots it carries out; others are refused when
+it is built.
+
+How a decoder calls its slots:
+
+    layers = [Layer(index=i, depth=depth, ...) for i in range(depth)]
+    states = [cache.init(layer, b, prompt, decode) for layer in layers]
+
+    carry = {}                                         # one call of the model
+    for i, layer in enumerate(layers):
+      ...                                              # q, k, v from x
+      out, states[i], carry = cache.prefill(
+        layer, states[i], arrivals, attend=attend, params=params[i],
+        carry=carry, last=True)
+      ...                                              # out [b, t, H, D] -> W_O
+
+    carry = {}                                         # one decode step, t = 1
+    for i, layer in enumerate(layers):
+      out, states[i], carry = cache.decode(
+        layer, states[i], arrivals, attend=attend, params=params[i],
+        carry=carry)
+
+`prefill` may be called several times with chunks of a prompt, `last=True` with
+the final one (a static argument): what it returns then is the state that
+`decode` takes, of a smaller physical size where the method compresses. Batches
+are ragged: padding is at the end of each prompt (`valid` False), and a chunk
+may be all padding for some examples. Layers are called one after the other
+(states may differ in shape from layer to layer), and a `carry` goes with them.
+The forward pass of training, which remembers nothing, is
+`attend(layer, arrivals, Memory.of(arrivals), ...)`.
+
+What a layer of attend and cache learns is one dict, `params`, with the keys
+"attend" and "cache" as far as there is something (`parameters` makes it; the
+model keeps it with its own parameters); both receive the whole dict.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from tokjax import budgets
+from tokjax.layer import Arrivals, Carry, Layer, Memory, Params
+from tokjax.reduce.reduction import Reduce
+from tokjax.signals import Question
+
+State = Any
+
+
+class Bytes(NamedTuple):
+  """Sizes of a state, apart.
+
+  Attributes:
+    logical: bytes of what counts, an example each, `[b]`.
+    physical: bytes of the buffers that are really allocated, for the batch.
+  """
+
+  logical: Float[Array, "b"]
+  physical: int
+
+
+@runtime_checkable
+class Attend(Protocol):
+  """How a prompt's queries attend: the `attend` slot of a decoder.
+
+  A frozen, hashable dataclass. `needs` names parts of `Arrivals` that must be
+  there ("token", "x").
+  """
+
+  @property
+  def needs(self) -> tuple[str, ...]: ...
+
+  @property
+  def whole(self) -> bool:
+    """Whether a prompt has to come in one chunk, as long as its capacity."""
+    ...
+
+  def check(self, layer: Layer, prompt: int) -> None:
+    """Raises ValueError, with the reason and the fix, for what cannot be."""
+    ...
+
+  def parameters(self, layer: Layer, width: int, key: PRNGKeyArray) -> Any:
+    """Trained arrays of one layer (None: none); `width` is that of `x`."""
+    ...
+
+  def __call__(
+    self,
+    layer: Layer,
+    arrivals: Arrivals,
+    memory: Memory,
+    *,
+    params: Params,
+    carry: Carry,
+  ) -> tuple[Float[Array, "b t h d"], Carry]:
+    """Outputs of the arrivals, which are the last of what is in `memory`."""
+    ...
+
+
+@runtime_checkable
+class Cache(Protocol):
+  """What is remembered between steps: the `cache` slot of a decoder.
+
+  A frozen, hashable dataclass; the protocol is described in the module. States
+  are pytrees whose arrays have the batch as leading axis.
+  """
+
+  @property
+  def needs(self) -> tuple[str, ...]: ...
+
+  def check(
+    self, layer: Layer, attend: Attend, prompt: int, decode: int
+  ) -> None:
+    """Raises ValueError, with the reason and the fix, for what cannot be."""
+    ...
+
+  def parameters(self, layer: Layer, width: int, key: PRNGKeyArray) -> Any:
+    """Trained arrays of one layer, None if there are none."""
+    ...
+
+  def init(self, layer: Layer, batch: int, prompt: int, decode: int) -> State:
+    """The state before the first token.
+
+    Args:
+      layer: where it is.
+      batch: number of examples.
+      prompt: length that prompts are padded to (static).
+      decode: how many tokens can be generated (static).
+    """
+    ...
+
+  def prefill(
+    self,
+    layer: Layer,
+    state: State,
+    arrivals: Arrivals,
+    *,
+    attend: Attend,
+    params: Params,
+    carry: Carry,
+    last: bool,
+  ) -> tuple[Float[Array, "b t h d"], State, Carry]:
+    """Takes a chunk of the prompts; the last one yields the decoding state."""
+    ...
+
+  def decode(
+    self,
+    layer: Layer,
+    state: State,
+    arrivals: Arrivals,
+    *,
+    attend: Attend,
+    params: Params,
+    carry: Carry,
+  ) -> tuple[Float[Array, "b t h d"], State, Carry]:
+    """Takes one token an example; one that is not valid changes nothing."""
+    ...
+
+  def bytes(self, layer: Layer, state: State) -> Bytes:
+    """Sizes of a decoding state."""
+    ...
+
+@runtime_checkable
+class EncoderAttend(Protocol):
+  """How an encoder's tokens attend: a frozen dataclass or a Linen module.
+
+  Called with queries, keys and values `[b, h, n, k]`, and by keyword `bias`
+  `[b, n]` (added to the logits of every key), `mask` `[b, n]` and, where a
+  method trains softly, `policy` `[b, n]`. A module that says `complete = True`
+  takes no padded input.
+  """
+
+  def __call__(self, q: Array, k: Array, v: Array, **where: Any) -> Array: ...
+
+
+@runtime_checkable
+class Program(Protocol):
+  """Wraps the whole call of an encoder; for the rare method that is no plan."""
+
+  def __call__(
+    self, forward: Callable[..., Any], images: Array, patch_size: int
+  ) -> Any: ...
+
+  def with_keep(self, keep: float) -> "Program": ...
+
+
+# Slots and options of `Slots`, and which models carry them out.
+TAKEN_BY = {
+  "reduce": "encoders and decoders",
+  "attend": "encoders and decoders, each with methods of its own",
+  "cache": "decoders",
+  "program": "encoders",
+  "proportional": "encoders",
+  "pool_by_size": "encoders with a pooling head",
+  "collect": "encoders and decoders",
+  "adapter_rank": "encoders and decoders",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+  """What a recipe returns: how the slots of a model are filled.
+
+  Attributes:
+    reduce: reductions; a single one is made a tuple. Within a block they act
+      in the order of places, at one place in this order.
+    attend: how attention is computed; None: dense. An `EncoderAttend` or an
+      `Attend`. With a method `with_keep` it is turned as budgets are.
+    cache: what a decoder remembers, a `Cache`; None: everything. Turned by its
+      method `with_keep`, if it has one.
+    program: a `Program`.
+    proportional: adds log(size) of every key to the attention logits.
+    pool_by_size: global pooling weights tokens by size.
+    collect: questions that every block answers, for losses and pictures.
+    adapter_rank: of trainable low-rank updates of the query and value
+      projections (LoRA), for recipes that leave the backbone frozen; 0: none.
+    losses: what training adds to the task's loss; hashable functions with
+      `name` and `weight`, see `tokjax.losses`.
+    name: the recipe's, for messages.
+  """
+
+  reduce: tuple[Reduce, ...] | Reduce = ()
+  attend: Any = None
+  cache: Any = None
+  program: Any = None
+  proportional: bool = False
+  pool_by_size: bool = False
+  losses: tuple[Any, ...] = ()
+  collect: tuple[Question, ...] = ()
+  adapter_rank: int = 0
+  name: str = "slots"
+
+  def __post_init__(self):
+    if isinstance(self.reduce, Reduce):
+      object.__setattr__(self, "reduce", (self.reduce,))
+    for name, kinds in (
+      ("attend", (Attend, EncoderAttend)),
+      ("cache", (Cache,)),
+      ("program", (Program,)),
+    ):
+      value = getattr(self, name)
+      if value is not None and not isinstance(value, kinds):
+        raise ValueError(
+          f"{name}={value!r}: must be a tokjax.slots.{kinds[0].__name__}"
+        )
+    hash(self)
+
+  def with_keep(self, keep: float) -> "Slots":
+    """The same slots turned so that about this fraction of tokens remains.
+
+    Several reductions share it: the k of them leave keep^(1/k), keep^(2/k),
+    ... of the initial tokens, so that `keep` holds for the whole.
+    """
+    budgets.check_keep(keep)
+    turned = {}
+    for name in ("attend", "cache", "program"):
+      slot = getattr(self, name)
+      turn = getattr(slot, "with_keep", None)
+      turned[name] = slot if turn is None else turn(keep)
+    reduces = []
+    for i, r in enumerate(self.reduce):
+      parts = 1 if r.budget.of == "arriving" else i + 1
+      share = keep
+      if len(self.reduce) > 1:
+        share = keep ** (parts / len(self.reduce))
+      reduces.append(dataclasses.replace(r, budget=r.budget.with_keep(share)))
+    return dataclasses.replace(self, reduce=tuple(reduces), **turned)
+
+  @property
+  def complete(self) -> bool:
+    """Whether it works only where every token of the input is real."""
+    learned = [self.attend, *(r.learned for r in self.reduce)]
+    return any(r.gridded for r in self.reduce) or any(
+      getattr(module, "complete", False) for module in learned
+    )
+
+  @property
+  def needs_key(self) -> bool:
+    return any(r.random for r in self.reduce)
+
+  def counts(self, tokens: int, depth: int) -> tuple[budgets.Counts, ...]:
+    """Checked counts of every reduction, each as if it were alone."""
+    from tokjax.reduce.stages import check
+
+    return tuple(
+      check(
+        r.budget.counts(tokens, depth), tokens, recipe=self.name,
+        at_most=r.at_most,
+      )
+      for r in self.reduce
+    )  # fmt: skip
+
+  def filled(self) -> tuple[str, ...]:
+    """Names of the slots and options that are not at their defaults."""
+    empty = Slots()
+    return tuple(
+      name for name in TAKEN_BY if getattr(self, name) != getattr(empty, name)
+    )
+
+  def refuse_foreign(self, carries: tuple[str, ...], model: str) -> None:
+    """Raises where a model does not carry out what is filled.
+
+    Args:
+      carries: slots and options that the model carries out.
+      model: what it is, for the message: "a vision encoder".
+    """
+    for name in self.filled():
+      if name not in carries:
+        raise ValueError(
+          f"recipe {self.name!r} fills {name!r}, which {model} does not carry"
+          f" out; it is for {TAKEN_BY[name]}"
+        )
+
+
+def for_decoder(attend: Any) -> bool:
+  """Whether something fills the attend slot of a decoder."""
+  return isinstance(attend, Attend)
+
+
+def for_encoder(attend: Any) -> bool:
+  """Whether something fills the attend slot of an encoder."""
+  return not for_decoder(attend) or getattr(attend, "encoder", False)
+
+
+def parameters(
+  attend: Attend, cache: Cache, layer: Layer, width: int, key: PRNGKeyArray
+) -> Params:
+  """The `params` of a layer, empty where nothing is learned."""
+  made = {
+    "attend": attend.parameters(layer, width, jax.random.fold_in(key, 0)),
+    "cache": cache.parameters(layer, width, jax.random.fold_in(key, 1)),
+  }
+  return {name: value for name, value in made.items() if value is not None}
