@@ -152,7 +152,14 @@ class Queries(Question):
 
 @dataclasses.dataclass(frozen=True)
 class Keys(Question):
-  """Keys of every head, not rotated, `[h, n, k]`."""
+  """Keys of every head, `[h, n, k]`.
+
+  Attributes:
+    rotated: to their positions; False: not; None: either (lengths do not
+      change).
+  """
+
+  rotated: bool | None = False
 
   axes: ClassVar = (-2,)
 

@@ -17,7 +17,7 @@ from tokjax.cache import budgets
 from tokjax.cache import entries as entries_lib
 from tokjax.budgets import Budget
 from tokjax.cache.contract import Bytes, Layer
-from tokjax.cache.evict import Prompt, Scorer, over_prompts
+from tokjax.cache.prompt import Prompt, Scorer, over_prompts
 from tokjax.cache.kv import Prompted, refuse_notes
 from tokjax.plan import Assignment
 

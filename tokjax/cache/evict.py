@@ -1,6 +1,6 @@
-"""Eviction: score, select under protection and budget, plan, apply.
+"""Eviction: the rules of `reduce`, with a key head's entries as tokens.
 
-The same plan rule serves at the end of the prompt (`Evict`) and between steps
+The same plan rule serves at the end of the prompt (`evict`) and between steps
 (`Trim`). A budget below what is protected is refused when a model is built.
 """
 
@@ -10,215 +10,227 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from tokjax import selection
-from tokjax.cache import budgets
-from tokjax.cache import entries as entries_lib
+from tokjax import budgets, signals
 from tokjax.budgets import Budget
-from tokjax.cache.contract import Arrivals, Layer
+from tokjax.cache import answers as answers_lib
+from tokjax.cache import entries as entries_lib
+from tokjax.cache.answers import REMEMBERED
 from tokjax.cache.entries import Entries
 from tokjax.cache.workspace import Workspace
+from tokjax.layer import Arrivals, Layer
 from tokjax.plan import Assignment
+from tokjax.reduce import lift
+from tokjax.reduce.free import Free
+from tokjax.reduce.reduction import Carried, Reduce
+from tokjax.reduce.site import Site
+from tokjax.signals import Answers
+from tokjax.tokens import Kind, Tokens
+
+TEXT = (Kind.TEXT,)
 
 
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-  """One example's prompt, as scorers see it.
-
-  Attributes:
-    layer: static facts.
-    q: last queries before rotation, as many as the method asked for, newest
-      at the end where it asked for a window, `[w, H, D]`.
-    q_position, q_valid: of those, `[w]`.
-    k, v: before rotation, `[n, G, D]`.
-    position, valid: of keys, `[n]`.
-    token: ids, `[n]`, where asked for.
-    lse: log-sum-exps of the logits of the prompt's queries, `[H, n]`, where
-      attention left them.
-  """
-
-  layer: Layer
-  q: Float[Array, "w h d"]
-  q_position: Int[Array, "w"]
-  q_valid: Bool[Array, "w"]
-  k: Float[Array, "n g d"]
-  v: Float[Array, "n g d"]
-  position: Int[Array, "n"]
-  valid: Bool[Array, "n"]
-  token: Int[Array, "n"] | None
-  lse: Float[Array, "h n"] | None = None
-
-  @property
-  def rotated_q(self) -> Float[Array, "w h d"]:
-    return self.layer.rotate(self.q, self.q_position)
-
-  @property
-  def rotated_k(self) -> Float[Array, "n g d"]:
-    return self.layer.rotate(self.k, self.position)
-
-  @property
-  def length(self) -> Int[Array, ""]:
-    return self.valid.sum(dtype=jnp.int32)
-
-
-Scorer = Callable[[Prompt], Array]
-
-
-def over_prompts(
-  layer: Layer, space: Workspace, fn: Callable[..., Any], *more: Array
-) -> Any:
-  """`fn` of every example's prompt, and of its part of `more`."""
-
-  def one(q, q_position, q_valid, m, lse, *more):
-    prompt = Prompt(
-      layer, q, q_position, q_valid, m.k, m.v, m.position, m.valid, m.token, lse
-    )
-    return fn(prompt, *more)
-
-  of = (space.q, space.q_position, space.q_valid, space.memory, space.lse)
-  return jax.vmap(one)(*of, *more)
-
-
-def chosen(
-  score: Float[Array, "n"],
-  length: Int[Array, ""],
+def evicting(
+  rule: Callable[[Site], Any],
+  budget: Budget,
   *,
-  room: int,
-  count: Int[Array, ""] | int,
-  first: Int[Array, ""] | int = 0,
-  last: Int[Array, ""] | int = 0,
-) -> selection.Selection:
-  """The best entries with the first and the last ones, in the text's order.
+  first: int = 0,
+  last: int | Budget = 0,
+  merge: bool = False,
+) -> Reduce:
+  """A reduction of cache entries; the protected ends count in the budget.
 
   Args:
-    score: higher stays; -inf never does.
-    length: how many of the n places count.
-    room: static bound of `count`.
-    count: how many stay, the protected included (never fewer than those).
-    first, last: so many at either end are protected.
+    rule: `Site -> Plan`, see `tokjax.reduce.rules`.
+    budget: how many entries a head keeps.
+    first, last: how many at either end are protected.
+    merge: what goes becomes one entry more, the mean of its members, which
+      counts for all of them.
   """
-  place = jnp.arange(score.shape[0])
-  ends = (place < first) | (place >= length - last)
-  count = jnp.maximum(count, jnp.minimum(first + last, length))
-  score = jnp.where(ends, jnp.inf, score)
-  mask = (place < length) & (score > -jnp.inf)
-  return selection.in_order(
-    selection.top_k(score, room, mask=mask, count=count)
-  )
-
-
-def plan_of(
-  pick: selection.Selection, length: Int[Array, ""], n: int, merge: bool
-) -> Assignment:
-  """Keeps what was picked; what was not is dropped, or merged into one entry.
-
-  The merged entry is the mean of its members and stands where the first of
-  them stood (`n` entries in all, one output more than were picked).
-  """
-  if not merge:
-    return Assignment.select(pick.index, n, pick.valid)
-  place = jnp.arange(n)
-  stays = jnp.zeros((n,), bool).at[pick.index].max(pick.valid)
-  gone = (place < length) & ~stays
-  anchor = jnp.argmax(gone)
-  parent = jnp.where(stays, place, jnp.where(gone, anchor, n))
-  return Assignment.from_parent(
-    parent, min(pick.index.shape[0] + 1, n), mask=place < length, full=False,
-    exact=False,
-  )  # fmt: skip
+  free = Free(TEXT, first, last, inside=True)
+  return Reduce(rule, budget, free=free, rest="mean" if merge else "drop")
 
 
 @dataclasses.dataclass(frozen=True)
-class Evict:
-  """Compresses a prompt once, when it is complete.
+class Limits:
+  """What prompts up to a length are entitled to at a layer, of all lengths.
 
   Attributes:
-    score: of one example's `Prompt`, `[G, n]`, higher stays.
-    budget: how many entries a head keeps, the protected ones included.
-    first, last: how many at either end are protected, or budgets of those.
-    queries: how many last queries `score` reads; None: all.
-    merge: what goes becomes one entry more, the mean of its members, which
-      counts for all of them.
-    remember: under this name entries keep their score.
-    needs: parts of the arrivals that `score` reads besides ("token").
+    count: entries that stay, the protected included, `[prompt + 1]`.
+    last: how many last ones are protected, `[prompt + 1]`.
+    first: how many first ones are.
   """
 
-  score: Scorer
-  budget: Budget
-  first: int = 0
-  last: int | Budget = 0
-  queries: int | None = 0
-  merge: bool = False
-  remember: str = ""
-  needs: tuple[str, ...] = ()
+  count: np.ndarray
+  last: np.ndarray
+  first: int
 
-  def check(self, layer: Layer, prompt: int) -> None:
-    """Raises where a prompt of full length may not even keep the protected."""
+  @classmethod
+  def of(cls, reduce: Reduce, layer: Layer, prompt: int) -> "Limits":
     at = (prompt, layer.index, layer.depth)
-    kept = self.budget.count(*at)
-    least = self.first + budgets.of(self.last).count(*at)
-    if kept < min(least, prompt):
-      raise ValueError(
-        f"{self.budget} keeps {kept} of {prompt} tokens in layer"
-        f" {layer.index}, fewer than the {least} that are protected; raise the"
-        " budget or protect fewer"
-      )
+    free = reduce.free
+    last = budgets.table(budgets.of(free.last), *at)
+    count = budgets.table(reduce.budget, *at)
+    length = np.arange(prompt + 1)
+    count = np.where(count == budgets.NOTHING, length, count)
+    if free.inside:
+      count = np.maximum(count, free.first + last)
+    else:
+      count = count + free.first + last
+    return cls(count, last, free.first)
 
-  def with_keep(self, keep: float) -> "Evict":
-    """Keeps that fraction; a protected end that is part of the budget too."""
-    budget = self.budget.with_keep(keep)
-    last = self.last
-    old, new = self.budget, budget
-    if isinstance(old, budgets.Sum) and isinstance(new, budgets.Sum):
-      last = new.b if last == old.b else last
-    return dataclasses.replace(self, budget=budget, last=last)
+  @property
+  def ends(self) -> np.ndarray:
+    """Protected entries of prompts of each length."""
+    return np.minimum(self.first + self.last, np.arange(len(self.last)))
 
-  def limits(
-    self, layer: Layer, prompt: int, length: Int[Array, "b"]
-  ) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
-    """What each example may keep, and how many last ones are protected."""
-    count, last = (
-      jnp.asarray(budgets.table(b, prompt, layer.index, layer.depth))[length]
-      for b in (self.budget, budgets.of(self.last))
-    )
-    return jnp.maximum(count, self.first + last), last
-
-  def room(self, layer: Layer, prompt: int) -> int:
-    """Places for the kept entries of any prompt up to that length."""
-    return min(self.most(layer, prompt), prompt)
-
-  def most(self, layer: Layer, prompt: int) -> int:
+  @property
+  def most(self) -> int:
     """The largest number any of those prompts is entitled to."""
-    of = lambda b: budgets.table(b, prompt, layer.index, layer.depth)
-    least = self.first + of(budgets.of(self.last))
-    return int(max(of(self.budget).max(), least.max()))
+    return int(self.count.max())
 
-  def __call__(self, layer: Layer, space: Workspace, whole: Entries) -> Entries:
-    """The entries `[b, G, room]` that stay of `whole`, `[b, G, n]`."""
-    score = over_prompts(layer, space, self.score)
-    extra = dict(whole.extra)
-    if self.remember:
-      extra[self.remember] = score
-    if self.merge:
-      extra["count"] = jnp.ones(score.shape, jnp.float32)
-    n = whole.room
-    room = self.room(layer, n)
-    count, last = self.limits(layer, n, space.length)
+  @property
+  def free(self) -> int:
+    """Room for entries that are not protected."""
+    length = np.arange(len(self.count))
+    return int((np.minimum(self.count, length) - self.ends).max())
 
-    def one(e, score, count, last):
-      pick = chosen(
-        score, e.length, room=room, count=count, first=self.first, last=last
-      )
-      plan = plan_of(pick, e.length, n, self.merge)
-      if self.merge:
-        plan = plan.weighted(e.extra["count"])
-      return entries_lib.move(plan, e)
 
-    wide = lambda x: jnp.broadcast_to(x[:, None], score.shape[:2])
-    return entries_lib.over_heads(
-      one, whole.replace(extra=extra), score, wide(count), wide(last)
+def check(reduce: Reduce, layer: Layer, prompt: int) -> None:
+  """Raises where a cache cannot evict like this, with the reason and the fix."""
+  answers_lib.queries_of(reduce.asks)
+  wrong = [
+    name
+    for name, value in (
+      ("back", reduce.back), ("again", reduce.again), ("soft", reduce.soft),
+      ("learned", reduce.learned), ("combine", reduce.combine),
     )
+    if value
+  ]  # fmt: skip
+  if wrong or reduce.at != "input" or reduce.position != "keep":
+    raise ValueError(
+      f"evict={reduce}: {', '.join(wrong) or 'at and position'} are not for"
+      " caches; leave them out"
+    )
+  at = (prompt, layer.index, layer.depth)
+  kept = reduce.budget.count(*at)
+  least = reduce.free.first + budgets.of(reduce.free.last).count(*at)
+  if reduce.free.inside and kept is not None and kept < min(least, prompt):
+    raise ValueError(
+      f"{reduce.budget} keeps {kept} of {prompt} tokens in layer"
+      f" {layer.index}, fewer than the {least} that are protected; raise the"
+      " budget or protect fewer"
+    )
+
+
+def room(reduce: Reduce, layer: Layer, prompt: int) -> int:
+  """Places for the kept entries of any prompt up to that length."""
+  merged = reduce.rest == "mean"
+  return min(Limits.of(reduce, layer, prompt).most, prompt) + merged
+
+
+def limits(
+  reduce: Reduce, layer: Layer, prompt: int, length: Int[Array, "b"]
+) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
+  """What each example may keep, and how many last ones are protected."""
+  of = Limits.of(reduce, layer, prompt)
+  return jnp.asarray(of.count)[length], jnp.asarray(of.last)[length]
+
+
+def evict(
+  reduce: Reduce,
+  layer: Layer,
+  space: Workspace,
+  whole: Entries,
+  remember: Any = None,
+) -> Entries:
+  """The entries `[b, G, room]` that stay of `whole`, `[b, G, n]`.
+
+  Args:
+    reduce: the reduction.
+    layer, space: the prompts.
+    whole: their entries.
+    remember: a question whose answer entries carry on, or None.
+  """
+  n = whole.room
+  of = Limits.of(reduce, layer, n)
+  asked = dict.fromkeys((*reduce.asks, *([remember] if remember else ())))
+  answers = answers_lib.of_prompt(layer, space, asked)
+  extra = dict(whole.extra)
+  if remember is not None:
+    extra[REMEMBERED] = answers[remember.answered(layer.index)]
+  if reduce.rest == "mean" or not _selects(reduce.rule):
+    extra["count"] = jnp.ones(whole.position.shape, jnp.float32)
+  whole = whole.replace(extra=extra)
+  count, last = limits(reduce, layer, n, space.length)
+  step = _Heads(reduce.rule, reduce.rest, of.free, int(of.ends.max()),
+                room(reduce, layer, n), layer)  # fmt: skip
+  own = tuple(q.answered(layer.index) for q in reduce.asks)
+  return step(whole, answers.only(frozenset(own)), of.first, count, last)
+
+
+def _selects(rule: Any) -> bool:
+  """Whether a rule only keeps and drops, so that nothing has to be counted."""
+  return getattr(rule, "selects", False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Heads:
+  """A rule over the entries of every head.
+
+  Attributes:
+    rule, rest: see `Reduce`.
+    keep: room for entries that are not protected.
+    spare: room for protected ones.
+    room: room in all.
+    layer: where.
+  """
+
+  rule: Callable[[Site], Any]
+  rest: str
+  keep: int
+  spare: int
+  room: int
+  layer: Layer
+
+  def __call__(
+    self,
+    entries: Entries,
+    answers: Answers,
+    first: int,
+    count: Int[Array, "b"],
+    last: Int[Array, "b"],
+  ) -> Entries:
+    wide = lambda x: jnp.broadcast_to(x[:, None], entries.length.shape)
+    one = lambda e, answers, count, last: self._one(
+      e, answers, first, count, last
+    )
+    return entries_lib.over_heads(
+      one, entries, answers, wide(count), wide(last)
+    )
+
+  def _one(self, e, answers, first, count, last) -> Entries:
+    place = jnp.arange(e.room)
+    there = place < e.length
+    free = there & (place >= first) & (place < e.length - last)
+    size = e.extra.get("count", jnp.ones((e.room,), jnp.float32))
+    tokens = Tokens(
+      e.k, size, e.position[:, None].astype(jnp.float32),
+      jnp.full((e.room,), Kind.TEXT, jnp.int32), there,
+    )  # fmt: skip
+    due = jnp.minimum(count, e.length) - (there & ~free).sum()
+    site = Site(
+      tokens, answers, self.keep, self.layer.index, self.layer.depth,
+      due=jnp.maximum(due, 0).astype(jnp.int32), free_at=free,
+    )  # fmt: skip
+    found = self.rule(site)
+    plan = found.plan if isinstance(found, Carried) else found
+    if self.rest == "mean":
+      plan = lift.with_mean_of_rest(plan, free, size)
+    plan = lift.anywhere(plan, there & ~free, self.spare, self.room)
+    return entries_lib.move(plan, e)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,66 +240,122 @@ class Trim:
   Counts and protection are those that the prompt was entitled to.
 
   Attributes:
-    score: "recent" (the newest stay) or the name of a remembered score.
-    after: whether attention still sees what goes in this step.
-    slack: how many entries beyond the budget are let in before it acts.
-    merge: as in `Evict`.
-    always: acts in every step, whatever is there: what has the score -inf goes
-      as soon as it is not protected.
-    arriving: the score of a new token, from the step's arrivals to `[b]`; by
-      default 0.
+    rule: `Site -> Plan`, asked of the entries at a step; by default the newest
+      stay. What it may ask: see `tokjax.cache.answers.of_step`.
+    remember: a question about the prompt whose answer entries carry with them
+      (`Remembered`); None: none.
+    after: whether attention still sees what goes in this step; what heads
+      attend to is then added to the remembered score.
+    slack: how many entries beyond the budget are let in before it acts: it
+      then acts every slack + 1 steps.
+    merge: what goes becomes one entry, the mean of its members.
+    always: acts in every step, however many are there: what has the score
+      minus infinity goes as soon as it is not protected.
+    arriving: the remembered score of a new token, from the step's arrivals to
+      `[b]`; by default 0.
   """
 
-  score: str = "recent"
+  rule: Any = None
+  remember: Any = None
   after: bool = False
   slack: int = 0
   merge: bool = False
   always: bool = False
   arriving: Callable[[Arrivals], Array] | None = None
 
+  def __post_init__(self):
+    if self.rule is None:
+      from tokjax.reduce.rules import KEEP_NEWEST
+
+      object.__setattr__(self, "rule", KEEP_NEWEST)
+    if self.slack < 0:
+      raise ValueError(f"slack={self.slack}: must not be negative")
+
+  @property
+  def asks(self) -> tuple[Any, ...]:
+    return signals.questions_of(self.rule)
+
+  def check(self, store: Any) -> None:
+    """Raises ValueError for questions that a step does not answer."""
+    for question in self.asks:
+      match question:
+        case answers_lib.Remembered() if self.remember is not None:
+          continue
+        case signals.Keys(rotated=None) | signals.Values():
+          continue
+        case signals.Rows() if self.after and question.of == signals.Last():
+          continue
+      raise ValueError(answers_lib.step_refuses(question))
+
   def __call__(
     self,
+    layer: Layer,
     entries: Entries,
     first: int,
     count: Int[Array, "b"],
     last: Int[Array, "b"],
+    weight: Array | None = None,
   ) -> Entries:
     """The same room, fewer entries where there were too many."""
-    wide = lambda x: jnp.broadcast_to(x[:, None], entries.length.shape)
+    answers = answers_lib.of_step(entries, self.asks, layer, weight)
+    score = getattr(self.rule, "score", None)
     single = not (self.merge or self.slack or self.always)
-    one = self._less_one if single else self._cut
-    return entries_lib.over_heads(
-      lambda e, count, last: one(e, first, count, last),
-      entries, wide(count), wide(last),
-    )  # fmt: skip
-
-  def _score(self, e: Entries) -> Float[Array, "n"]:
-    if self.score == "recent":
-      return e.position.astype(jnp.float32)
-    return e.extra[self.score]
-
-  def _less_one(self, e, first, count, last) -> Entries:
-    """The lowest one goes, of equals the latest: steps bring one at a time."""
-    place = jnp.arange(e.room)
-    free = (place >= first) & (place < e.length - last)
-    score = jnp.where(free, self._score(e), jnp.inf)
-    full = e.length > count
-    goes = jnp.where(full, e.room - 1 - jnp.argmin(score[::-1]), e.room)
-
-    def closed(x):
-      stays = (place < goes).reshape(-1, *(1,) * (x.ndim - 1))
-      return jnp.where(stays, x, jnp.roll(x, -1, axis=0))
-
-    return e.map(closed, e.length - full)
-
-  def _cut(self, e, first, count, last) -> Entries:
-    """All go that are too many."""
-    pick = chosen(
-      self._score(e), e.length, room=e.room, count=count, first=first, last=last
+    if single and score is not None:
+      wide = lambda x: jnp.broadcast_to(x[:, None], entries.length.shape)
+      one = lambda e, answers, count, last: _less_one(
+        e, _scored(score, e, answers, layer), first, count, last
+      )
+      return entries_lib.over_heads(
+        one, entries, answers, wide(count), wide(last)
+      )
+    n = entries.room
+    if self.merge and "count" not in entries.extra:
+      extra = {**entries.extra, "count": jnp.ones(entries.position.shape)}
+      entries = entries.replace(extra=extra)
+    rest = "mean" if self.merge else "drop"
+    fewer = _Heads(self.rule, rest, n - self.merge, n, n, layer)(
+      entries, answers, first, count, last
     )
-    plan = plan_of(pick, e.length, e.room, self.merge)
-    if self.merge:
-      plan = plan.weighted(e.extra["count"])
-    fewer = entries_lib.move(plan, e)
-    full = (e.length > count + self.merge + self.slack) | self.always
-    return jax.tree.map(lambda a, b: jnp.where(full, a, b), fewer, e)
+    full = entries.length > (count + self.merge + self.slack)[:, None]
+    full = full | self.always
+
+    def pick(new, old):
+      where = full.reshape(*full.shape, *(1,) * (new.ndim - 2))
+      return jnp.where(where, new, old)
+
+    return jax.tree.map(pick, fewer, entries)
+
+
+def _scored(score, e: Entries, answers: Answers, layer: Layer) -> Array:
+  """A rule's scores of one head's entries."""
+  place = jnp.arange(e.room)
+  tokens = Tokens(
+    e.k, jnp.ones((e.room,), jnp.float32),
+    e.position[:, None].astype(jnp.float32),
+    jnp.full((e.room,), Kind.TEXT, jnp.int32), place < e.length,
+  )  # fmt: skip
+  return score(
+    Site(tokens, answers, e.room, layer.index, layer.depth,
+         free_at=place < e.length)
+  )  # fmt: skip
+
+
+def _less_one(
+  e: Entries,
+  score: Float[Array, "n"],
+  first: int,
+  count: Int[Array, ""],
+  last: Int[Array, ""],
+) -> Entries:
+  """The lowest one goes, of equals the latest: steps bring one at a time."""
+  place = jnp.arange(e.room)
+  free = (place >= first) & (place < e.length - last)
+  score = jnp.where(free, score, jnp.inf)
+  full = e.length > count
+  goes = jnp.where(full, e.room - 1 - jnp.argmin(score[::-1]), e.room)
+
+  def closed(x):
+    stays = (place < goes).reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.where(stays, x, jnp.roll(x, -1, axis=0))
+
+  return e.map(closed, e.length - full)

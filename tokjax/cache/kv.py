@@ -16,17 +16,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tokjax import budgets
 from tokjax.attention import core
 from tokjax.cache import entries as entries_lib
+from tokjax.cache import answers as answers_lib
+from tokjax.cache import evict as evict_lib
 from tokjax.cache import reads, workspace
-from tokjax.cache.contract import LSE, Arrivals, Bytes, Carry, Layer
 from tokjax.cache.entries import Entries
-from tokjax.cache.evict import Evict, Trim
+from tokjax.cache.evict import Trim
 from tokjax.cache.reads import Everything, Query
 from tokjax.cache.stores import Exact, Parts, Store
 from tokjax.cache.workspace import Workspace
-
-NOTES = "notes"
+from tokjax.layer import LSE, NOTES, Arrivals, Carry, Layer
+from tokjax.reduce.reduction import Reduce
+from tokjax.signals import Question
+from tokjax.slots import Bytes
 
 
 def refuse_notes(cache: Any, attend: Any) -> None:
@@ -125,22 +129,31 @@ class KV(Prompted):
   """See the module.
 
   Attributes:
-    evict, store, read, trim: the parts; `trim` takes its budget and protection
+    evict: a reduction whose tokens are the entries of a key head, carried out
+      when the prompt is complete; see `tokjax.cache.evict.evicting`.
+    store, read, trim: the other parts; `trim` takes its budget and protection
       from `evict`.
   """
 
-  evict: Evict | None = None
+  evict: Reduce | None = None
   store: Store = Exact()
   read: Everything = Everything()
   trim: Trim | None = None
 
   @property
   def needs(self) -> tuple[str, ...]:
-    return () if self.evict is None else self.evict.needs
+    return answers_lib.needs_of(self.asks)
+
+  @property
+  def asks(self) -> tuple[Question, ...]:
+    """What is asked of the prompt."""
+    own = () if self.evict is None else self.evict.asks
+    more = None if self.trim is None else self.trim.remember
+    return own if more is None or more in own else (*own, more)
 
   @property
   def queries(self) -> int | None:
-    return 0 if self.evict is None else self.evict.queries
+    return answers_lib.queries_of(self.asks)
 
   def check(self, layer, attend, prompt: int, decode: int) -> None:
     """Raises ValueError for parts that do not go together."""
@@ -149,9 +162,11 @@ class KV(Prompted):
     exact = self.store.movable and self.read.dense
     if not exact or attend.leaves_notes == "memo":
       refuse_notes(self, attend)
+    answers_lib.queries_of(self.asks)
     if self.evict is not None:
-      self.evict.check(layer, prompt)
+      evict_lib.check(self.evict, layer, prompt)
     if self.trim is not None:
+      self.trim.check(self.store)
       if self.evict is None:
         raise ValueError("trim= needs evict=, whose budget it keeps to")
       if not self.store.movable:
@@ -165,7 +180,7 @@ class KV(Prompted):
           f"{type(self.read).__name__} indexes entries by their place, which"
           " trim= changes between steps; use one of the two"
         )
-    if self.evict is not None and self.evict.merge and not self.store.movable:
+    if self._merges and not self.store.movable:
       raise ValueError(
         "merged entries carry counts, which only Exact() stores; use evict="
         " without merge or store=Exact()"
@@ -179,18 +194,19 @@ class KV(Prompted):
   def with_keep(self, keep: float) -> "KV":
     """Eviction or else reading turned to that fraction of the prompt."""
     if self.evict is not None:
-      return dataclasses.replace(self, evict=self.evict.with_keep(keep))
+      evict = turned(self.evict, keep)
+      return dataclasses.replace(self, evict=evict)
     return dataclasses.replace(self, read=self.read.with_keep(keep))
 
   def room(self, layer: Layer, prompt: int, decode: int) -> int:
     """Places of each head."""
     if self.evict is None:
       return prompt + decode
-    kept = self.evict.room(layer, prompt) + self.evict.merge
+    kept = evict_lib.room(self.evict, layer, prompt)
     if self.trim is None:
       return min(kept, prompt) + decode
     # One place for the token that arrives, and one for the merged entry.
-    most = self.evict.most(layer, prompt)
+    most = evict_lib.Limits.of(self.evict, layer, prompt).most
     most += self.trim.merge + self.trim.slack + 1
     return min(most, prompt + decode)
 
@@ -201,8 +217,9 @@ class KV(Prompted):
       whole = whole.replace(extra=notes)
     count = last = length
     if self.evict is not None:
-      count, last = self.evict.limits(layer, prompt, length)
-      whole = self.evict(layer, space, whole)
+      count, last = evict_lib.limits(self.evict, layer, prompt, length)
+      remember = None if self.trim is None else self.trim.remember
+      whole = evict_lib.evict(self.evict, layer, space, whole, remember)
     room = self.room(layer, prompt, space.decode)
     store = self.store.pack(layer, whole, max(room, whole.room))
     view = self.store.view(layer, store)
@@ -220,9 +237,11 @@ class KV(Prompted):
     trim = self.trim
     if trim is not None and trim.arriving is not None:
       score = trim.arriving(a)
-      store = entries_lib.stamp(store, trim.score, score, valid)
+      store = entries_lib.stamp(
+        store, answers_lib.REMEMBERED, score, valid
+      )
     if trim is not None and not trim.after:
-      store = self._trimmed(trim, store, state)
+      store = self._trimmed(layer, store, state)
     parts = self._parts(layer, store)
     if parts is not None:
       q = core.split(layer.rotate(a.q, a.position), layer.kv_heads)
@@ -234,8 +253,8 @@ class KV(Prompted):
     query = Query(layer, q, position, attend)
     out, weight, carry = self.read(query, shown, index, carry)
     if trim is not None and trim.after:
-      store = _scored(store, trim.score, weight, valid)
-      store = self._trimmed(trim, store, state)
+      store = _scored(store, answers_lib.REMEMBERED, weight, valid)
+      store = self._trimmed(layer, store, state, weight)
     state = dataclasses.replace(state, store=store, index=index)
     return core.join(out), state, carry
 
@@ -245,9 +264,19 @@ class KV(Prompted):
       return None
     return self.store.parts(layer, store)
 
-  def _trimmed(self, trim: Trim, store: Entries, state: Held) -> Entries:
-    first = 0 if self.evict is None else self.evict.first
-    return trim(store, first, state.count, state.last)
+  def _trimmed(
+    self, layer: Layer, store: Entries, state: Held, weight: Any = None
+  ) -> Entries:
+    first = self.evict.free.first
+    return self.trim(layer, store, first, state.count, state.last, weight)
+
+  @property
+  def _merges(self) -> bool:
+    """Whether entries stand for several tokens."""
+    evict = self.evict
+    if evict is None:
+      return False
+    return evict.rest == "mean" or not getattr(evict.rule, "selects", False)
 
   def _turned(
     self, layer: Layer, a: Arrivals, entries: Entries
@@ -275,6 +304,16 @@ class KV(Prompted):
     return Bytes(
       self.store.logical(layer, state.store), entries_lib.physical_bytes(state)
     )
+
+
+def turned(evict: Reduce, keep: float) -> Reduce:
+  """Keeps that fraction; a protected end that is part of the budget too."""
+  budget = evict.budget.with_keep(keep)
+  old, free = evict.budget, evict.free
+  if isinstance(old, budgets.Sum) and isinstance(budget, budgets.Sum):
+    if free.last == old.b:
+      free = dataclasses.replace(free, last=budget.b)
+  return dataclasses.replace(evict, budget=budget, free=free)
 
 
 def _scored(store: Entries, name: str, weight: Array, valid: Array) -> Entries:

@@ -16,7 +16,7 @@ from tokjax.cache import entries as entries_lib
 from tokjax.cache import quantisation as few
 from tokjax.cache import scores as importance
 from tokjax.cache.contract import Bytes
-from tokjax.cache.evict import Prompt, over_prompts
+from tokjax.cache.prompt import Prompt, over_prompts
 from tokjax.cache.kv import Prompted, refuse_notes
 from tokjax.cache.reads import Query
 from tokjax.cache.tiers import Tier, Tiers

@@ -53,7 +53,8 @@ class DecoderAnswers:
       case signals.Queries():
         return core.heads_first(a.q)
       case signals.Keys():
-        return core.heads_first(a.k)
+        k = self.layer.rotate(a.k, a.position) if question.rotated else a.k
+        return core.heads_first(k)
       case signals.Values():
         return core.heads_first(a.v)
       case signals.Hidden():

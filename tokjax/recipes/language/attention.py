@@ -2,18 +2,21 @@
 
 from typing import Literal
 
+from tokjax import budgets
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear, LinearState
 from tokjax.attention.recalibrate import Calibrated, FirstToken, Gated
 from tokjax.attention.static import Band, Separators
-from tokjax.cache import budgets
 from tokjax.cache import scores as importance
+from tokjax.binding import bind
 from tokjax.budgets import Budget
-from tokjax.cache.evict import Evict, Trim
+from tokjax.cache.answers import Observed, Remembered
+from tokjax.cache.evict import Trim, evicting
 from tokjax.cache.kv import KV
 from tokjax.cache.stores import Exact
 from tokjax.recipes.registry import recipe
-from tokjax.reduce.reduction import Slots, bind
+from tokjax.reduce.rules import KeepTop, answer
+from tokjax.slots import Slots
 
 MINFERENCE = (
   "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via Dynamic"
@@ -29,7 +32,7 @@ MINFERENCE = (
   " modules/minference_forward.py (fb56c91)",
 )
 def minference_a_shape(
-  first: int = 100, window: Budget = budgets.Tokens(800), dense: int = 0
+  first: int = 100, window: Budget = budgets.Count(800), dense: int = 0
 ) -> Slots:
   """Prompts see the first tokens and a window; `dense`: tri-shape's rows."""
   budget = budgets.Sum(budgets.Always(first), window)
@@ -46,8 +49,8 @@ def minference_a_shape(
   " official kernel widens them to 64 tokens from the distance on",
 )
 def minference_vertical_slash(
-  vertical: Budget = budgets.Tokens(1000),
-  slash: Budget = budgets.Tokens(6096),
+  vertical: Budget = budgets.Count(1000),
+  slash: Budget = budgets.Count(6096),
   queries: int = 64,
   sinks: int = 30,
   near: int = 100,
@@ -93,7 +96,7 @@ def sepllm(
   tokens: tuple[int, ...] = (),
   first: int = 4,
   separators: int = 64,
-  window: Budget = budgets.Tokens(256),
+  window: Budget = budgets.Count(256),
   slack: int = 0,
   reindexed: bool = False,
 ) -> Slots:
@@ -101,21 +104,24 @@ def sepllm(
 
   `tokens` are the ids of separators in the tokenizer. The cache evicts once
   `slack` more are there than it is to hold. Streaming: slack=476,
-  window=budgets.Tokens(256), reindexed=True.
+  window=budgets.Count(256), reindexed=True.
   """
   budget = budgets.Sum(budgets.Always(first + separators), window)
-  score = bind(importance.separators, tokens=tokens)
+  newest = Observed(
+    fn=bind(importance.separators, tokens=tokens), needs=("token",)
+  )
+  keep = lambda question: KeepTop(bind(answer, question=question), strict=True)
   arriving = bind(importance.arriving_separators, tokens=tokens)
-  evict = Evict(
-    score, budget, first=first, last=window, remember="separator",
-    needs=("token",),
+  trim = Trim(
+    keep(Remembered()), remember=newest, slack=slack, always=slack == 0,
+    arriving=arriving,
   )  # fmt: skip
   return Slots(
     attend=Separators(tokens, first, window),
     cache=KV(
-      evict,
+      evicting(keep(newest), budget, first=first, last=window),
       Exact(rotated=not reindexed, reindexed=reindexed),
-      trim=Trim("separator", slack=slack, always=slack == 0, arriving=arriving),
+      trim=trim,
     ),
   )
 

@@ -2,17 +2,21 @@
 
 from typing import Literal
 
+from tokjax import budgets
 from tokjax.attention.static import Band
-from tokjax.cache import budgets
+from tokjax.binding import bind
+from tokjax import budgets
 from tokjax.cache import scores as importance
 from tokjax.cache.adaptive import Adaptive
 from tokjax.budgets import Budget
 from tokjax.cache.combine import ByHead
-from tokjax.cache.evict import Evict, Trim
+from tokjax.cache.answers import Observed, Remembered
+from tokjax.cache.evict import Trim, evicting
 from tokjax.cache.kv import KV
 from tokjax.cache.stores import Exact
 from tokjax.recipes.registry import recipe
-from tokjax.reduce.reduction import Slots, bind
+from tokjax.reduce.rules import KEEP_NEWEST, KeepTop, keep_top, key_norm
+from tokjax.slots import Slots
 
 GROUPS = "one set of tokens per key head, not per query head"
 
@@ -28,8 +32,8 @@ def random_kv(
   budget: Budget = budgets.Share(0.5), last: int = 1, seed: int = 0
 ) -> Slots:
   """Keeps prompt tokens drawn without replacement, and the last ones."""
-  noise = bind(importance.noise, seed=seed)
-  return Slots(cache=KV(Evict(noise, budget, last=last)))
+  noise = Observed(fn=bind(importance.noise, seed=seed))
+  return Slots(cache=KV(evicting(keep_top(noise), budget, last=last)))
 
 
 @recipe(
@@ -43,7 +47,7 @@ def random_kv(
 )
 def streaming_llm(
   first: int = 4,
-  budget: Budget = budgets.Tokens(516),
+  budget: Budget = budgets.Count(516),
   reindexed: bool = True,
 ) -> Slots:
   """The first tokens and the most recent ones, `budget` in all, at every step.
@@ -54,9 +58,9 @@ def streaming_llm(
   return Slots(
     attend=Band(first, budget, reindexed=reindexed),
     cache=KV(
-      Evict(importance.recent, budget, first=first, last=1),
+      evicting(KEEP_NEWEST, budget, first=first, last=1),
       Exact(rotated=not reindexed, reindexed=reindexed),
-      trim=Trim("recent"),
+      trim=Trim(KEEP_NEWEST),
     ),
   )
 
@@ -70,7 +74,7 @@ def streaming_llm(
   deviations=GROUPS,
 )
 def snapkv(
-  budget: Budget = budgets.Tokens(2048),
+  budget: Budget = budgets.Count(2048),
   window: int = 64,
   kernel: int = 5,
   pooling: Literal["avg", "max"] = "avg",
@@ -80,8 +84,8 @@ def snapkv(
   The window itself stays, inside the budget.
   """
   score = bind(importance.last_window, kernel=kernel, pooling=pooling)
-  evict = Evict(score, budget, last=window, queries=window)
-  return Slots(cache=KV(evict))
+  rule = keep_top(Observed(fn=score, queries=window))
+  return Slots(cache=KV(evicting(rule, budget, last=window)))
 
 
 @recipe(
@@ -93,7 +97,7 @@ def snapkv(
   deviations=GROUPS,
 )
 def pyramidkv(
-  budget: Budget = budgets.Tokens(2048),
+  budget: Budget = budgets.Count(2048),
   window: int = 64,
   beta: int = 20,
   kernel: int = 5,
@@ -102,8 +106,8 @@ def pyramidkv(
   """SnapKV with more room in lower layers; `budget` is the average."""
   score = bind(importance.last_window, kernel=kernel, pooling=pooling)
   pyramid = budgets.Pyramid(budget, window, beta)
-  evict = Evict(score, pyramid, last=window, queries=window)
-  return Slots(cache=KV(evict))
+  rule = keep_top(Observed(fn=score, queries=window))
+  return Slots(cache=KV(evicting(rule, pyramid, last=window)))
 
 
 @recipe(
@@ -114,7 +118,7 @@ def pyramidkv(
   evidence="FFY0/AdaKV:adaptive_snapkv/monkeypatch/snapkv_utils.py (efe4e2e)",
 )
 def adakv(
-  budget: Budget = budgets.Tokens(2048),
+  budget: Budget = budgets.Count(2048),
   window: int = 32,
   alpha: float = 0.2,
   kernel: int = 7,
@@ -143,8 +147,7 @@ def adakv(
   " masking version's recent token that is counted too many",
 )
 def h2o(
-  heavy: Budget = budgets.Share(0.1, least=0),
-  recent: Budget = budgets.Share(0.1, least=0),
+  heavy: Budget = budgets.Share(0.1), recent: Budget = budgets.Share(0.1)
 ) -> Slots:
   """Tokens that received most attention so far, and the recent ones.
 
@@ -152,10 +155,10 @@ def h2o(
   generated; every step evicts one token.
   """
   budget = budgets.Sum(heavy, recent)
-  evict = Evict(
-    importance.received, budget, last=recent, queries=None, remember="mass"
-  )
-  return Slots(cache=KV(evict, trim=Trim("mass", after=True)))
+  mass = Observed(fn=importance.received, queries=None)
+  trim = Trim(keep_top(Remembered()), remember=mass, after=True)
+  evict = evicting(keep_top(mass), budget, last=recent)
+  return Slots(cache=KV(evict, trim=trim))
 
 
 @recipe(
@@ -167,7 +170,7 @@ def h2o(
 )
 def knorm(budget: Budget = budgets.Share(0.5)) -> Slots:
   """Keeps the keys of smallest norm; nothing is protected."""
-  return Slots(cache=KV(Evict(importance.key_norm, budget)))
+  return Slots(cache=KV(evicting(KeepTop(key_norm), budget)))
 
 
 @recipe(
@@ -191,7 +194,8 @@ def expected_attention(
     importance.expected, sinks=sinks, future=future, covariance=covariance,
     value_norm=value_norm, epsilon=epsilon,
   )  # fmt: skip
-  return Slots(cache=KV(Evict(score, budget, first=sinks, queries=None)))
+  rule = keep_top(Observed(fn=score, queries=None))
+  return Slots(cache=KV(evicting(rule, budget, first=sinks)))
 
 
 @recipe(
@@ -206,7 +210,7 @@ def expected_attention(
 def razor_attention(
   retrieval: tuple = (),
   first: int = 4,
-  window: Budget = budgets.Larger(budgets.Tokens(4000), budgets.Share(0.2)),
+  window: Budget = budgets.Larger(budgets.Count(4000), budgets.Share(0.2)),
 ) -> Slots:
   """Retrieval heads keep all; others sinks, a window, and one mean token.
 
@@ -216,7 +220,7 @@ def razor_attention(
   """
   budget = budgets.Sum(budgets.Always(first), window)
   local = KV(
-    Evict(importance.recent, budget, first=first, last=window, merge=True),
-    trim=Trim("recent", merge=True),
+    evicting(KEEP_NEWEST, budget, first=first, last=window, merge=True),
+    trim=Trim(KEEP_NEWEST, merge=True),
   )
   return Slots(cache=ByHead(((retrieval, KV()),), local))

@@ -1,11 +1,11 @@
 """Retrieval by decoders: what a step or a chunk of queries reads."""
 
+from tokjax import budgets
 from tokjax.attention.block_memory import BlockMemory
 from tokjax.attention.head_chunks import HeadChunks
 from tokjax.attention.landmark import Landmark
 from tokjax.attention.retrieval import Retriever
 from tokjax.attention.soft_vote import SoftVote
-from tokjax.cache import budgets
 from tokjax.budgets import Budget
 from tokjax.cache.kv import KV
 from tokjax.cache.reads import Pages, Persistent
@@ -27,7 +27,7 @@ LAST_QUERY = Rows(of=Last(), form="logits", over="sum")
   evidence="mit-han-lab/Quest:evaluation/quest_attention.py (01c1623)",
 )
 def quest(
-  budget: Budget = budgets.Tokens(1024),
+  budget: Budget = budgets.Count(1024),
   page: int = 16,
   least: int = 3,
   from_layer: int = 2,
@@ -44,7 +44,7 @@ def quest(
   evidence="DerrickYLJ/TidalDecode:src/tidal_build/modify_llama.py (d67a1bd)",
 )
 def tidaldecode(
-  budget: Budget = budgets.Tokens(256),
+  budget: Budget = budgets.Count(256),
   layers: tuple[int | float, ...] = (2, 0.4),
 ) -> Slots:
   """Two layers choose tokens for all layers above them, head by head."""
@@ -61,7 +61,7 @@ def tidaldecode(
 )
 def gemfilter(
   layer: int | float = 0.4,
-  budget: Budget = budgets.Tokens(1024),
+  budget: Budget = budgets.Count(1024),
   kernel: int = 5,
 ) -> Slots:
   """An early layer chooses tokens; the model starts again with those alone."""
@@ -81,7 +81,7 @@ def gemfilter(
 )
 def promptdistill(
   layer: int | float = 0.4,
-  budget: Budget = budgets.Tokens(1024),
+  budget: Budget = budgets.Count(1024),
   kernel: int = 5,
 ) -> Slots:
   """Layers above an early one go on with the tokens that it chooses."""
@@ -102,7 +102,7 @@ def promptdistill(
 def infllm(
   first: int = 128,
   local: int = 4096,
-  budget: Budget = budgets.Tokens(2048),
+  budget: Budget = budgets.Count(2048),
   block: int = 128,
   representatives: int = 4,
   chunk: int = 512,
@@ -124,7 +124,7 @@ def infllm(
 def tokenselect(
   first: int = 128,
   local: int = 512,
-  budget: Budget = budgets.Tokens(2048),
+  budget: Budget = budgets.Count(2048),
   chunk: int = 512,
   kernel: int = 1,
   rotate_query: bool = False,
@@ -143,7 +143,7 @@ def tokenselect(
   deviations="while decoding, too, the newest token's chunk, the one before and"
   " the first are read, also where that token completes its chunk",
 )
-def longheads(budget: Budget = budgets.Tokens(4096), chunk: int = 256) -> Slots:
+def longheads(budget: Budget = budgets.Count(4096), chunk: int = 256) -> Slots:
   """Each head reads chunks of text that fit, never beyond trained lengths."""
   return Slots(attend=HeadChunks(budget, chunk), cache=Retriever())
 
