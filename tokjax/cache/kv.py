@@ -140,6 +140,9 @@ class KV(Prompted):
   read: Everything = Everything()
   trim: Trim | None = None
 
+  # What recipes fill one by one, see `tokjax.recipes.compose`.
+  parts = ("evict", "store", "read", "trim")
+
   @property
   def needs(self) -> tuple[str, ...]:
     return answers_lib.needs_of(self.asks)

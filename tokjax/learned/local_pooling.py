@@ -27,6 +27,8 @@ class TokenAwarePooling(nn.Module):
   branches: int = 4
 
   complete = True
+  # Every block pools neighbours in the image.
+  gridded = True
 
   def __post_init__(self):
     if self.branches < 1:

@@ -49,11 +49,13 @@ class Away:
   Attributes:
     stage, plan: what took them.
     passage: before the plan.
+    later: plans made since, with the tokens before each.
   """
 
   stage: Stage
   plan: Plan
   passage: "Passage"
+  later: tuple[tuple[Plan, Tokens], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,8 +231,11 @@ class Reducer:
       passage: before it.
       tokens: after it.
     """
-    away = passage.away
-    if stage.reduce.back is not None and not stage.reduce.around:
+    later = (plan, passage.tokens)
+    away = tuple(
+      dataclasses.replace(a, later=(*a.later, later)) for a in passage.away
+    )
+    if stage.reduce.back is not None:
       away += (Away(stage, plan, passage),)
     wanted = stages_lib.wanted_after(
       self.stages, stage.layer, stage.reduce.at, self.depth
@@ -270,11 +275,20 @@ class Reducer:
     give = lambda plan, few, whole, memory: given_back(
       plan, few, back, whole, memory
     )
-    before = away.passage
-    x = jax.vmap(give)(away.plan, passage.tokens.x, before.tokens.x, memory)
+    before, x = away.passage, passage.tokens.x
+    # What was reduced since comes back first; a memory is of all tokens only.
+    inner = dataclasses.replace(back, join="replace")
+    if back.fill == "memory":
+      inner = dataclasses.replace(inner, fill="copy")
+    for plan, tokens in away.later[::-1]:
+      x = jax.vmap(lambda p, few, all_: given_back(p, few, inner, all_))(
+        plan, x, tokens.x
+      )
+    x = jax.vmap(give)(away.plan, x, before.tokens.x, memory)
     left = passage.memory
     if back.fill == "memory":
       left = {**left, number: x}
+    # `before.away` knows of the plans up to this one, which is undone now.
     return before.replace(
       tokens=before.tokens.replace(x=x), carries=passage.carries,
       plans=passage.plans, memory=left,

@@ -21,7 +21,7 @@ from tokjax.models.encoder import Encoder
 from tokjax.models.head import Head
 from tokjax.models.positions import RESIZES
 from tokjax.models.reducer import sequence_of_patches
-from tokjax.reduce.stages import plan_stages
+from tokjax.reduce.stages import Stages, plan_stages
 from tokjax.signals import By, Of
 from tokjax.slots import Slots, for_encoder
 from tokjax.tokens import Kind
@@ -272,9 +272,26 @@ def check_slots(config: ViTConfig, slots: Slots) -> None:
         f" {[kind.name for kind in of.kinds]} tokens, which this model does not"
         f" have; it has {sorted({kind.name for kind in kinds})}"
       )
-  plan_stages(
+  stages = plan_stages(
     slots.reduce,
     sequence_of_patches(config.num_patches, len(config.kinds), config.grid),
     config.depth,
     recipe=slots.name,
   )
+  if getattr(slots.attend, "gridded", False):
+    check_grid(slots, stages)
+
+
+def check_grid(slots: Slots, stages: Stages) -> None:
+  """Raises where attention that pools on the grid meets fewer tokens.
+
+  Only what acts behind the attention of the last block leaves it the grid.
+  """
+  for stage in (s for block in stages for s in block):
+    last = stage.layer == stage.depth - 1
+    if not (last and stage.reduce.at in ("mlp", "output")):
+      raise ValueError(
+        f"recipe {slots.name!r}: {type(slots.attend).__name__} attends on the"
+        f" complete grid in every block, and {stage.reduce.recipe or 'another'}"
+        f" reduces it in block {stage.layer}; use one of the two"
+      )

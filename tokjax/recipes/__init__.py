@@ -12,6 +12,7 @@ from tokjax.recipes import language
 from tokjax.recipes import vision
 from tokjax.recipes.registry import Recipe
 from tokjax.recipes.registry import UnknownOption
+from tokjax.recipes.registry import compose
 from tokjax.recipes.registry import find
 from tokjax.recipes.registry import get
 from tokjax.recipes.registry import names
@@ -20,6 +21,7 @@ from tokjax.recipes.registry import recipe
 __all__ = [
   "Recipe",
   "UnknownOption",
+  "compose",
   "find",
   "get",
   "language",

@@ -5,6 +5,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 
+from tokjax.recipes.joining import compose as compose_slots
 from tokjax.slots import Slots
 
 FAMILIES = ("baseline", "vision", "vlm", "video", "llm", "cache", "bytes")
@@ -49,7 +50,12 @@ class Recipe:
         f"recipe {self.name!r}: unknown option {unknown[0]!r}; its options are"
         f" keep, {', '.join(self.options)}"
       )
-    slots = dataclasses.replace(self.build(**options), name=self.name)
+    slots = self.build(**options)
+    named = tuple(
+      r if r.recipe else dataclasses.replace(r, recipe=self.name)
+      for r in slots.reduce
+    )
+    slots = dataclasses.replace(slots, name=self.name, reduce=named)
     return slots if keep is None else slots.with_keep(keep)
 
 
@@ -105,16 +111,45 @@ def find(name: str) -> Recipe:
 
 
 def get(name: str, **options) -> Slots:
-  """The slots of a recipe.
+  """The slots of a recipe, or of several as one.
 
   Args:
-    name: one of `names()`.
+    name: one of `names()`, or several joined by "+", in the order in which
+      they act: "evit+tome", "fastv+snapkv+kivi".
     **options: `keep` (fraction of tokens that remain at the end) and the
-      recipe's own.
+      recipe's own; of several recipes each takes the options that it has.
 
   Raises:
     KeyError: no such recipe.
     UnknownOption: no such option.
-    ValueError: an option out of range.
+    ValueError: an option out of range, or recipes that do not go together.
   """
-  return find(name)(**options)
+  if "+" not in name:
+    return find(name)(**options)
+  keep = options.pop("keep", None)
+  found = [find(part.strip()) for part in name.split("+")]
+  unknown = [o for o in options if not any(o in r.options for r in found)]
+  if unknown:
+    known = sorted({option for r in found for option in r.options})
+    raise UnknownOption(
+      f"recipe {name!r}: unknown option {unknown[0]!r}; its options are keep,"
+      f" {', '.join(known)}"
+    )
+  own = lambda r: {o: v for o, v in options.items() if o in r.options}
+  slots = compose_slots(*(r(**own(r)) for r in found))
+  return slots if keep is None else slots.with_keep(keep)
+
+
+def compose(*parts: str | Slots, keep: float | None = None) -> Slots:
+  """Several recipes as one `Slots`, in the order in which they act.
+
+  Args:
+    *parts: names of recipes, or slots with options of their own.
+    keep: fraction of tokens that remains in all; None: as the parts say.
+
+  Raises:
+    KeyError: no such recipe.
+    ValueError: recipes that do not go together; names both and the slot.
+  """
+  slots = compose_slots(*(get(p) if isinstance(p, str) else p for p in parts))
+  return slots if keep is None else slots.with_keep(keep)

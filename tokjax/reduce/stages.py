@@ -228,18 +228,6 @@ def _check_block(block: list[Stage], layer: int, recipe: str) -> None:
       f"recipe {recipe!r}: two reductions ({names}) act inside the attention of"
       f" block {layer}; one of them can. Give them different blocks"
     )
-  for stage in block:
-    if not inside or stage in inside or not inside[0].reduce.around:
-      continue
-    here = [q for q in stage.reduce.asks if q.layer == 0]
-    here = [q for q in here if not isinstance(q, signals.OF_THE_CALL)]
-    if here and stage.reduce.at in ("mlp", "output"):
-      raise ValueError(
-        f"recipe {recipe!r}: {stage.reduce.recipe or 'a reduction'} asks"
-        f" {_asked(here)} of block {layer}, whose attention runs on fewer"
-        f" tokens ({inside[0].reduce.recipe or recipe} acts around it); give"
-        " them different blocks"
-      )
 
 
 def _check_idle(reduces, made, sequence, depth, recipe) -> None:
@@ -257,10 +245,6 @@ def _check_idle(reduces, made, sequence, depth, recipe) -> None:
       )
 
 
-def _asked(questions) -> str:
-  return ", ".join(type(q).__name__ for q in questions)
-
-
 def asked(
   stages: Stages, depth: int, recipe: str = ""
 ) -> tuple[tuple[Question, ...], ...]:
@@ -270,6 +254,9 @@ def asked(
     ValueError: a block that does not exist, or that comes later.
   """
   found: list[dict[Question, None]] = [{} for _ in range(depth)]
+  around = {
+    s.layer: s for block in stages for s in block if s.reduce.around
+  }
   for block in stages:
     for stage in block:
       for question in stage.reduce.asks:
@@ -286,6 +273,16 @@ def asked(
           raise ValueError(
             f"recipe {recipe!r} asks {type(question).__name__} of block {at} at"
             f" block {stage.layer}; ask that block or an earlier one"
+          )
+        other = around.get(at)
+        of_tokens = isinstance(question, signals.Hidden | signals.Derived)
+        ahead = at == stage.layer and stage.reduce.at == "input"
+        if other not in (None, stage) and not (of_tokens or ahead):
+          raise ValueError(
+            f"recipe {recipe!r}: {stage.reduce.recipe or 'a reduction'} asks"
+            f" {type(question).__name__} of block {at}, whose attention runs on"
+            f" fewer tokens ({other.reduce.recipe or 'another'} acts around"
+            " it); give them different blocks"
           )
         found[at][question.answered(at)] = None
   return tuple(tuple(block) for block in found)
