@@ -264,11 +264,11 @@ class Slots:
       turned[name] = slot if turn is None else turn(keep)
     reduces = []
     for i, r in enumerate(self.reduce):
-      parts = 1 if r.budget.of == "arriving" else i + 1
-      share = keep
+      budget = r.budget.with_keep(keep)
       if len(self.reduce) > 1:
-        share = keep ** (parts / len(self.reduce))
-      reduces.append(dataclasses.replace(r, budget=r.budget.with_keep(share)))
+        parts = 1 if budget.of == "arriving" else i + 1
+        budget = budget.with_keep(keep ** (parts / len(self.reduce)))
+      reduces.append(dataclasses.replace(r, budget=budget))
     return dataclasses.replace(self, reduce=tuple(reduces), **turned)
 
   @property

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.recipes.answering import answers_of
 from tokjax import recipes
 from tokjax.plan import Plan, move_batch
 from tokjax.reduce.stage import Stage
-from tokjax.tokens import Kind, Signals, Tokens
+from tokjax.tokens import Kind, Tokens
 
 FRONT = (Kind.CLASS, Kind.DISTILLATION)
 
@@ -73,12 +74,12 @@ def reduce_once(
   keys = None if key is None else jax.random.split(key, len(tokens.x))
 
   @jax.jit
-  def run(tokens, signals, keys):
-    plan = stage.plan(tokens, signals, keys=keys)
+  def run(tokens, answers, keys):
+    plan, _ = stage.plan(tokens, answers, keys=keys)
     out = move_batch(plan, tokens)
     restored = jax.vmap(lambda p, x: p.restore(x))(plan, out.x)
     return plan, out, jax.vmap(lambda p: p.matrix())(plan), restored
 
-  signals = Signals(**jax.tree.map(jnp.asarray, signals))
-  plan, out, *rest = run(tokens, signals, keys)
+  answers = answers_of(reduce, layer, depth, **signals)
+  plan, out, *rest = run(tokens, answers, keys)
   return Result(plan, out, *jax.device_get(rest))

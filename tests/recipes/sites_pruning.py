@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.recipes.answering import answers_of
 from tokjax import recipes
 from tokjax.attention import dense
 from tokjax.plan import move_batch
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 from tokjax.reduce.stage import Stage
-from tokjax.tokens import Kind, Signals, Tokens
+from tokjax.tokens import Kind, Tokens
 
 WIDTH, HEADS = 12, 3
 
@@ -39,7 +40,7 @@ def tokens_of(x, mask=None) -> Tokens:
   )
 
 
-def signals_of(tokens: Tokens) -> Signals:
+def signals_of(tokens: Tokens) -> dict[str, jax.Array]:
   """What attention over the tokens would give, keys being the tokens."""
   b, n, d = tokens.x.shape
   keys = tokens.x.reshape(b, n, HEADS, d // HEADS).transpose(0, 2, 1, 3)
@@ -47,7 +48,7 @@ def signals_of(tokens: Tokens) -> Signals:
   if tokens.mask is not None:
     logits = jnp.where(tokens.mask[:, None, None, :], logits, -jnp.inf)
   attention = jax.nn.softmax(logits, axis=-1)
-  return Signals(
+  return dict(
     keys=keys,
     values=jnp.sin(keys),
     attention=attention,
@@ -59,7 +60,7 @@ def signals_of(tokens: Tokens) -> Signals:
 def stage_of(name: str, n: int, layer: int, *, depth: int = 4, **options):
   """The stage of a recipe at a block, for n patches."""
   (reduce,) = recipes.get(name, **options).reduce
-  after = reduce.schedule.counts(n, depth)[layer]
+  after = reduce.budget.counts(n, depth)[layer]
   return Stage(reduce, after, layer, depth, 1, n)
 
 
@@ -67,10 +68,17 @@ def chain(slots: Slots, tokens: Tokens, keys=None, depth: int = 4) -> Tokens:
   """The tokens after all stages of a recipe with one reduction."""
   (reduce,) = slots.reduce
   n = tokens.num_tokens - 1
-  real = None if tokens.mask is None else tokens.mask[:, 1:].sum(axis=1)
+  real = left = None
+  if tokens.mask is not None:
+    real = left = tokens.mask[:, 1:].sum(axis=1)
+  arriving = n
   for layer, after in enumerate(slots.counts(n, depth)[0]):
     if after is not None:
-      stage = Stage(reduce, after, layer, depth, 1, n)
-      plan = stage.plan(tokens, signals_of(tokens), real=real, keys=keys)
+      stage = Stage(reduce, after, layer, depth, 1, n, arriving=arriving)
+      due = None if real is None else stage.due(real, left)
+      answers = answers_of(reduce, layer, depth, **signals_of(tokens))
+      plan, _ = stage.plan(tokens, answers, due=due, keys=keys)
       tokens = move_batch(plan, tokens)
+      left = None if due is None else due.left
+      arriving = after
   return tokens
