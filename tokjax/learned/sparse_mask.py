@@ -37,6 +37,8 @@ class SparseMask(nn.Module):
   predict: bool = False
 
   complete = True
+  # The predicted map has a row for every token.
+  square = True
 
   def with_keep(self, keep: float) -> "SparseMask":
     """The same with this share of keys."""

@@ -4,6 +4,7 @@ ToMe, tomesd, PiToMe, MCTF and FastVGGT differ in who is a source, who is a
 target and what "similar" means; the matching itself is `bipartite`.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -100,28 +101,34 @@ def at_random(
 
 
 def grid_cells(
-  grid: tuple[int, int],
-  cell: tuple[int, int],
+  grid: tuple[int, ...],
+  cell: tuple[int, ...],
   *,
   key: PRNGKeyArray | None = None,
 ) -> Sides:
   """One target in every cell of a grid, the other tokens are sources.
 
   tomesd's partition (checked against tomesd/merge.py). Without a key the
-  target is the top left token of its cell. Rows and columns outside a whole
-  cell are all sources.
+  target is the first token of its cell. What is outside a whole cell is all
+  sources. Grids and cells have any rank: rows and columns, frames before them.
+
+  Raises:
+    ValueError: a cell of another rank, or larger than the grid.
   """
-  (h, w), (sy, sx) = grid, cell
-  if not (1 <= sy <= h and 1 <= sx <= w):
+  fits = len(cell) == len(grid)
+  if not (fits and all(1 <= c <= g for c, g in zip(cell, grid, strict=True))):
     raise ValueError(f"cell={cell}: must fit into the grid {grid}")
-  rows, columns = h // sy, w // sx
-  pick = jnp.zeros((rows, columns), jnp.int32)
+  cells = tuple(g // c for g, c in zip(grid, cell, strict=True))
+  pick = jnp.zeros(cells, jnp.int32)
   if key is not None:
-    pick = jax.random.randint(key, (rows, columns), 0, sy * sx)
-  y = jnp.arange(rows)[:, None] * sy + pick // sx
-  x = jnp.arange(columns)[None, :] * sx + pick % sx
-  is_target = jnp.zeros((h * w,), bool).at[(y * w + x).reshape(-1)].set(True)
-  return split(is_target, rows * columns)
+    pick = jax.random.randint(key, cells, 0, math.prod(cell))
+  place = jnp.zeros(cells, jnp.int32)
+  for axis, inside in enumerate(jnp.unravel_index(pick, cell)):
+    start = jax.lax.broadcasted_iota(jnp.int32, cells, axis) * cell[axis]
+    place = place * grid[axis] + start + inside
+  is_target = jnp.zeros((math.prod(grid),), bool)
+  is_target = is_target.at[place.reshape(-1)].set(True)
+  return split(is_target, math.prod(cells))
 
 
 def bipartite(

@@ -1,5 +1,7 @@
 """Soft assignments: a token may contribute to several outputs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,8 +50,8 @@ def soft_assignment(
 
 def local_soft_kmeans(
   features: Float[Array, "n d"],
-  grid: tuple[int, int],
-  cells: tuple[int, int],
+  grid: tuple[int, ...],
+  cells: tuple[int, ...],
   *,
   iterations: int = 5,
   temperature: float = 0.02,
@@ -67,7 +69,7 @@ def local_soft_kmeans(
 
   Args:
     features: `[h * w, d]`, row major.
-    grid: (h, w).
+    grid: its sides, of any rank.
     cells: the smaller grid; outputs = their product.
     iterations: soft k-means steps.
     temperature: factor of the squared distance (tau in the paper).
@@ -121,7 +123,7 @@ def nearest_mix(
   return mix * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
-def grid_pool(grid: tuple[int, int], cells: tuple[int, int]) -> Mixture:
+def grid_pool(grid: tuple[int, ...], cells: tuple[int, ...]) -> Mixture:
   """Adaptive average pooling; `restore` gives a token its home cell's value."""
   pool = _pooling(grid, cells)
   share = pool / pool.sum(axis=0, keepdims=True)
@@ -130,21 +132,34 @@ def grid_pool(grid: tuple[int, int], cells: tuple[int, int]) -> Mixture:
   return Mixture(*map(jnp.asarray, (pool, share, home, anchor)))
 
 
-def cells_of(grid: tuple[int, int], count: int) -> tuple[int, int]:
+def cells_of(grid: tuple[int, ...], count: int) -> tuple[int, ...]:
   """The smaller grid of `count` cells whose shape is most like `grid`.
 
   Raises:
     ValueError: no grid of that many cells fits.
   """
-  h, w = grid
-  fits = [
-    (rows, count // rows)
-    for rows in range(1, min(h, count) + 1)
-    if count % rows == 0 and count // rows <= w
-  ]
+  fits = _factors(count, grid)
   if not fits:
-    raise ValueError(f"{count} cells: no such grid fits into {h}x{w}")
-  return min(fits, key=lambda c: abs(np.log(c[0] * w / (c[1] * h))))
+    sides = "x".join(map(str, grid))
+    raise ValueError(f"{count} cells: no such grid fits into {sides}")
+
+  def unlike(cells):
+    logs = np.log(cells) - np.log(grid)
+    return round(float(logs.max() - logs.min()), 12)
+
+  return min(fits, key=unlike)
+
+
+def _factors(count: int, most: tuple[int, ...]) -> list[tuple[int, ...]]:
+  """All sides whose product is `count`, none larger than `most`."""
+  if len(most) == 1:
+    return [(count,)] if count <= most[0] else []
+  return [
+    (side, *rest)
+    for side in range(1, min(most[0], count) + 1)
+    if count % side == 0
+    for rest in _factors(count // side, most[1:])
+  ]
 
 
 def _edges(size: int, cells: int) -> list[tuple[int, int]]:
@@ -162,16 +177,14 @@ def _pooling(grid, cells) -> Float[np.ndarray, "m n"]:
     for i, (start, stop) in enumerate(_edges(size, count)):
       rows[i, start:stop] = 1.0 / (stop - start)
     sides.append(rows)
-  return np.kron(sides[0], sides[1])
+  return functools.reduce(np.kron, sides)
 
 
 def _same_neighbourhood(grid, cells, window: int) -> Bool[np.ndarray, "m n"]:
   """True where a token's own cell lies within window // 2 of a cell."""
-  close = []
+  near = np.ones((1, 1), bool)
   for size, count in zip(grid, cells, strict=True):
     home = np.arange(size) * count // size
     gap = np.abs(np.arange(count)[:, None] - home[None, :])
-    close.append(gap <= window // 2)
-  rows, columns = close
-  both = rows[:, None, :, None] & columns[None, :, None, :]
-  return both.reshape(cells[0] * cells[1], grid[0] * grid[1])
+    near = np.kron(near, gap <= window // 2)
+  return near

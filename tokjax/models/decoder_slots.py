@@ -33,6 +33,12 @@ def check_slots(config: DecoderConfig, slots: Slots) -> None:
         f"{where} acts at {reduce.at!r}, inside attention; a decoder carries out"
         f" reductions at {', '.join(PLACES)}"
       )
+    if not set(reduce.free.kinds) & {Kind.TEXT, Kind.VISUAL}:
+      raise ValueError(
+        f"{where} reduces {[k.name for k in reduce.free.kinds]} tokens, and"
+        " prompts hold TEXT and VISUAL ones; give the reduction"
+        " free=Free((Kind.VISUAL,))"
+      )
     if reduce.gridded:
       raise ValueError(
         f"{where} works on a complete grid of tokens, which a text does not"

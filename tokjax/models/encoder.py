@@ -282,7 +282,7 @@ class Encoder(nn.Module):
     grid: tuple[int, ...],
     key: PRNGKeyArray | None = None,
     train: bool = False,
-    memory: dict[int, Array] | None = None,
+    memory: dict[tuple[int, int], Array] | None = None,
   ) -> tuple[Tokens, dict[str, Any]]:
     """Tokens `[b, n, d]` to `[b, m, d]`.
 
@@ -301,7 +301,7 @@ class Encoder(nn.Module):
     free = tokens.num_tokens - front
     stages = plan_stages(
       self.slots.reduce, sequence_of_patches(free, front, grid), cfg.depth,
-      recipe=self.slots.name,
+      recipe=self.slots.name, filled=bool(memory),
     )  # fmt: skip
     masked = tokens.mask is not None
     reducer = Reducer.create(

@@ -71,7 +71,7 @@ class Passage:
     away: what is to be given back, the latest last.
     plans: of every block so far.
     memory: what reductions that fill from a memory leave for the next call,
-      by their number.
+      by block and number.
     ids: what else travels with the tokens, in a language model their ids.
     shift: what renumbering took from the positions of each example, so far.
     attended: the shift at which the latest attention ran.
@@ -83,7 +83,7 @@ class Passage:
   carries: dict[int, Any] = dataclasses.field(default_factory=dict)
   away: tuple[Away, ...] = ()
   plans: tuple[tuple[Plan, ...], ...] = ()
-  memory: dict[int, Float[Array, "b n d"]] = dataclasses.field(
+  memory: dict[tuple[int, int], Float[Array, "b n d"]] = dataclasses.field(
     default_factory=dict
   )
   ids: Int[Array, "b n"] | None = None
@@ -108,14 +108,14 @@ class Reducer:
     keys: one random key for each example.
     train: use the soft forms.
     ragged: examples differ in how many tokens are real.
-    memory: what dropped tokens take, for each reduction that asks for it.
+    memory: what dropped tokens take, by block and number of the reduction.
   """
 
   stages: Stages
   keys: Key[Array, "b"] | None = None
   train: bool = False
   ragged: bool = False
-  memory: dict[int, Float[Array, "b n d"]] | None = None
+  memory: dict[tuple[int, int], Float[Array, "b n d"]] | None = None
 
   @classmethod
   def create(
@@ -128,7 +128,7 @@ class Reducer:
     ragged: bool,
     key: PRNGKeyArray | None,
     train: bool = False,
-    memory: dict[int, Array] | None = None,
+    memory: dict[tuple[int, int], Array] | None = None,
   ) -> "Reducer":
     """Raises ValueError where the recipe wants what the call lacks."""
     soft = train and any(r.soft is not None for r in slots.reduce)
@@ -264,14 +264,9 @@ class Reducer:
 
   def _returned(self, passage: Passage, away: Away) -> Passage:
     back, number = away.stage.reduce.back, away.stage.number
-    memory = None
+    key, memory = (away.stage.layer, number), None
     if back.fill == "memory":
-      memory = (self.memory or {}).get(number)
-      if memory is None and away.stage.keep < away.stage.arriving:
-        raise ValueError(
-          f"reduction {number} fills from a memory: pass memory=out['memory']"
-          " of the call before; the first call is one with keep=1"
-        )
+      memory = (self.memory or {}).get(key, jnp.zeros_like(away.passage.tokens.x))
     give = lambda plan, few, whole, memory: given_back(
       plan, few, back, whole, memory
     )
@@ -287,7 +282,7 @@ class Reducer:
     x = jax.vmap(give)(away.plan, x, before.tokens.x, memory)
     left = passage.memory
     if back.fill == "memory":
-      left = {**left, number: x}
+      left = {**left, key: x}
     # `before.away` knows of the plans up to this one, which is undone now.
     return before.replace(
       tokens=before.tokens.replace(x=x), carries=passage.carries,

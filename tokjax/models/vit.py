@@ -184,7 +184,7 @@ class ViT(nn.Module):
     mask: Bool[Array, "b n"] | None = None,
     key: PRNGKeyArray | None = None,
     train: bool = False,
-    memory: dict[int, Array] | None = None,
+    memory: dict[tuple[int, int], Array] | None = None,
   ) -> tuple[Array, dict[str, Any]]:
     """Classifies or encodes images.
 
@@ -195,7 +195,7 @@ class ViT(nn.Module):
       key: for recipes that are random, one key for the batch.
       train: recipes that train with soft masks use that form.
       memory: `out["memory"]` of an earlier call, for recipes that fill what
-        they drop from it.
+        they drop from it; None: every token is computed, which makes it.
 
     Returns:
       logits `[b, num_classes]` (without classes the pooled features, through
@@ -278,8 +278,29 @@ def check_slots(config: ViTConfig, slots: Slots) -> None:
     config.depth,
     recipe=slots.name,
   )
+  if slots.attend is not None:
+    check_attend(slots, stages)
   if getattr(slots.attend, "gridded", False):
     check_grid(slots, stages)
+
+
+def check_attend(slots: Slots, stages: Stages) -> None:
+  """Raises where a reduction inside attention does without the attend slot."""
+  square = getattr(slots.attend, "square", False)
+  for stage in (s for block in stages for s in block):
+    reduce, attend = stage.reduce, type(slots.attend).__name__
+    if reduce.at == "attention" and not reduce.around:
+      raise ValueError(
+        f"recipe {slots.name!r}: {reduce.recipe or 'a reduction'} moves the"
+        f" dense attention map itself, so that {attend} would have no effect in"
+        f" block {stage.layer}; use one of the two"
+      )
+    if reduce.at == "queries" and square:
+      raise ValueError(
+        f"recipe {slots.name!r}: {reduce.recipe or 'a reduction'} leaves fewer"
+        f" queries than keys in block {stage.layer}, and {attend} needs as many"
+        " of both; use one of the two"
+      )
 
 
 def check_grid(slots: Slots, stages: Stages) -> None:

@@ -125,9 +125,22 @@ def _names(kinds) -> str:
 
 
 def plan_stages(
-  reduces: tuple[Reduce, ...], sequence: Sequence, depth: int, *, recipe: str
+  reduces: tuple[Reduce, ...],
+  sequence: Sequence,
+  depth: int,
+  *,
+  recipe: str,
+  filled: bool = True,
 ) -> Stages:
   """The stages of every block, with static counts, checked.
+
+  Args:
+    reduces: in the order in which they act.
+    sequence: what they act on.
+    depth: number of blocks.
+    recipe: for messages.
+    filled: False: there is no memory yet, so that reductions that fill from one
+      leave every token (and make the memory).
 
   Raises:
     ValueError: a reduction that cannot be carried out; names recipe, block and
@@ -146,8 +159,9 @@ def plan_stages(
     ]
     for number, reduce in ordered:
       stage = _stage_at(
-        reduce, number, layer, depth, left, grid, recipe, len(reduces) > 1
-      )
+        reduce, number, layer, depth, left, grid, recipe, len(reduces) > 1,
+        filled,
+      )  # fmt: skip
       if stage is None:
         continue
       if reduce.gridded and grid is None:
@@ -180,7 +194,7 @@ def plan_stages(
 
 
 def _stage_at(
-  reduce, number, layer, depth, left, grid, recipe, several
+  reduce, number, layer, depth, left, grid, recipe, several, filled
 ) -> Stage | None:
   """The stage of a reduction at a block, None where it does nothing."""
   arriving = left.arriving(reduce)
@@ -196,8 +210,10 @@ def _stage_at(
     after = int(most[: arriving + 1].max())
   elif after > arriving and not several:
     check((None,) * layer + (after,), arriving, recipe=recipe)
+  memory = reduce.back is not None and reduce.back.fill == "memory"
+  if memory and not filled:
+    after = arriving
   if after >= arriving:
-    memory = reduce.back is not None and reduce.back.fill == "memory"
     idle = after > arriving or budget.bound or reduce.around
     if idle and not memory:
       return None
