@@ -18,6 +18,7 @@ from flax.core import unfreeze
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention.causal import Causal
+from tokjax.attention.padding import RealFirst
 from tokjax.cache import contract
 from tokjax.cache.contract import Arrivals, Attend, Carry, Layer, Memory
 from tokjax.cache.kv import KV
@@ -186,18 +187,26 @@ class Decoder(nn.Module):
 
     Args:
       tokens: ids.
-      mask: False for padding, at the end of each sequence; None: all are real.
+      mask: False for padding, wherever it stands; None: all are real. Real
+        tokens are the same text with or without it; what comes out at padding
+        means nothing.
       key, train: as other backbones take them; nothing here is random.
 
     Returns:
       logits, float32, and `out`: "features" (normed, `[b, n, d]`).
     """
     del key, train
-    valid = jnp.ones(tokens.shape, bool) if mask is None else mask
+    valid, order = jnp.ones(tokens.shape, bool), None
+    if mask is not None:
+      # Attention counts by place, with padding behind the real tokens.
+      order = RealFirst.of(mask)
+      tokens, valid = order.apply(tokens), order.apply(mask)
     rows, carry = self.enter(tokens, positions_of(valid), valid), {}
     for block in self.blocks:
       rows, carry, _ = block.forward(rows, carry)
     x = self.norm(rows.x)
+    if order is not None:
+      x = order.undo(x)
     return self.logits(x), {"features": x}
 
   def enter(
