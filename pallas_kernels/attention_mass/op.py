@@ -36,17 +36,36 @@ def _fwd(implementation, params, operands, weights, lse):
   if implementation.needs_transpose:
     operands = operands._replace(layout=operands.layout.with_transpose())
   run = op.batchable(functools.partial(implementation.forward, params))
-  result = run(operands, weights, _closed(operands, lse))
+  # A bad query has logits of NaN and no other NaN: hidden keys get exp(-inf).
+  good, _ = _good(operands, weights, lse)
+  given = hidden.forward(operands)
+  q = jnp.where(jnp.swapaxes(good, 1, 2)[..., None], given.q, jnp.nan)
+  closed = jnp.where(good, _closed(operands, lse), 0)
+  result = run(given._replace(q=q), jnp.where(good, weights, 1), closed)
   return result, (operands, weights, lse)
 
 
 def _bwd(implementation, params, residuals, cotangents):
   operands, weights, lse = residuals
   run = op.batchable(functools.partial(implementation.backward, params))
+  good, _ = _good(operands, weights, lse)
+  closed = jnp.where(good, _closed(operands, lse), jnp.inf)
+  weights = jnp.where(good, weights, 0)
   d_q, d_k, d_bias, r = run(
-    operands, weights, _closed(operands, lse), *cotangents
+    hidden.backward(operands), weights, closed, *cotangents
   )
   return (contract.Operands(d_q, d_k, None, d_bias, None), r, -weights * r)
+
+
+def _good(operands, weights, lse):
+  """Queries of which everything is finite, and which see some key.
+
+  Both bool `[B, H, Q]`. Bad ones give no gradients (see `walks.hidden`).
+  """
+  some = ~jnp.isneginf(lse)
+  good = jnp.swapaxes(hidden.finite(operands.q), 1, 2)
+  good = good & (jnp.isfinite(lse) | ~some) & jnp.isfinite(weights)
+  return good, some
 
 
 def _closed(operands, lse):

@@ -1,0 +1,124 @@
+"""What is hidden has no influence, whatever is stored there.
+
+Every operation is given NaN and infinities where a mask hides them, and must
+return what it returns for ordinary numbers, forward and backward; and whoever
+does see a NaN must not return a number.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import block_sparse_attention
+from pallas_kernels import layout as layouts
+
+IMPLEMENTATIONS = ("reference", "xla", "tpu_interpret")
+# Tokens 40 to 43 are stored badly, in the middle of one block of the kernels.
+N, BAD = 100, slice(40, 44)
+every_implementation = pytest.mark.parametrize(
+  "implementation", IMPLEMENTATIONS
+)
+
+
+def arrays():
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return {
+    "q": draw(1, N, 2, 8),
+    "k": draw(1, N, 1, 8),
+    "v": draw(1, N, 1, 8),
+    "bias": draw(1, 2, N),
+  }
+
+
+def spoiled(given, names):
+  """NaN and infinities in the bad tokens of some arrays."""
+  given = {name: x.copy() for name, x in given.items()}
+  for name in names:
+    along = (0, slice(None), BAD) if name == "bias" else (0, BAD)
+    shape = given[name][along].shape
+    bad = np.resize(np.array([np.nan, np.inf, -np.inf], np.float32), shape)
+    given[name][along] = np.abs(bad) if name == "bias" else bad
+  return given
+
+
+def ids():
+  """A segment of their own for the bad tokens."""
+  own = np.zeros((1, N), np.int32)
+  own[:, BAD] = 1
+  return own
+
+
+@functools.partial(jax.jit, static_argnames=("implementation", "how"))
+def attention(given, weight, *, implementation, how):
+  """Output, log-sum-exp and gradients; bad tokens are hidden from the others.
+
+  `how`: "mask" (causal: only later queries see them), "segments", or "bias"
+  (minus infinity, for the first head only).
+  """
+  layout = layouts.from_pattern(
+    layouts.Causal() if how == "mask" else layouts.Full(), q_len=N
+  )
+
+  def run(given):
+    more = {}
+    if how == "segments":
+      more = {"q_segment_ids": ids(), "k_segment_ids": ids()}
+    bias = given["bias"]
+    if how == "bias":
+      bias = bias.at[:, 0, BAD].set(-jnp.inf)
+    out, lse = block_sparse_attention(
+      given["q"], given["k"], given["v"], layout,
+      bias=None if how == "segments" else bias,
+      implementation=implementation, return_lse=True, precision="highest",
+      **more,
+    )  # fmt: skip
+    rows = jnp.swapaxes(out, 1, 2)
+    loss = jnp.where(weight, rows.sum(-1), 0) ** 2 + jnp.where(weight, lse, 0)
+    return loss.sum(), (rows, lse)
+
+  return jax.grad(run, has_aux=True)(given)
+
+
+def watched(how):
+  """Queries `[1, 2, N]` that do not see the bad tokens."""
+  rows = np.ones((1, 2, N), bool)
+  if how == "mask":
+    rows[:, :, BAD.start :] = False
+  elif how == "segments":
+    rows[:, :, BAD] = False
+  else:
+    rows[:, 1] = False
+  return rows
+
+
+@pytest.mark.parametrize("how", ("mask", "segments", "bias"))
+@every_implementation
+def test_block_sparse_attention(implementation, how):
+  rows = watched(how)
+  run = functools.partial(
+    attention, weight=rows, implementation=implementation, how=how
+  )
+  names = "kv" if how == "bias" else ("q", "k", "v", "bias")
+  clean, bad = arrays(), spoiled(arrays(), names)
+  expected, results = run(clean)
+  gradients, found = run(bad)
+  for x, y in zip(found, results, strict=True):
+    np.testing.assert_array_equal(np.asarray(x)[rows], np.asarray(y)[rows])
+    assert np.isnan(np.asarray(x)[~rows]).all()
+  for name, gradient in gradients.items():
+    np.testing.assert_array_equal(gradient, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("implementation", ("reference", "xla"))
+def test_queries_that_see_nan_have_no_number_as_gradient(implementation):
+  rows = np.ones((1, 2, N), bool)
+  gradients, _ = attention(
+    spoiled(arrays(), "v"), rows, implementation=implementation, how="mask"
+  )
+  sees = ~watched("mask")[0].swapaxes(0, 1)
+  d_q = np.asarray(gradients["q"][0])
+  assert np.isnan(d_q[sees]).all() and np.isfinite(d_q[~sees]).all()
