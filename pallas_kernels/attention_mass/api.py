@@ -21,7 +21,7 @@ from pallas_kernels.attention_mass import op, reference
 from pallas_kernels.block_sparse_attention import op as attention_op
 from pallas_kernels.block_sparse_attention import registry
 from pallas_kernels.layout import elements
-from pallas_kernels.walks import canonical, contract, numerics
+from pallas_kernels.walks import canonical, contract, hidden, numerics
 
 _PACKAGE = "pallas_kernels.attention_mass"
 
@@ -165,6 +165,8 @@ def attention_rows(
   )
   params = canonical.params(q, scale, soft_cap, precision)
   k_len, dtype = layout.k_len, contract.acc_dtype(q)
+  good = _good_pairs(operands, rows)[..., :k_len]
+  operands = hidden.backward(operands)
   chosen = operands.q[:, rows].astype(dtype)
   groups = operands.k.shape[2]
   chosen = chosen.reshape(chosen.shape[:2] + (groups, heads // groups, -1))
@@ -177,6 +179,22 @@ def attention_rows(
   if operands.bias is not None:
     logits = logits + operands.bias[:, :, None, :k_len]
   mask = mask & (logits > -jnp.inf)
+  # Rows that see something that is not finite are NaN where they see anything.
+  bad = jnp.any(mask & ~good, axis=-1, keepdims=True)
   logits = jnp.where(mask, logits, contract.MAX_INIT)
   p = jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0)
+  p = jnp.where(mask & bad, jnp.nan, p)
   return p.reshape(batch + p.shape[1:])
+
+
+def _good_pairs(operands, rows):
+  """Whether query, key and bias are finite, or the bias hides the key.
+
+  bool `[B, H or 1, r, K]`.
+  """
+  q, k, _, bias, _ = operands
+  keys = hidden.of_queries(jnp.swapaxes(hidden.finite(k), 1, 2), q.shape[2])
+  if bias is not None:
+    keys = keys & jnp.isfinite(bias) | jnp.isneginf(bias)
+  queries = jnp.swapaxes(hidden.finite(q[:, rows]), 1, 2)
+  return keys[:, :, None, :] & queries[..., None]

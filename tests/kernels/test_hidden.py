@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import block_sparse_attention
+from pallas_kernels import attention_mass, block_sparse_attention
 from pallas_kernels import layout as layouts
+from pallas_kernels.attention_mass.api import attention_rows
 
 IMPLEMENTATIONS = ("reference", "xla", "tpu_interpret")
 # Tokens 40 to 43 are stored badly, in the middle of one block of the kernels.
@@ -122,3 +123,59 @@ def test_queries_that_see_nan_have_no_number_as_gradient(implementation):
   sees = ~watched("mask")[0].swapaxes(0, 1)
   d_q = np.asarray(gradients["q"][0])
   assert np.isnan(d_q[sees]).all() and np.isfinite(d_q[~sees]).all()
+
+
+@functools.partial(jax.jit, static_argnames=("implementation", "segments"))
+def mass(given, weights, *, implementation, segments):
+  """Attention that keys receive, and gradients; "rows": of some queries."""
+  layout = layouts.from_pattern(
+    layouts.Full() if segments else layouts.Causal(), q_len=N
+  )
+  more = {"q_segment_ids": ids(), "k_segment_ids": ids()} if segments else {}
+  shown = ~ids()[0].astype(bool) if segments else np.arange(N) < BAD.start
+
+  def run(given):
+    more["bias"] = None if segments else given["bias"]
+    if implementation == "rows":
+      rows = np.flatnonzero(shown)[::7]
+      found = attention_rows(given["q"], given["k"], rows, layout=layout, **more)
+      found = found.sum(axis=2)
+    else:
+      found = attention_mass(
+        given["q"], given["k"], layout=layout, weights=weights,
+        implementation=implementation, precision="highest", **more,
+      )  # fmt: skip
+    return jnp.sum(jnp.where(shown, found, 0) ** 2), found[..., shown]
+
+  gradients, found = jax.grad(run, has_aux=True)(given)
+  return {name: gradients[name] for name in ("q", "k")}, found
+
+
+@pytest.mark.parametrize("segments", (False, True))
+@pytest.mark.parametrize("implementation", (*IMPLEMENTATIONS, "rows"))
+def test_attention_mass(implementation, segments):
+  # Causal: queries that see the bad keys are left out by their weight.
+  weights = np.ones(N, np.float32)
+  if not segments:
+    weights[BAD.start :] = 0
+  run = functools.partial(
+    mass, weights=weights, implementation=implementation, segments=segments
+  )
+  names = ("q", "k") if segments else ("q", "k", "bias")
+  expected, results = run(arrays())
+  gradients, found = run(spoiled(arrays(), names))
+  np.testing.assert_array_equal(found, results)
+  for name, gradient in gradients.items():
+    np.testing.assert_array_equal(gradient, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("implementation", ("reference", "xla", "rows"))
+def test_keys_that_a_nan_query_sees_receive_no_number(implementation):
+  given = spoiled(arrays(), "q")
+  if implementation == "rows":
+    found = attention_rows(given["q"], given["k"], np.array([41]))
+  else:
+    found = attention_mass(
+      given["q"], given["k"], implementation=implementation
+    )
+  assert np.isnan(found).all()
