@@ -6,12 +6,13 @@ filled entries are read. Forward only (the loops have run-time lengths), except
 for "reference", which is differentiable.
 """
 
+from jax import lax
 from jax import numpy as jnp
 
 from pallas_kernels import choice
 from pallas_kernels.block_sparse_attention import op
 from pallas_kernels.decode_attention import operands as forms
-from pallas_kernels.walks import contract
+from pallas_kernels.walks import contract, hidden
 
 _PACKAGE = "pallas_kernels.decode_attention"
 
@@ -93,7 +94,7 @@ def decode_attention(
   )
   run = lambda x: chosen.forward(x, options)
   if chosen.name != "reference":
-    run = op.batchable(run)
+    run = op.batchable(lambda x: _forward(chosen, x, options))
   out, lse = run(operands)  # [B, t, H, Dv], [B, H, t]
   if sinks is not None:
     out, lse = op.apply_sinks(
@@ -102,3 +103,21 @@ def decode_attention(
   out = out.astype(q.dtype).reshape(q.shape[:-1] + v.shape[-1:])
   lse = lse.reshape(q.shape[:-3] + lse.shape[1:])
   return (out, lse) if return_lse else out
+
+
+def _forward(chosen, operands, options):
+  """The kernel's results, without influence of what is hidden.
+
+  A kernel multiplies hidden values by zero. Only where that has made something
+  of the result not finite is it computed again, from a cache whose bad entries
+  are marked (see `walks.hidden`): looking for them in advance would read the
+  whole cache once more in every step.
+  """
+  first = chosen.forward(operands, options)
+
+  def again():
+    marked = forms.marked(operands, options)
+    return hidden.results(*chosen.forward(marked, options))
+
+  fine = jnp.isfinite(first[0]).all() & ~jnp.isnan(first[1]).any()
+  return lax.cond(fine, lambda: first, again)

@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import attention_mass, block_sparse_attention
+from pallas_kernels import (
+  attention_mass,
+  block_sparse_attention,
+  decode_attention,
+  linear_attention,
+)
 from pallas_kernels import layout as layouts
 from pallas_kernels.attention_mass.api import attention_rows
 
@@ -179,3 +184,40 @@ def test_keys_that_a_nan_query_sees_receive_no_number(implementation):
       given["q"], given["k"], implementation=implementation
     )
   assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("how", ("length", "list", "bias", "causal"))
+@every_implementation
+def test_decode_attention(implementation, how):
+  """An unfilled part, blocks that are not read, and keys that a bias hides."""
+  rng = np.random.default_rng(1)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  t = 2 if how == "causal" else 1
+  q, k, v = draw(1, t, 2, 128), draw(1, 256, 1, 128), draw(1, 256, 1, 128)
+  bias = np.zeros((1, 2, 256), np.float32)
+  first, options = 128, {}
+  if how == "length":
+    options = {"lengths": jnp.array([128])}
+  elif how == "list":
+    options = {"blocks": jnp.array([[[0, 1]]]), "counts": jnp.array([[1]])}
+  elif how == "bias":
+    bias[:, 0, 128:] = -np.inf
+    options = {"bias": bias}
+  else:
+    first, options = 255, {"causal": True}
+  run = functools.partial(
+    decode_attention, implementation=implementation, return_lse=True, **options
+  )
+  expected = run(q, k, v)
+  k[:, first:], v[:, first:] = np.nan, np.inf
+  out, lse = (np.asarray(x) for x in run(q, k, v))
+  if how in ("length", "list"):
+    np.testing.assert_array_equal(out, expected[0])
+    np.testing.assert_array_equal(lse, expected[1])
+    return
+  # The second head, or the second query, sees what is not finite.
+  rows = out[0].swapaxes(0, 1) if how == "bias" else out[0]
+  clean = np.asarray(expected[0][0])
+  clean = clean.swapaxes(0, 1) if how == "bias" else clean
+  np.testing.assert_array_equal(rows[0], clean[0])
+  assert np.isnan(rows[1]).all() and np.isnan(lse).any()
