@@ -221,3 +221,37 @@ def test_decode_attention(implementation, how):
   clean = clean.swapaxes(0, 1) if how == "bias" else clean
   np.testing.assert_array_equal(rows[0], clean[0])
   assert np.isnan(rows[1]).all() and np.isnan(lse).any()
+
+
+@functools.partial(jax.jit, static_argnames=("implementation",))
+def linear(given, *, implementation):
+  """Outputs before the bad tokens, all outputs, and gradients of the former."""
+
+  def run(given):
+    out, last = linear_attention(
+      given["q"], given["k"], given["v"], log_decay=jnp.float32(-0.1),
+      implementation=implementation, precision="highest", return_state=True,
+      block=32,
+    )  # fmt: skip
+    early = out[:, : BAD.start]
+    return jnp.sum(early**2), (early, out[:, BAD.start :], last)
+
+  gradients, found = jax.grad(run, has_aux=True)(given)
+  return {name: gradients[name] for name in "qkv"}, found
+
+
+@pytest.mark.parametrize("names", ("kv", "q"))
+@every_implementation
+def test_linear_attention(implementation, names):
+  run = functools.partial(linear, implementation=implementation)
+  expected, (early, late, state) = run(arrays())
+  gradients, found = run(spoiled(arrays(), names))
+  np.testing.assert_array_equal(found[0], early)
+  if names == "q":
+    reached = np.isnan(found[1]).all(axis=(0, 2, 3))
+    np.testing.assert_array_equal(reached, np.arange(N - BAD.start) < 4)
+    np.testing.assert_array_equal(found[2], state)
+  else:
+    assert np.isnan(found[1]).all() and np.isnan(found[2]).all()
+  for name, gradient in gradients.items():
+    np.testing.assert_array_equal(gradient, expected[name], err_msg=name)
