@@ -45,14 +45,19 @@ class Options:
   heads_first: bool = False
 
 
-def canonical(
-  q, k, v, lengths, blocks, tokens, counts, bias, heads_first=False
-):
+def canonical(given, heads_first=False):
   """Checks shapes and flattens the batch axes.
+
+  Args:
+    given: `Operands` as a caller gives them: arrays with any number of batch
+      axes, `lengths` and `counts` None or anything that broadcasts, `bias`
+      broadcastable to `[*b, H, n]`.
+    heads_first: as in `Options`.
 
   Raises:
     ValueError: for shapes that do not fit together.
   """
+  q, k, v, lengths, bias, blocks, tokens, counts = given
   # What k would be with its heads behind its entries.
   entries, head_axis = (-2, -3) if heads_first else (-3, -2)
   if (

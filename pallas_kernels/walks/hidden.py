@@ -25,8 +25,8 @@ def finite(*arrays):
 
 
 def zeroed(x, good):
-  """Rows `[..., n, d]` with zeros where not `good`, `[..., n]`; None stays."""
-  return None if x is None else jnp.where(good[..., None], x, 0)
+  """Rows `[..., n, d]` with zeros where not `good`, `[..., n]`."""
+  return jnp.where(good[..., None], x, 0)
 
 
 def of_queries(x, heads, axis=1):
@@ -38,7 +38,7 @@ def forward(operands):
   """Operands for a forward kernel: bad keys have zeros and logits of NaN."""
   q, k, v, bias, _ = operands
   good = finite(k, v)
-  v = zeroed(v, good)
+  v = None if v is None else zeroed(v, good)
   if bias is None:
     return operands._replace(k=jnp.where(good[..., None], k, jnp.nan), v=v)
   shown = of_queries(jnp.swapaxes(good, 1, 2), q.shape[2]) | _hides(bias)
@@ -58,8 +58,9 @@ def backward(operands):
   good = finite(k, v)
   if bias is not None:
     bias = jnp.where(jnp.isfinite(bias) | _hides(bias), bias, 0)
+  v = None if v is None else zeroed(v, good)
   return operands._replace(
-    q=zeroed(q, finite(q)), k=zeroed(k, good), v=zeroed(v, good), bias=bias
+    q=zeroed(q, finite(q)), k=zeroed(k, good), v=v, bias=bias
   )
 
 

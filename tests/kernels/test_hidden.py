@@ -143,8 +143,9 @@ def mass(given, weights, *, implementation, segments):
     more["bias"] = None if segments else given["bias"]
     if implementation == "rows":
       rows = np.flatnonzero(shown)[::7]
-      found = attention_rows(given["q"], given["k"], rows, layout=layout, **more)
-      found = found.sum(axis=2)
+      found = attention_rows(
+        given["q"], given["k"], rows, layout=layout, **more
+      ).sum(axis=2)
     else:
       found = attention_mass(
         given["q"], given["k"], layout=layout, weights=weights,
