@@ -28,7 +28,9 @@ from experiments.bench.candidates import Candidate, Unavailable
 from experiments.sweeps.count import Count
 from tokjax.attention import estimators
 
-ESTIMATORS = tuple(name for name in estimators.__all__ if name != "share")
+ESTIMATORS = tuple(
+  name for name in estimators.__all__ if name not in ("Blocked", "share")
+)
 OPPONENTS = (*candidates.DENSE, "splash", "flex")
 
 

@@ -12,37 +12,41 @@ weights and lse. Sums accumulate in float32 (float64 for float64 inputs). Rows
 are two plain products on every backend; the sums have kernels of their own.
 """
 
+from typing import Any
+
 import jax
 from jax import numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import choice
 from pallas_kernels import layout as layouts
 from pallas_kernels.attention_mass import op, reference
 from pallas_kernels.block_sparse_attention import op as attention_op
 from pallas_kernels.block_sparse_attention import registry
-from pallas_kernels.layout import elements
-from pallas_kernels.walks import canonical, contract, numerics
+from pallas_kernels.layout import BlockLayout, elements
+from pallas_kernels.walks import canonical, contract, hidden, numerics
 
 _PACKAGE = "pallas_kernels.attention_mass"
 
 
 def masses(
-  q,
-  k,
+  q: Float[Array, "*b q h d"],
+  k: Float[Array, "*b k g d"],
   *,
-  layout=None,
-  lse=None,
-  weights=None,
-  bias=None,
-  q_segment_ids=None,
-  k_segment_ids=None,
-  scale=None,
-  soft_cap=None,
-  precision=None,
-  implementation=None,
-  block_q=128,
-  block_k=128,
-):
+  layout: BlockLayout | None = None,
+  lse: Float[Array, "*b h q"] | None = None,
+  weights: Float[Array, "..."] | None = None,
+  bias: Float[Array, "..."] | None = None,
+  q_segment_ids: Int[Array, "*b q"] | None = None,
+  k_segment_ids: Int[Array, "*b k"] | None = None,
+  scale: float | None = None,
+  soft_cap: float | None = None,
+  precision: jax.lax.PrecisionLike = None,
+  implementation: str | None = None,
+  block_q: int = 128,
+  block_k: int = 128,
+) -> tuple[Float[Array, "*b h k"], Float[Array, "*b h i j"]]:
   """Column sums and block sums of the softmax, per head.
 
   Args:
@@ -62,7 +66,8 @@ def masses(
     block_q, block_k: block sizes in tokens where no layout says them.
 
   Returns:
-    float32 `[*b, H, k_len]` and `[*b, H, q blocks, k blocks]`.
+    float32 `[*b, H, k_len]` and `[*b, H, q blocks, k blocks]`. A query that is
+    hidden from a key, or has weight 0, gives it 0, also where it is not finite.
 
   Raises:
     ValueError: for shapes that do not fit, or an unknown implementation.
@@ -72,11 +77,11 @@ def masses(
     layout = layouts.full(
       q_len=q.shape[-3], k_len=k.shape[-3], block_q=block_q, block_k=block_k
     )
-  canonical.check(q, k, None, layout)
-  operands = canonical.operands(
-    q, k, None, layout, bias, q_segment_ids, k_segment_ids
-  )
-  params = canonical.params(q, scale, soft_cap, precision)
+  operands, params = canonical.Call(
+    q=q, k=k, layout=layout, bias=bias, q_segment_ids=q_segment_ids,
+    k_segment_ids=k_segment_ids, scale=scale, soft_cap=soft_cap,
+    precision=precision,
+  ).canonical()  # fmt: skip
   chosen = choice.choose(
     choice.implementations(_PACKAGE), (operands, params), implementation
   )
@@ -99,7 +104,9 @@ def masses(
   )
 
 
-def attention_mass(q, k, **options):
+def attention_mass(
+  q: Float[Array, "*b q h d"], k: Float[Array, "*b k g d"], **options: Any
+) -> Float[Array, "*b h k"]:
   """Column sums of the softmax: the attention each key receives, per head.
 
   Args:
@@ -111,7 +118,9 @@ def attention_mass(q, k, **options):
   return masses(q, k, **options)[0]
 
 
-def block_mass(q, k, **options):
+def block_mass(
+  q: Float[Array, "*b q h d"], k: Float[Array, "*b k g d"], **options: Any
+) -> Float[Array, "*b h i j"]:
   """Softmax mass of each block: what a perfect block estimator would know.
 
   Args:
@@ -133,50 +142,66 @@ def _lse(operands, params, name):
 
 
 def attention_rows(
-  q,
-  k,
-  rows,
+  q: Float[Array, "*b q h d"],
+  k: Float[Array, "*b k g d"],
+  rows: ArrayLike,
   *,
-  layout=None,
-  bias=None,
-  q_segment_ids=None,
-  k_segment_ids=None,
-  scale=None,
-  soft_cap=None,
-  precision=None,
-):
+  layout: BlockLayout | None = None,
+  **options: Any,
+) -> Float[Array, "*b h r k"]:
   """Softmax rows of chosen queries, such as a class token or the last ones.
 
   Args:
-    q, k, layout, bias, q_segment_ids, k_segment_ids, scale, soft_cap,
-      precision: as in `attention_mass`.
+    q, k, layout: as in `masses`.
     rows: int `[r]`, query positions `0 ... q_len - 1`, the same for the batch.
+    **options: bias, q_segment_ids, k_segment_ids, scale, soft_cap and precision
+      as in `masses`.
 
   Returns:
     float32 `[*b, H, r, k_len]`; a row that sees nothing is all 0.
+
+  Raises:
+    ValueError: for shapes that do not fit together.
+    TypeError: for an option that there is not.
   """
   rows = jnp.asarray(rows, jnp.int32)
   if layout is None:
     layout = layouts.full(q_len=q.shape[-3], k_len=k.shape[-3])
-  canonical.check(q, k, None, layout)
+  call = canonical.Call(q=q, k=k, layout=layout, **options)
+  operands, params = call.canonical()
   batch, heads = q.shape[:-3], q.shape[-2]
-  operands = canonical.operands(
-    q, k, None, layout, bias, q_segment_ids, k_segment_ids
-  )
-  params = canonical.params(q, scale, soft_cap, precision)
   k_len, dtype = layout.k_len, contract.acc_dtype(q)
+  good = _good_pairs(operands, rows)[..., :k_len]
+  operands = hidden.backward(operands)
   chosen = operands.q[:, rows].astype(dtype)
   groups = operands.k.shape[2]
   chosen = chosen.reshape(chosen.shape[:2] + (groups, heads // groups, -1))
   keys = operands.k[:, :k_len].astype(dtype)
   s = params.scale * jnp.einsum(
-    "brgmd,bjgd->bgmrj", chosen, keys, precision=precision
+    "brgmd,bjgd->bgmrj", chosen, keys, precision=params.precision
   )
-  logits = numerics.capped(s.reshape(s.shape[0], heads, *s.shape[3:]), soft_cap)
+  s = s.reshape(s.shape[0], heads, *s.shape[3:])
+  logits = numerics.capped(s, params.soft_cap)
   mask = elements.row_masks(operands.layout.expand_heads(heads), rows)
   if operands.bias is not None:
     logits = logits + operands.bias[:, :, None, :k_len]
   mask = mask & (logits > -jnp.inf)
+  # Rows that see something that is not finite are NaN where they see anything.
+  bad = jnp.any(mask & ~good, axis=-1, keepdims=True)
   logits = jnp.where(mask, logits, contract.MAX_INIT)
   p = jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0)
+  p = jnp.where(mask & bad, jnp.nan, p)
   return p.reshape(batch + p.shape[1:])
+
+
+def _good_pairs(operands, rows):
+  """Whether query, key and bias are finite, or the bias hides the key.
+
+  bool `[B, H or 1, r, K]`.
+  """
+  q, k, _, bias, _ = operands
+  keys = hidden.of_queries(jnp.swapaxes(hidden.finite(k), 1, 2), q.shape[2])
+  if bias is not None:
+    keys = keys & jnp.isfinite(bias) | jnp.isneginf(bias)
+  queries = jnp.swapaxes(hidden.finite(q[:, rows]), 1, 2)
+  return keys[:, :, None, :] & queries[..., None]

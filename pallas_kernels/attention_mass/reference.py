@@ -3,7 +3,7 @@
 from jax import numpy as jnp
 
 from pallas_kernels.block_sparse_attention import reference
-from pallas_kernels.walks import contract, numerics
+from pallas_kernels.walks import contract, hidden, numerics
 
 
 def masses(params, operands, weights, lse=None):
@@ -15,7 +15,9 @@ def masses(params, operands, weights, lse=None):
     weights: `[B, H, Q]`.
     lse: `[B, H, Q]`, or None to compute it here.
   """
-  q, k, _, bias, layout = operands
+  mask = reference.shown(operands)
+  bad = reference.sees_bad(operands, mask)
+  q, k, _, bias, layout = hidden.backward(operands)
   heads, groups = q.shape[2], k.shape[2]
   dtype = contract.acc_dtype(q)
   k = jnp.repeat(k.astype(dtype), heads // groups, axis=2)
@@ -23,19 +25,22 @@ def masses(params, operands, weights, lse=None):
     "bihd,bjhd->bhij", q.astype(dtype), k, precision=params.precision
   )
   logits = numerics.capped(s, params.soft_cap)
-  mask = reference.visible(layout, heads, q.shape[1], k.shape[1])
   if bias is not None:
     logits = logits + bias[:, :, None, :]
-    mask = mask & (bias > -jnp.inf)[:, :, None, :]
   mask = jnp.broadcast_to(mask, logits.shape)
   if lse is None:
     lse = reference.log_sum_exp(jnp.where(mask, logits, -jnp.inf))
-  mask = mask & (lse > -jnp.inf)[..., None]
+  # Bad queries, and those that an lse of NaN says to be, give NaN to what they
+  # see, unless they are left out.
+  bad = (bad | ~(jnp.isfinite(lse) | jnp.isneginf(lse))) & (weights != 0)
+  bad = bad | ~jnp.isfinite(weights)
+  weights = jnp.where(bad, 0, weights)
+  mask = mask & ~jnp.isneginf(lse)[..., None]
   exponent = jnp.where(
-    mask, logits - jnp.where(jnp.isneginf(lse), 0, lse)[..., None], -jnp.inf
+    mask, logits - jnp.where(jnp.isfinite(lse), lse, 0)[..., None], -jnp.inf
   )
   p = jnp.where(mask, jnp.exp(jnp.where(mask, exponent, 0)), 0)
-  p = p * weights[..., None]
+  p = jnp.where(bad[..., None] & mask, jnp.nan, p * weights[..., None])
   blocks = p.reshape(
     p.shape[:2]
     + (layout.q_blocks, layout.block_q, layout.k_blocks, layout.block_k)

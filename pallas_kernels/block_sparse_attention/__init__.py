@@ -1,4 +1,4 @@
-"""Block-sparse attention: `api.py` (use) and `contract.py` (kernels)."""
+"""Block-sparse attention; `api.py` is for use, `registry.py` for kernels."""
 
 from pallas_kernels.block_sparse_attention.api import block_sparse_attention
 from pallas_kernels.block_sparse_attention.api import resolve_implementation

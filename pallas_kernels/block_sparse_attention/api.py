@@ -1,27 +1,34 @@
-"""`block_sparse_attention`: the public function; see `contract` for meaning."""
+"""`block_sparse_attention`: the public function.
+
+Its exact meaning is in `pallas_kernels.walks.contract`.
+"""
+
+from typing import Any
 
 import jax
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.block_sparse_attention import op, reference, registry
+from pallas_kernels.layout import BlockLayout
 from pallas_kernels.walks import canonical, contract
 
 
 def block_sparse_attention(
-  q,
-  k,
-  v,
-  layout,
+  q: Float[Array, "*b q h d"],
+  k: Float[Array, "*b k g d"],
+  v: Float[Array, "*b k g e"],
+  layout: BlockLayout,
   *,
-  bias=None,
-  q_segment_ids=None,
-  k_segment_ids=None,
-  scale=None,
-  soft_cap=None,
-  sinks=None,
-  return_lse=False,
-  precision=None,
-  implementation=None,
-):
+  bias: Float[Array, "..."] | None = None,
+  q_segment_ids: Int[Array, "*b q"] | None = None,
+  k_segment_ids: Int[Array, "*b k"] | None = None,
+  scale: float | None = None,
+  soft_cap: float | None = None,
+  sinks: Float[Array, "h"] | None = None,
+  return_lse: bool = False,
+  precision: jax.lax.PrecisionLike = None,
+  implementation: str | None = None,
+) -> Any:
   """Attention over the key blocks that a layout lists, forward and backward.
 
   Args:
@@ -45,29 +52,23 @@ def block_sparse_attention(
     implementation: None, or a name of `registry.implementations()`.
 
   Returns:
-    `[*b, q_len, H, Dv]` in q's dtype, and with `return_lse` also lse
-    `[*b, H, q_len]`, float32 (float64 for float64). A query that sees no key
-    yields 0, and -inf (or its sink) as lse.
+    `[*b, q_len, H, Dv]` in q's dtype, and with `return_lse` a tuple of that and
+    lse `[*b, H, q_len]`, float32 (float64 for float64). A query that sees no
+    key yields 0, and -inf (or its sink) as lse. What is hidden from a query
+    has no influence on it, also where it is not finite; a query that sees
+    something that is not finite yields NaN.
 
   Raises:
     ValueError: for shapes that do not fit together, or an unknown name.
     NotImplementedError: if the named implementation cannot run this call.
   """
-  batch = q.shape[:-3]
-  chosen, operands, params = _prepare(
-    q,
-    k,
-    v,
-    layout,
-    bias,
-    q_segment_ids,
-    k_segment_ids,
-    scale,
-    soft_cap,
-    precision,
-    implementation,
-    None,
-  )
+  call = canonical.Call(
+    q=q, k=k, v=v, layout=layout, bias=bias, q_segment_ids=q_segment_ids,
+    k_segment_ids=k_segment_ids, scale=scale, soft_cap=soft_cap,
+    precision=precision,
+  )  # fmt: skip
+  operands, params = call.canonical()
+  chosen = registry.resolve(operands, params, implementation)
   if sinks is not None:
     if sinks.shape != q.shape[-2:-1]:
       raise ValueError(
@@ -83,78 +84,41 @@ def block_sparse_attention(
   if not return_lse:
     return out
   lse = lse[:, :, : layout.q_len]
-  return out, lse.reshape(batch + lse.shape[1:])
+  return out, lse.reshape(q.shape[:-3] + lse.shape[1:])
 
 
 def resolve_implementation(
-  q,
-  k,
-  v,
-  layout,
+  q: Float[Array, "*b q h d"],
+  k: Float[Array, "*b k g d"],
+  v: Float[Array, "*b k g e"],
+  layout: BlockLayout,
   *,
-  bias=None,
-  q_segment_ids=None,
-  k_segment_ids=None,
-  scale=None,
-  soft_cap=None,
-  sinks=None,
-  precision=None,
-  implementation=None,
-  platform=None,
-):
+  implementation: str | None = None,
+  platform: str | None = None,
+  sinks: Float[Array, "h"] | None = None,
+  **options: Any,
+) -> str:
   """Returns the name of the implementation that such a call would run.
 
-  Arguments are those of `block_sparse_attention`; arrays may be
-  `jax.ShapeDtypeStruct`s. `platform` is "cpu", "gpu" or "tpu", by default the
-  default backend's.
+  Args:
+    q, k, v, layout, sinks, implementation: as in `block_sparse_attention`;
+      arrays may be `jax.ShapeDtypeStruct`s.
+    platform: "cpu", "gpu" or "tpu", by default the default backend's.
+    **options: further arguments of `block_sparse_attention` that say what is
+      computed: bias, segment ids, scale, soft_cap, precision.
 
   Raises:
     ValueError, NotImplementedError: as `block_sparse_attention`.
+    TypeError: for an option that it does not have.
   """
   del sinks  # Handled around every implementation alike.
   found = []
 
-  def trace(q, k, v, layout, bias, q_segment_ids, k_segment_ids):
-    found.append(
-      _prepare(
-        q,
-        k,
-        v,
-        layout,
-        bias,
-        q_segment_ids,
-        k_segment_ids,
-        scale,
-        soft_cap,
-        precision,
-        implementation,
-        platform,
-      )[0].name
-    )
+  def trace(call):
+    operands, params = call.canonical()
+    chosen = registry.resolve(operands, params, implementation, platform)
+    found.append(chosen.name)
 
-  jax.eval_shape(trace, q, k, v, layout, bias, q_segment_ids, k_segment_ids)
+  call = canonical.Call(q=q, k=k, v=v, layout=layout, **options)
+  jax.eval_shape(trace, call)
   return found[0]
-
-
-def _prepare(
-  q,
-  k,
-  v,
-  layout,
-  bias,
-  q_segment_ids,
-  k_segment_ids,
-  scale,
-  soft_cap,
-  precision,
-  implementation,
-  platform,
-):
-  """Returns the implementation, and operands and params in canonical form."""
-  canonical.check(q, k, v, layout)
-  operands = canonical.operands(
-    q, k, v, layout, bias, q_segment_ids, k_segment_ids
-  )
-  params = canonical.params(q, scale, soft_cap, precision)
-  chosen = registry.resolve(operands, params, implementation, platform)
-  return chosen, operands, params

@@ -21,7 +21,7 @@ from pallas_kernels.block_sparse_attention import (
   gpu_forward,
   gpu_plan,
 )
-from pallas_kernels.walks import contract
+from pallas_kernels.walks import contract, int32
 
 _DTYPES = ("bfloat16", "float16")
 # The simulator, which JAX before 0.11.2 has not.
@@ -90,7 +90,7 @@ def interpreted(**options):
     def call(*args):
       return fn(*args, interpret=_SIMULATOR(**options))
 
-    return call
+    return int32.traced(call)
 
   return contract.Implementation(
     "gpu_interpret",
@@ -104,8 +104,8 @@ def interpreted(**options):
 IMPLEMENTATIONS = (
   contract.Implementation(
     "gpu",
-    gpu_forward.forward,
-    gpu_backward.backward,
+    int32.traced(gpu_forward.forward),
+    int32.traced(gpu_backward.backward),
     _supports_here,
     platforms=("gpu",),
     needs_transpose=True,

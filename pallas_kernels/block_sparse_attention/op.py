@@ -1,5 +1,7 @@
 """Everything around a kernel: custom VJP, vmap, sinks, delta and empty rows.
 
+What is not finite is kept from kernels here too (see `walks.hidden`).
+
 `attend` works on canonical operands (`contract.Operands`). The custom VJP is
 outermost; inside it forward and backward are custom-vmapped, so that a vmap of
 any depth becomes a larger batch and a kernel never sees a batching tracer.
@@ -10,7 +12,7 @@ import functools
 import jax
 from jax import numpy as jnp
 
-from pallas_kernels.walks import contract
+from pallas_kernels.walks import contract, hidden
 
 
 def apply_sinks(out, lse, sinks):
@@ -49,7 +51,7 @@ def attend(implementation, params, operands, sinks):
 
 def _attend_fwd(implementation, params, operands, sinks):
   forward = batchable(functools.partial(_forward, implementation, params))
-  out, lse = forward(operands)
+  out, lse = hidden.results(*forward(hidden.forward(operands)))
   if sinks is not None:
     out, lse = apply_sinks(out, lse, sinks)
   return (out, lse), (operands, sinks, out, lse)
@@ -65,6 +67,9 @@ def _attend_bwd(implementation, params, residuals, cotangents):
   dtype = contract.acc_dtype(operands.q)
   delta = jnp.sum(d_out.astype(dtype) * out.astype(dtype), axis=-1)
   delta = jnp.swapaxes(delta, 1, 2) - d_lse
+  good, nan = hidden.queries(lse, delta, d_out, d_lse)
+  d_out = hidden.zeroed(d_out, jnp.swapaxes(good, 1, 2))
+  delta, lse = jnp.where(good, delta, 0), jnp.where(good, lse, jnp.inf)
   d_sinks = None
   if sinks is not None:
     share = jnp.exp(jnp.expand_dims(sinks, (0, 2)) - lse)
@@ -72,10 +77,12 @@ def _attend_bwd(implementation, params, residuals, cotangents):
   lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse)
   q_len = operands.layout.q_len
   lse = lse.at[:, :, q_len:].set(jnp.inf)
+  operands = hidden.backward(operands)
   if implementation.needs_transpose:
     operands = operands._replace(layout=operands.layout.with_transpose())
   backward = batchable(functools.partial(_backward, implementation, params))
   d_q, d_k, d_v, d_bias = backward(operands, lse, delta, d_out)
+  d_q = jnp.where(jnp.swapaxes(nan, 1, 2)[..., None], jnp.nan, d_q)
   d_operands = contract.Operands(d_q, d_k, d_v, d_bias, None)
   return d_operands, d_sinks
 

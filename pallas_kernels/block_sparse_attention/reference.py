@@ -3,7 +3,7 @@
 import jax
 from jax import numpy as jnp
 
-from pallas_kernels.walks import contract, numerics
+from pallas_kernels.walks import contract, hidden, numerics
 
 
 def attention(operands, params, sinks=None):
@@ -17,7 +17,9 @@ def attention(operands, params, sinks=None):
   Returns:
     out `[B, Q, H, Dv]`, lse `[B, H, Q]`.
   """
-  q, k, v, bias, layout = operands
+  mask = shown(operands)
+  bad = sees_bad(operands, mask)
+  q, k, v, bias, _ = hidden.backward(operands)
   heads, groups = q.shape[2], k.shape[2]
   dtype = contract.acc_dtype(q)
   spread = lambda x: jnp.repeat(x.astype(dtype), heads // groups, axis=2)
@@ -25,10 +27,8 @@ def attention(operands, params, sinks=None):
     "bihd,bjhd->bhij", q.astype(dtype), spread(k), precision=params.precision
   )
   logits = numerics.capped(s, params.soft_cap)
-  mask = visible(layout, heads, q.shape[1], k.shape[1])
   if bias is not None:
     logits = logits + bias[:, :, None, :]
-    mask = mask & (bias > -jnp.inf)[:, :, None, :]
   out_logits = jnp.where(mask, logits, -jnp.inf)
   if sinks is not None:
     column = jnp.expand_dims(sinks.astype(dtype), (0, 2, 3))
@@ -38,7 +38,7 @@ def attention(operands, params, sinks=None):
   shift = jnp.where(jnp.isneginf(lse), 0, lse)[..., None]
   p = jnp.where(mask, jnp.exp(jnp.where(mask, logits - shift, 0)), 0)
   out = jnp.einsum("bhij,bjhd->bihd", p, spread(v), precision=params.precision)
-  return out.astype(q.dtype), lse
+  return hidden.poisoned(out.astype(q.dtype), lse, operands.q, bad)
 
 
 def log_sum_exp(logits):
@@ -60,6 +60,31 @@ def visible(layout, heads, q_size, k_size):
   mask = layout.expand_heads(heads).to_dense()
   pad = ((0, 0), (0, 0), (0, q_size - layout.q_len), (0, k_size - layout.k_len))
   return jnp.pad(mask[..., : layout.q_len, : layout.k_len], pad)
+
+
+def shown(operands):
+  """`visible`, without what a bias hides: bool `[B, H, Q, K]`."""
+  q, k, _, bias, layout = operands
+  mask = visible(layout, q.shape[2], q.shape[1], k.shape[1])
+  if bias is not None:
+    mask = mask & ~jnp.isneginf(bias)[:, :, None, :]
+  return mask
+
+
+def sees_bad(operands, mask):
+  """Whether a query sees what is not finite, or is not: bool `[B, H, Q]`.
+
+  Args:
+    operands: `contract.Operands`; v may be None.
+    mask: of `shown`.
+  """
+  q, k, v, bias, _ = operands
+  turned = lambda good: jnp.swapaxes(good, 1, 2)
+  good = hidden.of_queries(turned(hidden.finite(k, v)), q.shape[2])
+  if bias is not None:
+    good = good & jnp.isfinite(bias)
+  good = good[:, :, None, :] & turned(hidden.finite(q))[..., None]
+  return jnp.any(mask & ~good, axis=-1)
 
 
 def forward(operands, params):

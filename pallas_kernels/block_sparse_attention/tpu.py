@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import aot
 from pallas_kernels.block_sparse_attention import tpu_backward, tpu_forward
-from pallas_kernels.walks import contract, tpu_plan
+from pallas_kernels.walks import contract, int32, tpu_plan
 
 _DTYPES = ("bfloat16", "float32")
 _PRECISIONS = (
@@ -86,8 +86,8 @@ def compiled(forward, backward, supports):
   """
   return contract.Implementation(
     "tpu",
-    forward,
-    backward,
+    int32.traced(forward),
+    backward and int32.traced(backward),
     lambda *call: not_here() or supports(*call),
     platforms=("tpu",),
     needs_transpose=backward is not None,
@@ -105,8 +105,8 @@ def simulated(forward, backward, supports, **options):
   interpret = pltpu.InterpretParams(**options)
   return contract.Implementation(
     "tpu_interpret",
-    functools.partial(forward, interpret=interpret),
-    backward and functools.partial(backward, interpret=interpret),
+    int32.traced(functools.partial(forward, interpret=interpret)),
+    backward and int32.traced(functools.partial(backward, interpret=interpret)),
     supports,
     needs_transpose=backward is not None,
   )

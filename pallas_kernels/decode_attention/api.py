@@ -6,36 +6,41 @@ filled entries are read. Forward only (the loops have run-time lengths), except
 for "reference", which is differentiable.
 """
 
+from typing import Any
+
+from jax import lax
 from jax import numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import choice
 from pallas_kernels.block_sparse_attention import op
 from pallas_kernels.decode_attention import operands as forms
-from pallas_kernels.walks import contract
+from pallas_kernels.walks import contract, hidden
 
 _PACKAGE = "pallas_kernels.decode_attention"
 
 
 def decode_attention(
-  q,
-  k,
-  v,
+  q: Float[Array, "*b t h d"],
+  k: Float[Array, "*b n g d"],
+  v: Float[Array, "*b n g e"],
   *,
-  lengths=None,
-  blocks=None,
-  tokens=None,
-  counts=None,
-  block_size=128,
-  causal=False,
-  bias=None,
-  scale=None,
-  soft_cap=None,
-  sinks=None,
-  splits=1,
-  heads_first=False,
-  return_lse=False,
-  implementation=None,
-):
+  lengths: ArrayLike | None = None,
+  blocks: Int[Array, "*b g m"] | None = None,
+  tokens: Int[Array, "*b g m"] | None = None,
+  counts: ArrayLike | None = None,
+  block_size: int = 128,
+  causal: bool = False,
+  bias: Float[Array, "..."] | None = None,
+  scale: float | None = None,
+  soft_cap: float | None = None,
+  sinks: Float[Array, "h"] | None = None,
+  splits: int = 1,
+  heads_first: bool = False,
+  return_lse: bool = False,
+  implementation: str | None = None,
+) -> Any:
   """Attention of one or few queries over a grouped-query cache.
 
   Args:
@@ -65,16 +70,17 @@ def decode_attention(
       "reference".
 
   Returns:
-    `[*b, t, H, Dv]` in q's dtype, and lse `[*b, H, t]` if asked for. Where
-    nothing is visible: 0 and -inf (or the sink).
+    `[*b, t, H, Dv]` in q's dtype, and with `return_lse` a tuple of that and
+    lse `[*b, H, t]`. Where
+    nothing is visible: 0 and -inf (or the sink). Entries that are not visible
+    have no influence, also where they are not finite.
 
   Raises:
     ValueError: for shapes that do not fit, or an unknown implementation.
     NotImplementedError: if the named implementation cannot run this call.
   """
-  operands = forms.canonical(
-    q, k, v, lengths, blocks, tokens, counts, bias, heads_first
-  )
+  given = forms.Operands(q, k, v, lengths, bias, blocks, tokens, counts)
+  operands = forms.canonical(given, heads_first)
   n = k.shape[-2 if heads_first else -3]
   options = forms.Options(
     float(q.shape[-1] ** -0.5 if scale is None else scale),
@@ -93,7 +99,7 @@ def decode_attention(
   )
   run = lambda x: chosen.forward(x, options)
   if chosen.name != "reference":
-    run = op.batchable(run)
+    run = op.batchable(lambda x: _forward(chosen, x, options))
   out, lse = run(operands)  # [B, t, H, Dv], [B, H, t]
   if sinks is not None:
     out, lse = op.apply_sinks(
@@ -102,3 +108,21 @@ def decode_attention(
   out = out.astype(q.dtype).reshape(q.shape[:-1] + v.shape[-1:])
   lse = lse.reshape(q.shape[:-3] + lse.shape[1:])
   return (out, lse) if return_lse else out
+
+
+def _forward(chosen, operands, options):
+  """The kernel's results, without influence of what is hidden.
+
+  A kernel multiplies hidden values by zero. Only where that has made something
+  of the result not finite is it computed again, from a cache whose bad entries
+  are marked (see `walks.hidden`): looking for them in advance would read the
+  whole cache once more in every step.
+  """
+  first = chosen.forward(operands, options)
+
+  def again():
+    marked = forms.marked(operands, options)
+    return hidden.results(*chosen.forward(marked, options))
+
+  fine = jnp.isfinite(first[0]).all() & ~jnp.isnan(first[1]).any()
+  return lax.cond(fine, lambda: first, again)

@@ -1,9 +1,12 @@
 """Joins attention over disjoint sets of keys by their log-sum-exps."""
 
 from jax import numpy as jnp
+from jaxtyping import Array, Float
 
 
-def merge(outs, lses, axis=0):
+def merge(
+  outs: Float[Array, "*parts d"], lses: Float[Array, "*parts"], axis: int = 0
+) -> tuple[Float[Array, "*rest d"], Float[Array, "*rest"]]:
   """Merges partial attention results along one axis.
 
   Args:

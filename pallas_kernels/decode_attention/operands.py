@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from jax import numpy as jnp
 
-from pallas_kernels.walks import contract
+from pallas_kernels.walks import contract, hidden
 
 
 class Operands(NamedTuple):
@@ -45,14 +45,19 @@ class Options:
   heads_first: bool = False
 
 
-def canonical(
-  q, k, v, lengths, blocks, tokens, counts, bias, heads_first=False
-):
+def canonical(given, heads_first=False):
   """Checks shapes and flattens the batch axes.
+
+  Args:
+    given: `Operands` as a caller gives them: arrays with any number of batch
+      axes, `lengths` and `counts` None or anything that broadcasts, `bias`
+      broadcastable to `[*b, H, n]`.
+    heads_first: as in `Options`.
 
   Raises:
     ValueError: for shapes that do not fit together.
   """
+  q, k, v, lengths, bias, blocks, tokens, counts = given
   # What k would be with its heads behind its entries.
   entries, head_axis = (-2, -3) if heads_first else (-3, -2)
   if (
@@ -104,6 +109,30 @@ def canonical(
     listed(tokens),
     counts,
   )
+
+
+def marked(operands, options):
+  """Operands in which entries that are not finite have values of zero.
+
+  Their logits are NaN, which masks hide by selection (see `walks.hidden`).
+  """
+  good = finite_entries(operands, options)
+  wide = good if options.heads_first else jnp.swapaxes(good, 1, 2)
+  v = hidden.zeroed(operands.v, wide)
+  if operands.bias is None:
+    k = jnp.where(wide[..., None], operands.k, jnp.nan)
+    return operands._replace(k=k, v=v)
+  good = hidden.of_queries(good, operands.q.shape[2])
+  bias = operands.bias
+  bias = jnp.where(good | jnp.isneginf(bias), bias, jnp.nan)
+  k = hidden.zeroed(operands.k, wide)
+  return operands._replace(k=k, v=v, bias=bias)
+
+
+def finite_entries(operands, options):
+  """Whether key and value of each entry are finite, bool `[B, G, n]`."""
+  good = hidden.finite(operands.k, operands.v)
+  return good if options.heads_first else jnp.swapaxes(good, 1, 2)
 
 
 def last_visible(operands, options):

@@ -5,26 +5,34 @@ from jax import numpy as jnp
 
 from pallas_kernels.block_sparse_attention import reference
 from pallas_kernels.decode_attention import operands as forms
-from pallas_kernels.walks import contract, numerics
+from pallas_kernels.walks import contract, hidden, numerics
 
 
 def attend(operands, options):
   """Returns output `[B, t, H, Dv]` and log-sum-exp `[B, H, t]`."""
+  mask = visible(operands, options)
   q, k, v, _, bias, *_ = operands
+  good = hidden.of_queries(forms.finite_entries(operands, options), q.shape[2])
+  if bias is not None:
+    mask = mask & ~jnp.isneginf(bias)[:, :, None, :]
+    good = good & jnp.isfinite(bias)
+    bias = jnp.where(jnp.isfinite(bias) | jnp.isneginf(bias), bias, 0)
+  good = good[:, :, None] & jnp.swapaxes(hidden.finite(q), 1, 2)[..., None]
+  bad = jnp.any(mask & ~good, axis=-1)
+  q, k, v = (hidden.zeroed(x, hidden.finite(x)) for x in (q, k, v))
   k, v = (forms.heads_last(x, options) for x in (k, v))
   dtype = contract.acc_dtype(q)
   times = q.shape[2] // k.shape[2]
   k, v = (jnp.repeat(x.astype(dtype), times, axis=2) for x in (k, v))
   s = options.scale * jnp.einsum("bthd,bnhd->bhtn", q.astype(dtype), k)
   logits = numerics.capped(s, options.soft_cap)
-  mask = visible(operands, options)
   if bias is not None:
     logits = logits + bias[:, :, None, :]
-    mask = mask & (bias > -jnp.inf)[:, :, None, :]
   lse = reference.log_sum_exp(jnp.where(mask, logits, -jnp.inf))
   safe = jnp.where(jnp.isneginf(lse), 0, lse)[..., None]
   p = jnp.where(mask, jnp.exp(jnp.where(mask, logits - safe, 0)), 0)
-  return jnp.einsum("bhtn,bnhd->bthd", p, v), lse
+  out = jnp.einsum("bhtn,bnhd->bthd", p, v)
+  return hidden.poisoned(out, lse, operands.q, bad)
 
 
 def visible(operands, options):

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from pallas_kernels.decode_attention import operands as forms
 from pallas_kernels.decode_attention.merge import merge
-from pallas_kernels.walks import contract, numerics
+from pallas_kernels.walks import contract, int32, numerics
 
 
 def attend(operands, options):
@@ -38,7 +38,7 @@ def _one(operands, options, end, b, g, split):
   _, t, heads, width = q.shape
   dtype = contract.acc_dtype(q)
   m = heads // forms.groups(operands, options)
-  query = lax.dynamic_slice(q, (b, 0, g * m, 0), (1, t, m, width))
+  query = int32.read(q, (b, 0, g * m, 0), (1, t, m, width))
   query = query.reshape(t * m, width).astype(dtype)
   steps = _steps(operands, options, b, g)
   share = -(-steps // options.splits)
@@ -87,7 +87,7 @@ def _steps(operands, options, b, g):
 
 def _bias(operands, b, g, m, at):
   """Bias of the entries read, `[m, size]`."""
-  rows = lax.dynamic_slice(
+  rows = int32.read(
     operands.bias, (b, g * m, 0), (1, m, operands.bias.shape[2])
   )[0]
   return jnp.take(rows, at, axis=1, mode="clip")
@@ -112,7 +112,7 @@ def _read(operands, options, b, g, i):
   start, shape = (b, first, g, 0), (1, size, 1)
   if options.heads_first:
     start, shape = (b, g, first, 0), (1, 1, size)
-  rows = lambda x: lax.dynamic_slice(x, start, shape + (x.shape[-1],)).reshape(
+  rows = lambda x: int32.read(x, start, shape + (x.shape[-1],)).reshape(
     size, -1
   )
   return at, at >= block * size, rows(operands.k), rows(operands.v)

@@ -7,7 +7,14 @@ import operator
 import numpy as np
 from jax import numpy as jnp
 
-from pallas_kernels.layout import build, elements, frame, mask_fns, patterns
+from pallas_kernels.layout import (
+  build,
+  elements,
+  frame,
+  mask_fns,
+  patterns,
+  types,
+)
 
 
 def intersect(a, b):
@@ -168,3 +175,6 @@ def causal_cut(layout, offset=0):
   return intersect(
     layout, build.from_pattern(patterns.Causal(offset), **_sizes(layout))
   )
+
+
+types.define_operators(intersect, union)

@@ -36,6 +36,8 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
+from pallas_kernels.layout import dense, frame
+
 Array = Any
 
 
@@ -182,25 +184,30 @@ class BlockLayout:
 
   def to_dense(self):
     """Element mask bool `[*lead, L, q_len, k_len]`; O(S^2), for tests only."""
-    from pallas_kernels.layout import dense  # It builds on this module.
-
     return dense.to_dense(self)
 
   def expand_heads(self, heads):
     """The same layout with `heads` layout heads, one per query head."""
-    from pallas_kernels.layout import frame  # It builds on this module.
-
     return frame.expand_heads(self, heads)
 
   def __and__(self, other):
-    from pallas_kernels.layout import algebra  # It builds on this module.
-
-    return algebra.intersect(self, other)
+    """Pairs that both layouts show: `algebra.intersect`."""
+    return _operators["&"](self, other)
 
   def __or__(self, other):
-    from pallas_kernels.layout import algebra  # It builds on this module.
+    """Pairs that either layout shows: `algebra.union`."""
+    return _operators["|"](self, other)
 
-    return algebra.union(self, other)
+
+_operators: dict[str, Callable[[BlockLayout, BlockLayout], BlockLayout]] = {}
+
+
+def define_operators(intersect, union):
+  """Says what `a & b` and `a | b` do: called once, by `algebra`.
+
+  Set operations build new layouts and so stand above this module.
+  """
+  _operators.update({"&": intersect, "|": union})
 
 
 _STATIC = ("block_q", "block_k", "q_len", "k_len", "mask_fn")

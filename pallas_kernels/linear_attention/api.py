@@ -8,6 +8,11 @@ that is, causal attention without a softmax whose pair (t, s) is weighted by
 `w ** (t - s)`. Any feature map is applied to q and k by the caller.
 """
 
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
 from pallas_kernels import choice
 from pallas_kernels.linear_attention import op
 from pallas_kernels.linear_attention import operands as forms
@@ -16,18 +21,18 @@ _PACKAGE = "pallas_kernels.linear_attention"
 
 
 def linear_attention(
-  q,
-  k,
-  v,
+  q: Float[Array, "*b n h d"],
+  k: Float[Array, "*b n g d"],
+  v: Float[Array, "*b n g e"],
   *,
-  log_decay=None,
-  initial_state=None,
-  scale=1.0,
-  return_state=False,
-  block=128,
-  precision=None,
-  implementation=None,
-):
+  log_decay: Float[Array, "..."] | None = None,
+  initial_state: Float[Array, "*b h d e"] | None = None,
+  scale: float = 1.0,
+  return_state: bool = False,
+  block: int = 128,
+  precision: jax.lax.PrecisionLike = None,
+  implementation: str | None = None,
+) -> Any:
   """Causal linear attention, forward and backward, in time linear in length.
 
   Args:
@@ -47,8 +52,9 @@ def linear_attention(
       float32.
 
   Returns:
-    `[*b, n, H, Dv]` in q's dtype, and with `return_state` also the state
-    `[*b, H, D, Dv]` in float32 (float64 for float64).
+    `[*b, n, H, Dv]` in q's dtype, and with `return_state` a tuple of that and
+    the state `[*b, H, D, Dv]` in float32 (float64 for float64). Later tokens
+    have no influence on earlier ones, also where they are not finite.
 
   Raises:
     ValueError: for shapes that do not fit, or an unknown implementation.

@@ -8,13 +8,23 @@ the gradient G[t] of S[t] runs backward, from `d_last`:
 
 and every pair of tokens that a decay lies between gives log_decay its distance
 times what it contributes. Kernels do this by tiles; see `tpu_backward`.
+
+A token that is not finite has no influence on those before it. Products within
+a tile would multiply it by zero for them, and 0 * NaN is NaN: it takes part
+with zeros, and the outputs that it reaches become NaN afterwards. Those give
+no gradient but NaN to their own query (as in `walks.hidden`). Kernels run on
+what they are given first: their small results, the last state and the
+gradients of the first one and of the decay, are finite if all else is.
 """
 
 import functools
 
 import jax
+from jax import lax
+from jax import numpy as jnp
 
 from pallas_kernels.block_sparse_attention import op
+from pallas_kernels.walks import hidden
 
 
 def attend(implementation, params, operands):
@@ -29,8 +39,56 @@ def attend(implementation, params, operands):
     out `[B, n, H, Dv]` and the last state `[B, H, D, Dv]`.
   """
   if implementation.backward is None:
-    return implementation.forward(operands, params)
+    out, last = implementation.forward(_cleaned(operands), params)
+    return _poisoned(out, last, operands.q, *_bad(operands))
   return _attend(implementation, params, operands)
+
+
+def _cleaned(operands):
+  """Operands with zeros in tokens that are not finite."""
+  q, k, v, *rest = operands
+  good = hidden.finite(k, v)
+  q = hidden.zeroed(q, hidden.finite(q))
+  k, v = hidden.zeroed(k, good), hidden.zeroed(v, good)
+  return type(operands)(q, k, v, *rest)
+
+
+def _bad(operands):
+  """Outputs `[B, n, H]` and last states `[B, H]` that are not finite."""
+  q, k, v, *_ = operands
+  missing = hidden.of_queries(~hidden.finite(k, v), q.shape[2], axis=2)
+  reached = lax.cummax(missing.astype(jnp.int32), axis=1) > 0
+  return reached | ~hidden.finite(q), reached[:, -1]
+
+
+@jax.custom_vjp
+def _poisoned(out, last, q, bad, bad_last):
+  """NaN in bad results, and no gradient through them but NaN to queries."""
+  del q
+  out = jnp.where(bad[..., None], jnp.nan, out)
+  return out, jnp.where(bad_last[..., None, None], jnp.nan, last)
+
+
+def _poisoned_fwd(out, last, q, bad, bad_last):
+  return _poisoned(out, last, q, bad, bad_last), (q, bad, bad_last)
+
+
+def _poisoned_bwd(kept, cotangents):
+  q, bad, bad_last = kept
+  d_out, d_last, nan = _cotangents(bad, bad_last, *cotangents)
+  d_q = jnp.where(nan[..., None], jnp.nan, jnp.zeros_like(q))
+  return d_out, d_last, d_q, None, None
+
+
+_poisoned.defvjp(_poisoned_fwd, _poisoned_bwd)
+
+
+def _cotangents(bad, bad_last, d_out, d_last):
+  """Zeros in cotangents of what is bad, and which queries get NaN."""
+  bad = bad | ~hidden.finite(d_out)
+  nan = bad & jnp.any(d_out != 0, axis=-1)
+  d_last = jnp.where(bad_last[..., None, None], 0, d_last)
+  return hidden.zeroed(d_out, ~bad), d_last, nan
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -39,7 +97,19 @@ def _attend(implementation, params, operands):
 
 
 def _forward(implementation, params, operands, keep):
-  run = functools.partial(implementation.forward, params=params, keep=keep)
+  """Results of a kernel, and what its backward pass needs."""
+
+  def run(operands):
+    call = functools.partial(implementation.forward, params=params, keep=keep)
+    first = call(operands)
+
+    def again():
+      out, last, kept = call(_cleaned(operands))
+      out, last = _poisoned(out, last, operands.q, *_bad(operands))
+      return out, last, kept
+
+    return lax.cond(jnp.isfinite(first[1]).all(), lambda: first, again)
+
   return op.batchable(run)(operands)
 
 
@@ -52,7 +122,19 @@ def _bwd(implementation, params, residuals, cotangents):
   operands, kept = residuals
 
   def run(operands, kept, d_out, d_last):
-    return implementation.backward(operands, params, kept, d_out, d_last)
+    call = functools.partial(
+      implementation.backward, params=params, kept=kept
+    )
+    first = call(operands, d_out=d_out, d_last=d_last)
+
+    def again():
+      bad = _bad(operands)
+      given, given_last, nan = _cotangents(*bad, d_out, d_last)
+      found = call(_cleaned(operands), d_out=given, d_last=given_last)
+      return found._replace(q=jnp.where(nan[..., None], jnp.nan, found.q))
+
+    fine = jnp.isfinite(first.log_decay).all() & jnp.isfinite(first.state).all()
+    return lax.cond(fine, lambda: first, again)
 
   return (op.batchable(run)(operands, kept, *cotangents),)
 

@@ -1,6 +1,6 @@
 """Canonical arguments of linear attention.
 
-An implementation is a `block_sparse_attention.contract.Implementation` whose
+An implementation is a `walks.contract.Implementation` whose
 functions mean:
 
     supports(operands, params) -> None or the reason why it cannot run

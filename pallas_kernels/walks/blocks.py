@@ -16,7 +16,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from pallas_kernels import aot
-from pallas_kernels.walks import numerics
+from pallas_kernels.walks import int32, numerics
 
 # Full blocks visited together while the lists are that long.
 _TOGETHER = 8
@@ -82,7 +82,7 @@ def take(x, cells, head, block, size):
 
   def one(b, head, block):
     start = (b, block * size, head, 0)
-    rows = lax.dynamic_slice(x, start, (1, size, 1, x.shape[-1]))
+    rows = int32.read(x, start, (1, size, 1, x.shape[-1]))
     return rows.reshape(size, x.shape[-1])
 
   return _each(one, cells, head, block)
@@ -93,7 +93,7 @@ def take_line(x, cells, block, size):
 
   def one(b, h, block):
     start = (b, h, block * size)
-    return lax.dynamic_slice(x, start, (1, 1, size)).reshape(size)
+    return int32.read(x, start, (1, 1, size)).reshape(size)
 
   return _each(one, cells, cells.h, block)
 
@@ -122,9 +122,9 @@ def put(x, cells, rows):
   def one(n, x):
     b, h, token = cells.b[n], cells.h[n], cells.i[n] * size
     if rows.ndim == 2:
-      return lax.dynamic_update_slice(x, rows[n][None, None], (b, h, token))
+      return int32.write(x, rows[n][None, None], (b, h, token))
     block = rows[n][None, :, None]
-    return lax.dynamic_update_slice(x, block, (b, token, h, 0))
+    return int32.write(x, block, (b, token, h, 0))
 
   return lax.fori_loop(0, rows.shape[0], one, x)
 
@@ -187,8 +187,8 @@ def add_to_keys(cells, blocks, sums, parts):
         part = lax.dynamic_slice_in_dim(part[n], t * size, size, -1)
         part = part.reshape((1,) * (total.ndim - part.ndim) + part.shape)
         start = place(cell, j, total.ndim, size)
-        old = lax.dynamic_slice(total, start, part.shape)
-        total = lax.dynamic_update_slice(total, old + part, start)
+        old = int32.read(total, start, part.shape)
+        total = int32.write(total, old + part, start)
       new.append(total)
     return tuple(new)
 
@@ -280,9 +280,7 @@ def _mask(operands, cell, j, t):
   segments = {}
   if layout.q_segments is not None:
     b = cell.b if layout.full_count.shape[0] > 1 else 0
-    cut = lambda x, block, size: lax.dynamic_slice(
-      x, (b, block * size), (1, size)
-    )
+    cut = lambda x, block, size: int32.read(x, (b, block * size), (1, size))
     q_ids = cut(layout.q_segments, cell.i, layout.block_q)
     segments["q_segments"] = q_ids.reshape(-1, 1)
     segments["k_segments"] = cut(layout.k_segments, j, layout.block_k)

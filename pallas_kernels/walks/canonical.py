@@ -1,22 +1,72 @@
 """Brings the arguments of a call into the canonical form of `contract`."""
 
+import dataclasses
 import math
+from typing import Any
 
+import jax
 from jax import numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import layout as layouts
 from pallas_kernels.walks import contract
 
 
-def operands(
-  q, k, v, layout, bias=None, q_segment_ids=None, k_segment_ids=None
-):
-  """Returns `contract.Operands`; v may be None where it is not needed."""
-  if (q_segment_ids is None) != (k_segment_ids is None):
+def _static(default):
+  return dataclasses.field(default=default, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+  """The arguments that all operations over a layout share, as a caller gives.
+
+  Attributes:
+    q: `[*b, q_len, H, D]`.
+    k: `[*b, k_len, G, D]`, G dividing H: query head h reads key head
+      `h // (H // G)`.
+    v: `[*b, k_len, G, Dv]`, or None where no values are read.
+    layout: BlockLayout for these lengths; its leading axes broadcast to b, its
+      number of heads divides H.
+    bias: broadcastable to `[*b, H, k_len]`, or None.
+    q_segment_ids, k_segment_ids: integers `[*b, q_len]` and `[*b, k_len]`, or
+      None both.
+    scale: static factor on q.k; None: `D ** -0.5`.
+    soft_cap: static cap of logits, or None.
+    precision: `jax.lax.Precision` of the products; None: the backend's.
+  """
+
+  q: Float[Array, "*b q h d"]
+  k: Float[Array, "*b k g d"]
+  v: Float[Array, "*b k g e"] | None = None
+  layout: layouts.BlockLayout
+  bias: Float[Array, "..."] | None = None
+  q_segment_ids: Int[Array, "*b q"] | None = None
+  k_segment_ids: Int[Array, "*b k"] | None = None
+  scale: float | None = _static(None)
+  soft_cap: float | None = _static(None)
+  precision: Any = _static(None)
+
+  def canonical(self) -> tuple[contract.Operands, contract.Params]:
+    """Checked operands and static numbers.
+
+    Raises:
+      ValueError: for shapes or dtypes that do not fit together.
+    """
+    _check(self)
+    return _operands(self), _params(self)
+
+
+def _operands(call: Call) -> contract.Operands:
+  """Padded, with one batch axis; segments become part of the layout."""
+  q, layout, bias = call.q, call.layout, call.bias
+  if (call.q_segment_ids is None) != (call.k_segment_ids is None):
     raise ValueError("q_segment_ids and k_segment_ids must be given together")
   batch, heads = q.shape[:-3], q.shape[-2]
-  if q_segment_ids is not None:
-    layout = layouts.with_segments(layout, q_segment_ids, k_segment_ids)
+  if call.q_segment_ids is not None:
+    layout = layouts.with_segments(
+      layout, call.q_segment_ids, call.k_segment_ids
+    )
   layout = layouts.with_lead(layout, batch)
   q_size = layout.q_blocks * layout.block_q
   k_size = layout.k_blocks * layout.block_k
@@ -25,11 +75,18 @@ def operands(
   flat = lambda x, size: padded(x.reshape((-1,) + x.shape[-3:]), 1, size)
   return contract.Operands(
     flat(q, q_size),
-    flat(k, k_size),
-    None if v is None else flat(v, k_size),
+    flat(call.k, k_size),
+    None if call.v is None else flat(call.v, k_size),
     bias,
     layout,
   )
+
+
+def _params(call: Call) -> contract.Params:
+  """Static numbers, with the default scale filled in."""
+  scale = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
+  cap = None if call.soft_cap is None else float(call.soft_cap)
+  return contract.Params(float(scale), cap, call.precision)
 
 
 def lines(x, q, shape, size):
@@ -38,14 +95,6 @@ def lines(x, q, shape, size):
   x = jnp.expand_dims(x, tuple(range(len(shape) - x.ndim)))
   x = padded(jnp.broadcast_to(x, shape), -1, size)
   return x.reshape((-1,) + x.shape[-2:])
-
-
-def params(q, scale, soft_cap, precision):
-  """Returns `contract.Params`, with the default scale filled in."""
-  scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
-  return contract.Params(
-    scale, None if soft_cap is None else float(soft_cap), precision
-  )
 
 
 def padded(x, axis, size):
@@ -57,8 +106,9 @@ def padded(x, axis, size):
   return jnp.pad(x, pad)
 
 
-def check(q, k, v, layout):
+def _check(call):
   """Raises ValueError for shapes that do not fit together."""
+  q, k, v, layout = call.q, call.k, call.v, call.layout
   given = [x for x in (q, k, v) if x is not None]
   shapes = ", ".join(str(x.shape) for x in given)
   if (

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from pallas_kernels import layout as layouts
-from tokjax.attention import BlockSparse, Dense, estimators
+from tests.decoder import models
+from tokjax.attention import BlockSparse, Dense, core, estimators
+from tokjax.attention.block_sparse import CausalBlockSparse
+from tokjax.attention.causal import Causal
+from tokjax.cache.contract import Arrivals, Layer, Memory
 from tokjax.models import ViT, ViTConfig
 from tokjax.reduce.reduction import Slots, bind
 
@@ -117,3 +121,66 @@ def test_wrong_arguments_are_named():
   with pytest.raises(ValueError, match="block_k=0: must be 1 or more"):
     BlockSparse(block_k=0)
   assert hash(BlockSparse()) == hash(BlockSparse())
+
+
+def test_what_a_mask_hides_may_be_stored_anyhow():
+  """Also for the choice of blocks, and backward."""
+  given = inputs()
+  attends = (BlockSparse(rule=layouts.TopK(2), block_q=8, block_k=4), Dense())
+
+  @jax.jit
+  def run(q, k, v, bias, mask):
+    def loss(q, k, v):
+      found = [attend(q, k, v, bias=bias, mask=mask) for attend in attends]
+      found = [jnp.where(mask[:, None, :, None], x, 0) for x in found]
+      return sum(jnp.sum(x**2) for x in found), found
+
+    return jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+  clean = run(**given)
+  for name in ("k", "v"):
+    hidden = ~given["mask"][:, None, :, None]
+    given[name] = np.where(hidden, np.float32("nan"), given[name])
+  for found, expected in zip(
+    jax.tree.leaves(run(**given)[1]), jax.tree.leaves(clean[1]), strict=True
+  ):
+    np.testing.assert_array_equal(found, expected)
+  for found in run(**given)[0]:
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("long", (1024, 16))
+def test_it_fills_the_slot_of_a_decoder(long, monkeypatch):
+  """By masks and by blocks; with all blocks chosen it is dense attention."""
+  monkeypatch.setattr(core, "LONG", long)
+  layer = Layer(heads=4, kv_heads=2, head_dim=8, scale=0.5, window=19)
+  rng = np.random.default_rng(0)
+  draw = lambda heads: jnp.asarray(rng.normal(size=(2, 30, heads, 8)), "f4")
+  length = jnp.array([30, 21])[:, None]
+  position = jnp.broadcast_to(jnp.arange(30), (2, 30))
+  a = Arrivals(draw(4), draw(2), draw(2), position, position < length)
+
+  def run(attend):
+    out, _ = attend(layer, a, Memory.of(a), params={}, carry={})
+    return np.where(a.valid[:, :, None, None], out, 0)
+
+  every, few = (
+    CausalBlockSparse(BlockSparse(rule=rule, block_q=8, block_k=4))
+    for rule in (layouts.TopK(99), layouts.TopK(2))
+  )
+  np.testing.assert_allclose(run(every), run(Causal()), atol=2e-5)
+  shown = few.layout(layer, a.clean(), Memory.of(a)).to_dense()
+  assert np.asarray(shown).sum(-1).max() <= 8
+  got = run(few)
+  monkeypatch.setattr(core, "LONG", 1024)
+  np.testing.assert_allclose(got, run(few), atol=2e-5)
+  assert np.abs(got - run(Causal())).max() > 0.01
+
+
+def test_a_decoder_is_built_with_it():
+  attend = CausalBlockSparse(BlockSparse(block_q=8, block_k=8))
+  model = models.decoder(Slots(attend=attend), depth=1)
+  text = jnp.asarray(models.tokens(1, 12))
+  params = models.params_of(model.config, model.slots)
+  logits, _ = model.apply({"params": params}, text)
+  assert np.isfinite(logits).all()

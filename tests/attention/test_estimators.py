@@ -22,7 +22,7 @@ OPTIONS = {
   "sampled": {"samples": 3},
 }
 BOUND = {
-  name: bind(getattr(estimators, name), **options, **SIZES)
+  name: bind(getattr(estimators, name), **options)
   for name, options in OPTIONS.items()
 }
 every_estimator = pytest.mark.parametrize("name", OPTIONS)
@@ -41,7 +41,10 @@ def all_of_them(pattern):
   def run(q, k, bias=None, q_mask=None, k_mask=None):
     return {
       name: estimator(
-        q, k, bias=bias, q_mask=q_mask, k_mask=k_mask, pattern=pattern
+        estimators.Blocked(
+          q=q, k=k, bias=bias, q_mask=q_mask, k_mask=k_mask, pattern=pattern,
+          **SIZES,
+        )  # fmt: skip
       )
       for name, estimator in BOUND.items()
     }
@@ -114,7 +117,9 @@ def test_the_bound_bounds_and_the_exact_mass_is_whole(everything):
 def test_a_cached_lse_is_used():
   q, k, _ = inputs(M)
   run = jax.jit(
-    lambda lse: BOUND["lse_cached"](*map(jnp.asarray, (q, k)), lse=lse)
+    lambda lse: estimators.lse_cached(
+      estimators.Blocked(q=jnp.asarray(q), k=jnp.asarray(k), **SIZES), lse=lse
+    )
   )
   logits = np.einsum("hid,hjd->hij", q, np.repeat(k, 2, 0)) / np.sqrt(D)
   lse = np.log(np.exp(logits).sum(-1))
@@ -131,7 +136,8 @@ def test_shares_sum_to_one_where_anything_is_seen():
 
 def test_wrong_options_are_named():
   q, k, _ = map(jnp.asarray, inputs(M))
+  given = estimators.Blocked(q=q, k=k, **SIZES)
   with pytest.raises(ValueError, match="stride=3: must divide block_q=8"):
-    estimators.antidiagonal(q, k, stride=3, **SIZES)
+    estimators.antidiagonal(given, stride=3)
   with pytest.raises(ValueError, match="samples=9: must lie in 1..block_q=8"):
-    estimators.sampled(q, k, samples=9, **SIZES)
+    estimators.sampled(given, samples=9)

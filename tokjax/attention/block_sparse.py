@@ -1,4 +1,7 @@
-"""Block-sparse attention for the `attend` slot: estimate, choose, attend."""
+"""Block-sparse attention for the `attend` slot: estimate, choose, attend.
+
+`BlockSparse` fills the slot of encoders; `CausalBlockSparse` that of decoders.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import block_sparse_attention
 from pallas_kernels import layout as layouts
-from tokjax.attention import estimators
+from tokjax.attention import core, estimators
+from tokjax.attention.causal import Causal
+from tokjax.cache.contract import Arrivals, Layer, Memory
 
 Rule = layouts.TopK | layouts.TopP | layouts.Threshold
 
@@ -31,7 +36,7 @@ class BlockSparse:
       attention, which sum to 1.
     block_q, block_k: block sizes in tokens. 128 and its multiples suit
       accelerators; a rule's numbers count such blocks.
-    pattern: nothing outside it is chosen or seen; `Causal()` for decoders.
+    pattern: nothing outside it is chosen or seen.
     keep: blocks that are always chosen (inside the pattern), such as
       `Sinks(1) | Window(128)`; they count towards the rule's capacity.
     implementation: of `block_sparse_attention`; None picks by platform.
@@ -58,7 +63,28 @@ class BlockSparse:
     *,
     bias: Float[Array, "b n"] | None = None,
     mask: Bool[Array, "b n"] | None = None,
+    policy: Float[Array, "b n"] | None = None,
   ) -> Float[Array, "b h m e"]:
+    """Attention of queries to the keys of chosen blocks.
+
+    Args:
+      q, k, v: queries, keys and values; g divides h.
+      bias: added to the logits of every key (log sizes).
+      mask: False for keys that are hidden, whatever is stored there. Where
+        there are as many queries, it leaves them out of the choice too.
+      policy: must be None: a policy weights pairs one by one.
+
+    Returns:
+      Outputs in the dtype of q.
+    """
+    if policy is not None:
+      raise ValueError(
+        "BlockSparse cannot weight keys by a policy (DynamicViT in training);"
+        " leave out attend= or train with another recipe"
+      )
+    if mask is not None:
+      hidden = lambda x: jnp.where(mask[:, None, :, None], x, 0)
+      k, v = hidden(k), hidden(v)
     layout = self.layout(q, k, bias=bias, mask=mask)
     if mask is not None:
       bias = jnp.zeros(mask.shape) if bias is None else bias
@@ -99,9 +125,42 @@ class BlockSparse:
     The mask is that of the queries too where there are as many as keys.
     """
     m, n = q.shape[1], k.shape[1]
-    found = self.estimator(
-      q, k, block_q=self.block_q, block_k=self.block_k, bias=bias,
+    given = estimators.Blocked(
+      q=q, k=k, block_q=self.block_q, block_k=self.block_k, bias=bias,
       q_mask=mask if m == n else None, k_mask=mask, pattern=self.pattern,
     )  # fmt: skip
+    found = self.estimator(given)
     kinds = layouts.block_kinds(self.pattern, self.block_q, self.block_k, m, n)
     return estimators.share(found, jnp.asarray(kinds > 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalBlockSparse(Causal):
+  """`BlockSparse` in a decoder: for prompts; decoded tokens see everything.
+
+  Attributes:
+    blocks: what is chosen and how; its pattern is set to the causal one, cut to
+      the window of each layer.
+  """
+
+  blocks: BlockSparse = BlockSparse()
+
+  @property
+  def whole(self) -> bool:
+    return True
+
+  def layout(self, layer: Layer, arrivals: Arrivals, memory: Memory):
+    """The chosen blocks of a prompt, one choice per example and query head."""
+    causal = core.in_window(layer, layouts.Causal())
+    chooser = dataclasses.replace(self.blocks, pattern=causal)
+    # Estimators scale products by D ** -0.5.
+    scale = layer.factor * layer.head_dim**0.5
+    q = layer.rotate(arrivals.q, arrivals.position) * scale
+    k = layer.rotate(memory.k, memory.position)
+    first = core.heads_first
+    return chooser.layout(first(q), first(k), mask=memory.valid)
+
+  def seen(self, layer, arrivals, memory):
+    causal = super().seen(layer, arrivals, memory)
+    shown = self.layout(layer, arrivals, memory).to_dense()
+    return lambda at: causal(at) & shown[:, :, at]

@@ -41,21 +41,11 @@ def cap(layer: Layer, x: Float[Array, "*a"]) -> Float[Array, "*a"]:
 def softmax(
   x: Float[Array, "*b n"], seen: Bool[Array, "*#b n"]
 ) -> Float[Array, "*b n"]:
-  """Over the last axis where `seen`; a row that sees nothing is all zeros."""
-  weight, total = exponentials(x, seen)[:2]
-  return weight / jnp.where(total > 0, total, 1.0)[..., None]
+  """Over the last axis where `seen`; a row that sees nothing is all zeros.
 
-
-def exponentials(
-  x: Float[Array, "*b n"], seen: Bool[Array, "*#b n"]
-) -> tuple[Float[Array, "*b n"], Float[Array, "*b"], Float[Array, "*b"]]:
-  """exp(x - peak) where `seen`, its sum, and the peak (0 for an empty row)."""
-  seen = jnp.broadcast_to(seen, x.shape)
-  peak = jnp.where(seen, x, -jnp.inf).max(axis=-1)
-  peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
-  safe = jnp.where(seen, x - peak[..., None], 0.0)
-  weight = jnp.where(seen, jnp.exp(safe), 0.0)
-  return weight, weight.sum(axis=-1), peak
+  Logits that are not seen may be anything, also NaN.
+  """
+  return jax.nn.softmax(x, axis=-1, where=seen)
 
 
 def mix(
@@ -74,10 +64,12 @@ def part(
 
   Zero and minus infinity where nothing is seen.
   """
-  weight, total, peak = exponentials(x, seen)
-  some = jnp.where(total > 0, total, 1.0)
-  lse = jnp.where(total > 0, jnp.log(some) + peak, -jnp.inf)
-  return mix(weight / some[..., None], v), lse
+  some = seen.any(axis=-1)
+  # Rows that see nothing take zeros, whose gradient is finite.
+  safe = jnp.where(seen | ~some[..., None], x, -jnp.inf)
+  safe = jnp.where(some[..., None], safe, 0.0)
+  lse = jnp.where(some, jax.nn.logsumexp(safe, axis=-1), -jnp.inf)
+  return mix(softmax(x, seen), v), lse
 
 
 def split(

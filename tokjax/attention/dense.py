@@ -25,6 +25,7 @@ def probabilities(
   With a `policy` every key counts as much as it is present, except that a
   token always sees itself (DynamicViT, checked against models/dyvit.py).
   """
+  k = _without_hidden(k, mask)
   logits = jnp.einsum(
     "bhmk,bhnk->bhmn", q, k, preferred_element_type=jnp.float32
   )
@@ -33,14 +34,13 @@ def probabilities(
     logits = logits + bias[:, None, None, :]
   if policy is not None:
     return _policy_softmax(logits, policy, mask)
-  if mask is None:
-    return jax.nn.softmax(logits, axis=-1)
-  seen = mask[:, None, None, :]
-  peak = jnp.where(seen, logits, -jnp.inf).max(axis=-1, keepdims=True)
-  peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
-  weight = jnp.where(seen, jnp.exp(jnp.where(seen, logits - peak, 0.0)), 0.0)
-  total = weight.sum(axis=-1, keepdims=True)
-  return weight / jnp.where(total > 0, total, 1.0)
+  seen = None if mask is None else mask[:, None, None, :]
+  return jax.nn.softmax(logits, axis=-1, where=seen)
+
+
+def _without_hidden(x, mask):
+  """Keys or values with zeros where hidden: 0 * NaN would be NaN."""
+  return x if mask is None else jnp.where(mask[:, None, :, None], x, 0)
 
 
 def _policy_softmax(logits, policy, mask, epsilon=1e-6):
@@ -59,9 +59,15 @@ def _policy_softmax(logits, policy, mask, epsilon=1e-6):
 
 
 def mix(
-  weight: Float[Array, "b h m n"], v: Float[Array, "b h n k"]
+  weight: Float[Array, "b h m n"],
+  v: Float[Array, "b h n k"],
+  mask: Bool[Array, "b n"] | None = None,
 ) -> Float[Array, "b h m k"]:
-  """Probabilities times values, in the dtype of the values."""
+  """Probabilities times values, in the dtype of the values.
+
+  Where `mask` is False the probabilities are 0 and values may be anything.
+  """
+  v = _without_hidden(v, mask)
   return jnp.einsum("bhmn,bhnk->bhmk", weight.astype(v.dtype), v)
 
 
@@ -71,7 +77,7 @@ class Dense:
 
   def __call__(self, q, k, v, *, bias=None, mask=None, policy=None):
     weight = probabilities(q, k, bias=bias, mask=mask, policy=policy)
-    return mix(weight, v)
+    return mix(weight, v, mask)
 
 
 def received(

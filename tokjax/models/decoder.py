@@ -19,6 +19,7 @@ from flax.core import unfreeze
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention.causal import Causal
+from tokjax.attention.padding import RealFirst
 from tokjax.cache.kv import KV
 from tokjax.layer import Arrivals, Carry, Layer, Memory
 from tokjax.models.decoder_answers import DecoderAnswers
@@ -244,7 +245,8 @@ class Decoder(nn.Module):
 
     Args:
       tokens: ids.
-      mask: False for padding; None: all are real.
+      mask: False for padding, wherever it is; None: all are real. What comes out
+        at padding means nothing.
       kind: of each token, one of `Kind`; None: all are TEXT.
       key: for recipes that are random.
       train: recipes that train with soft masks use that form.
@@ -256,7 +258,12 @@ class Decoder(nn.Module):
       collects).
     """
     check_mask(mask, tokens)
-    valid = jnp.ones(tokens.shape, bool) if mask is None else mask
+    valid, order = jnp.ones(tokens.shape, bool), None
+    if mask is not None:
+      # Attention counts by place, with padding behind the real tokens.
+      order = RealFirst.of(mask)
+      tokens, valid = order.apply(tokens), order.apply(mask)
+      kind = None if kind is None else order.apply(kind)
     rows = self.enter(tokens, positions_of(valid), valid, kind)
     slots = self.slots
     if self.is_initializing() or any(r.again for r in slots.reduce):
@@ -279,6 +286,8 @@ class Decoder(nn.Module):
       passage = reducer.give_back(passage, i)
     x, remains = put_back(passage, valid)
     x = self.norm(x)
+    if order is not None:
+      x, remains = order.undo(x), order.undo(remains)
     out = {
       "features": x,
       "remains": remains,

@@ -1,4 +1,6 @@
-"""What the estimators share: cutting into blocks, visibility, shares."""
+"""What the estimators share: their argument, blocks, visibility, shares."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +17,54 @@ def cut(x: Float[Array, "*s n d"], block: int) -> Float[Array, "*s j b d"]:
   return x.reshape(*x.shape[:-2], -1, block, x.shape[-1])
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocked:
+  """Queries and keys of one example, to be judged by blocks.
+
+  Attributes:
+    q: `[h, m, d]`.
+    k: `[g, n, d]`, g dividing h (grouped-query heads).
+    block_q, block_k: tokens of a block.
+    bias: `[n]`, added to the logits of a key (log size: proportional
+      attention).
+    q_mask, k_mask: `[m]` and `[n]`; tokens where it is False take no part.
+    pattern: who may see whom.
+  """
+
+  q: Float[Array, "h m d"]
+  k: Float[Array, "g n d"]
+  block_q: int = dataclasses.field(metadata={"static": True})
+  block_k: int = dataclasses.field(metadata={"static": True})
+  bias: Float[Array, "n"] | None = None
+  q_mask: Bool[Array, "m"] | None = None
+  k_mask: Bool[Array, "n"] | None = None
+  pattern: layouts.Pattern = dataclasses.field(
+    default=layouts.Full(), metadata={"static": True}
+  )
+
+  def asked(self, size: int) -> Bool[Array, "i b"]:
+    """Which queries exist and are not masked, in blocks of `size`."""
+    return real(self.q_mask, self.q.shape[1], size)
+
+  def there(self, size: int) -> Bool[Array, "j b"]:
+    """Which keys exist and are not masked, in blocks of `size`."""
+    return real(self.k_mask, self.k.shape[1], size)
+
+  def key_logits(self, size: int) -> Float[Array, "j b"]:
+    """What each key adds to its logits: its bias, or -inf if it is hidden."""
+    n = self.k.shape[1]
+    bias = jnp.zeros((n,)) if self.bias is None else self.bias
+    bias = jnp.pad(bias.astype(jnp.float32), (0, -n % size)).reshape(-1, size)
+    return jnp.where(self.there(size), bias, -jnp.inf)
+
+
 def real(
   mask: Bool[Array, "n"] | None, n: int, block: int
 ) -> Bool[Array, "j b"]:
   """Which tokens of each block exist and are not masked."""
   mask = jnp.ones((n,), bool) if mask is None else mask
   return jnp.pad(mask, (0, -n % block)).reshape(-1, block)
-
-
-def key_logits(
-  bias: Float[Array, "n"] | None,
-  mask: Bool[Array, "n"] | None,
-  n: int,
-  block: int,
-) -> Float[Array, "j b"]:
-  """What each key adds to its logits: its bias, or -inf if it is hidden."""
-  bias = jnp.zeros((n,)) if bias is None else bias.astype(jnp.float32)
-  bias = jnp.pad(bias, (0, -n % block)).reshape(-1, block)
-  return jnp.where(real(mask, n, block), bias, -jnp.inf)
 
 
 def log_sum(x: Float[Array, "*s n"]) -> Float[Array, "*s"]:
@@ -47,10 +79,7 @@ def log(mass: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 def softmax(logits: Float[Array, "*s n"]) -> Float[Array, "*s n"]:
   """Softmax over the last axis; zeros where every logit is -inf."""
-  peak = logits.max(axis=-1, keepdims=True)
-  weight = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
-  total = weight.sum(axis=-1, keepdims=True)
-  return weight / jnp.where(total > 0, total, 1.0)
+  return jax.nn.softmax(logits, axis=-1, where=logits > -jnp.inf)
 
 
 def share(

@@ -3,50 +3,26 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels import layout as layouts
 from tokjax.attention.estimators import blocks
+from tokjax.attention.estimators.blocks import Blocked
 
-FULL = layouts.Full()
 
-
-def mean_pooled(
-  q: Float[Array, "h m d"],
-  k: Float[Array, "g n d"],
-  *,
-  block_q: int,
-  block_k: int,
-  bias: Float[Array, "n"] | None = None,
-  q_mask: Bool[Array, "m"] | None = None,
-  k_mask: Bool[Array, "n"] | None = None,
-  pattern: layouts.Pattern = FULL,
-) -> Float[Array, "h i j"]:
+def mean_pooled(given: Blocked) -> Float[Array, "h i j"]:
   """Mean query against mean key of each pair of blocks.
 
   What VSA (arXiv 2505.13389) pools and, with single queries, MoBA (arXiv
   2502.13189). A block counts as many keys as it has, weighted by `exp(bias)`.
   Cost: 1 / (block_q block_k) of the attention scores.
   """
-  del pattern
-  pooled = [
-    _mean(blocks.cut(x, size), blocks.real(mask, x.shape[1], size))
-    for x, mask, size in ((q, q_mask, block_q), (k, k_mask, block_k))
-  ]
-  logits = _products(pooled[0], blocks.repeat(pooled[1], q.shape[0]))
-  own = blocks.key_logits(bias, k_mask, k.shape[1], block_k)
+  block_q, block_k = given.block_q, given.block_k
+  q = _mean(blocks.cut(given.q, block_q), given.asked(block_q))
+  k = _mean(blocks.cut(given.k, block_k), given.there(block_k))
+  logits = _products(q, blocks.repeat(k, q.shape[0]))
+  own = given.key_logits(block_k)
   return logits + blocks.log_sum(own)[None, None, :]
 
 
-def bound(
-  q: Float[Array, "h m d"],
-  k: Float[Array, "g n d"],
-  *,
-  block_q: int,
-  block_k: int,
-  bias: Float[Array, "n"] | None = None,
-  q_mask: Bool[Array, "m"] | None = None,
-  k_mask: Bool[Array, "n"] | None = None,
-  pattern: layouts.Pattern = FULL,
-) -> Float[Array, "h i j"]:
+def bound(given: Blocked) -> Float[Array, "h i j"]:
   """The largest logit that a block can hold, by its keys' minima and maxima.
 
   Quest's bound (arXiv 2406.10774, checked against its
@@ -55,10 +31,10 @@ def bound(
   single new query; here a block of queries takes the largest of theirs, which
   still bounds every logit of the block. Cost: 2 / block_k of the scores.
   """
-  del pattern
-  heads, m, width = q.shape
-  there = blocks.real(k_mask, k.shape[1], block_k)
-  cells, shown = blocks.cut(k, block_k), there[None, :, :, None]
+  block_q, block_k = given.block_q, given.block_k
+  heads, m, _ = given.q.shape
+  there = given.there(block_k)
+  cells, shown = blocks.cut(given.k, block_k), there[None, :, :, None]
   low = jnp.where(shown, cells, jnp.inf).min(axis=2)
   high = jnp.where(shown, cells, -jnp.inf).max(axis=2)
   some = jnp.any(there, axis=1)
@@ -66,28 +42,18 @@ def bound(
     blocks.repeat(jnp.where(some[None, :, None], x, 0.0), heads)
     for x in (low, high)
   )
-  q = q.astype(jnp.float32)
+  q = given.q.astype(jnp.float32)
   limit = _products(jnp.maximum(q, 0), high) + _products(jnp.minimum(q, 0), low)
   limit = jnp.pad(limit, ((0, 0), (0, -m % block_q), (0, 0)))
   limit = limit.reshape(heads, -1, block_q, limit.shape[-1])
-  asked = blocks.real(q_mask, m, block_q)
+  asked = given.asked(block_q)
   limit = jnp.where(asked[None, :, :, None], limit, -jnp.inf).max(axis=2)
   limit = jnp.where(jnp.any(asked, axis=1)[None, :, None], limit, 0.0)
-  own = blocks.key_logits(bias, k_mask, k.shape[1], block_k)
+  own = given.key_logits(block_k)
   return limit + own.max(axis=1)[None, None, :]
 
 
-def landmark(
-  q: Float[Array, "h m d"],
-  k: Float[Array, "g n d"],
-  *,
-  block_q: int,
-  block_k: int,
-  bias: Float[Array, "n"] | None = None,
-  q_mask: Bool[Array, "m"] | None = None,
-  k_mask: Bool[Array, "n"] | None = None,
-  pattern: layouts.Pattern = FULL,
-) -> Float[Array, "h i j"]:
+def landmark(given: Blocked) -> Float[Array, "h i j"]:
   """Softmax over one key of each block, its last real one, mean over queries.
 
   Landmark attention (arXiv 2305.16300) trains a model to let the last token of
@@ -96,18 +62,19 @@ def landmark(
   mean over the queries of a block is ours; each query retrieves for itself
   there. Cost: 1 / block_k of the scores.
   """
+  q, k, block_q, block_k = given.q, given.k, given.block_q, given.block_k
   n = k.shape[1]
-  there = blocks.real(k_mask, n, block_k)
+  there = given.there(block_k)
   last = block_k - 1 - jnp.argmax(there[:, ::-1], axis=1).astype(jnp.int32)
   at = jnp.minimum(jnp.arange(there.shape[0]) * block_k + last, n - 1)
-  own = blocks.key_logits(bias, k_mask, n, block_k)
+  own = given.key_logits(block_k)
   own = jnp.take_along_axis(own, last[:, None], axis=1)[:, 0]
-  asked = blocks.real(q_mask, q.shape[1], block_q)
+  asked = given.asked(block_q)
   count = jnp.maximum(asked.sum(axis=1), 1)[:, None]
 
   def one(h, q, k):
     logits = q.shape[-1] ** -0.5 * (q @ k.T) + own[None, :]
-    shown = blocks.seen(pattern, h, jnp.arange(q.shape[0]), at)
+    shown = blocks.seen(given.pattern, h, jnp.arange(q.shape[0]), at)
     p = blocks.softmax(jnp.where(shown, logits, -jnp.inf))
     p = jnp.where(asked[:, :, None], blocks.cut(p, block_q), 0.0)
     return blocks.log(p.sum(axis=1) / count)

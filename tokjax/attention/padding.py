@@ -1,0 +1,46 @@
+"""Moves padding behind the real tokens, and results back to their places.
+
+Attention of a decoder counts by place: blocks of a causal layout, first and
+last tokens, distances, the end of a text. All of that is right for any mask if
+padding comes last (see `tokjax.cache.contract.Arrivals`). A model that takes
+masks of any form therefore orders its tokens once, before the first layer, and
+undoes that behind the last one; no layer has to know about it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Shaped
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RealFirst:
+  """An order of tokens: the real ones first, as they came, then padding.
+
+  Attributes:
+    index: the token that goes to each place, `[b, n]`.
+    inverse: the place where each token went, `[b, n]`.
+  """
+
+  index: Int[Array, "b n"]
+  inverse: Int[Array, "b n"]
+
+  @classmethod
+  def of(cls, valid: Bool[Array, "b n"]) -> "RealFirst":
+    """The order for a mask of any form: left padding, holes, or a suffix."""
+    index = jnp.argsort(~valid, axis=1, stable=True)
+    return cls(index, jnp.argsort(index, axis=1))
+
+  def apply(self, x: Shaped[Array, "b n ..."]) -> Shaped[Array, "b n ..."]:
+    """Tokens in this order."""
+    return _taken(x, self.index)
+
+  def undo(self, x: Shaped[Array, "b n ..."]) -> Shaped[Array, "b n ..."]:
+    """Results of ordered tokens, back at the places of the tokens."""
+    return _taken(x, self.inverse)
+
+
+def _taken(x: Array, index: Int[Array, "b n"]) -> Array:
+  return jax.vmap(lambda x, index: x[index])(x, index)
