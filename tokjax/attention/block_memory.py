@@ -27,7 +27,7 @@ class BlockMemory(Retrieval):
 
   Attributes:
     first: first tokens that are always read.
-    local: size of the window, which is the constant distance too.
+    local: size of the window; the constant distance is `local - 1`.
     budget: tokens of the blocks that are read.
     block: tokens a block.
     representatives: tokens that speak for a block.
@@ -70,7 +70,7 @@ class BlockMemory(Retrieval):
     before = chunk.now - chunk.valid.sum()
     first, blocks = self.layout(before)
     rest = first + blocks * self.block
-    far_q = layer.rotate(chunk.q, jnp.full((c,), self.local))
+    far_q = layer.rotate(chunk.q, jnp.full((c,), self.local - 1))
     picked, valid = self.retrieve(layer, chunk, far_q, reps, blocks)
     place = jnp.arange(self.first)
     # Places that are read at the constant distance, and the window.

@@ -89,7 +89,9 @@ def promptdistill(
   " Extremely Long Sequences with Training-Free Memory",
   evidence="thunlp/InfLLM:inf_llm/attention/context_manager.py (12b7079)",
   deviations="blocks stay in device memory; which of them an accelerator caches"
-  " does not change results",
+  " does not change results; a token that has left the window but is in no block"
+  " yet counts once (in chunks of several queries the official code counts some"
+  " of them twice)",
 )
 def infllm(
   first: int = 128,
