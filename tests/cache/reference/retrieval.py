@@ -114,7 +114,8 @@ def infllm(s, most_first=2, local=6, block=4, speakers=2):
     rest = first + blocks * block
     score = np.zeros(blocks)
     for h in range(HEADS):
-      q = np.mean([rope(s.q[i, h], local - 1) for i in range(start, stop)], axis=0)
+      turned = [rope(s.q[i, h], local - 1) for i in range(start, stop)]
+      q = np.mean(turned, axis=0)
       score += [q @ rep[h] for rep in reps]
     far = list(range(first))
     for c in best(score, count) if blocks else []:

@@ -110,6 +110,7 @@ def zipcache(s, bits=(4, 2), plain=0.5, gap=4):
 
 
 def cskv(s, window=4):
+  """Two lists: features of full windows, exact rows of the one being filled."""
   made = {
     name: {k: np.asarray(x, np.float64) for k, x in part.items()}
     for name, part in s.params["cache"].items()
@@ -118,18 +119,21 @@ def cskv(s, window=4):
     -1, GROUPS, WIDTH
   )
   k, v = low("k"), low("v")
+  full = list(range(s.n // window * window))
+  filling = list(range(len(full), s.n))
   outs = []
   for i in range(s.n, s.n + STEPS):
+    filling.append(i)
     out = []
     for h in range(HEADS):
       g = h // GROUP
-      old = range(max(i + 1 - window, 0))
-      new = range(len(old), i + 1)
-      keys = [rope(k[j, g], j) for j in old] + [s.rk[j, g] for j in new]
-      values = [v[j, g] for j in old] + [s.v[j, g] for j in new]
+      keys = [rope(k[j, g], j) for j in full] + [s.rk[j, g] for j in filling]
+      values = [v[j, g] for j in full] + [s.v[j, g] for j in filling]
       w = softmax([SCALE * s.rq[i, h] @ key for key in keys])
       out.append(w @ np.stack(values))
     outs.append(np.stack(out))
+    if len(filling) == window:
+      full, filling = full + filling, []
   return s.prompt(), np.stack(outs)
 
 
