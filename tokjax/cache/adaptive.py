@@ -66,12 +66,13 @@ def shares(
 def normalised(
   score: Float[Array, "g n"], free: Bool[Array, "n"], each: Int[Array, ""]
 ) -> Float[Array, "g n"]:
-  """Scores as parts of the mass of each head's own best tokens."""
+  """Scores times the part of a head's mass that its best `each` tokens hold."""
   score = jnp.where(free[None], score, 0.0)
   order = jnp.sort(score, axis=-1, descending=True)
   within = jnp.arange(score.shape[1]) < each
-  mass = jnp.where(within[None], order, 0.0).sum(axis=-1, keepdims=True)
-  return score / jnp.where(mass > 0, mass, 1.0)
+  best = jnp.where(within[None], order, 0.0).sum(axis=-1, keepdims=True)
+  mass = score.sum(axis=-1, keepdims=True)
+  return score * best / jnp.where(mass > 0, mass, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Adaptive(Prompted):
     budget: what a head keeps on average, the window included.
     window: last tokens that every head keeps; `score` reads their queries.
     alpha: part of the budget that is dealt out evenly; 1: no competition.
-    normalise: whether heads compete by parts of their own mass.
+    normalise: whether scores are multiplied, before heads compete, by the part
+      of the head's mass that its own best tokens hold.
   """
 
   score: Scorer
