@@ -10,18 +10,25 @@ import pytest
 
 from tests.cache import reference
 from tests.cache.cases import DEPTH, LENGTHS, case
+from tests.cache.reference import rules, scores
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 OPTIONS = {
-  "adakv": ({"normalise": True}, {"normalise": True}),
+  "adakv normalise": (
+    {"normalise": True},
+    functools.partial(scores.adakv, normalise=True),
+  ),
+  "sepllm streaming": (
+    {"slack": 1, "reindexed": True},
+    rules.sepllm_streaming,
+  ),
 }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_equal_the_reference(name):
-  options, of_reference = OPTIONS[name]
-  found = case(name, **options)
-  function = functools.partial(reference.find(name), **of_reference)
+  options, function = OPTIONS[name]
+  found = case(name.split()[0], **options)
   for b, n in enumerate(LENGTHS):
     shared = {}
     for layer in range(DEPTH):

@@ -99,9 +99,10 @@ def sepllm(
 ) -> Slots:
   """The first tokens, a window, and separators, which stand for segments.
 
-  `tokens` are the ids of separators in the tokenizer. The cache evicts once
-  `slack` more are there than it is to hold. Streaming: slack=476,
-  window=budgets.Tokens(256), reindexed=True.
+  `tokens` are the ids of separators in the tokenizer. Without `slack` a step
+  sees what the mask of a prompt would show it. Streaming: slack=476,
+  window=budgets.Tokens(256), reindexed=True; the cache evicts, after a step's
+  attention, once more than `slack` entries too many are there.
   """
   budget = budgets.Sum(budgets.Always(first + separators), window)
   score = bind(importance.separators, tokens=tokens)
@@ -115,9 +116,12 @@ def sepllm(
     cache=KV(
       evict,
       Exact(rotated=not reindexed, reindexed=reindexed),
-      trim=Trim("separator", slack=slack, always=slack == 0, arriving=arriving),
+      trim=Trim(
+        "separator", after=slack > 0, slack=slack, always=slack == 0,
+        arriving=arriving,
+      ),
     ),
-  )
+  )  # fmt: skip
 
 
 @recipe(
