@@ -182,7 +182,10 @@ def gated_attention(
   " Lengths in Large Language Models",
   training="learned",
   evidence="OpenNLPLab/lightning-attention:lightning_attn/ops/triton/"
-  "lightning_attn2.py, examples/module/tnl_attn.py (d15c385)",
+  "lightning_attn2.py, examples/module/tnl_attn.py (d15c385), the module run"
+  " next to this one on the same arrays",
+  deviations="the output gate is an option, off by default (official: a gate of"
+  " the rank of one head's width)",
 )
 def lightning_attention(
   silu: bool = True, norm: bool = True, gate_rank: int = 0, block: int = 64
