@@ -213,7 +213,9 @@ def _merge_redundant(site: Site, features, rank) -> Assignment:
   paper="Accelerating Transformers with Spectrum-Preserving Token Merging",
   evidence="hchautran/PiToMe:algo/pitome/merge.py, patch/{deit,mae,clip}.py",
   deviations="follows the code where the paper differs: the margin is"
-  " subtracted inside the ELU and attention is not proportional",
+  " subtracted inside the ELU and attention is not proportional; pooling by size"
+  " divides by the number of patches (the code by that of image channels, which"
+  " the norm behind it cancels)",
 )
 def pitome(
   schedule: Schedule = schedules.Ratio(0.925, "all", "current", "ceil"),
@@ -221,6 +223,7 @@ def pitome(
   alpha: float = 1.0,
   bsm_blocks: str = "first",
   features: str = "keys",
+  pool_by_size: bool = False,
 ) -> Slots:
   """Merges tokens of high energy (much company), protects isolated ones.
 
@@ -232,6 +235,7 @@ def pitome(
       of merging the most redundant ones: "first" or "last" half of the
       blocks (DeiT, MAE), "all" or "none" (AugReg, CLIP).
     features: what is compared: "keys" or "hidden" states (CLIP, BLIP).
+    pool_by_size: mean pooling counts merged tokens by size (on for MAE).
   """
   if bsm_blocks not in ("first", "last", "all", "none"):
     raise ValueError(
@@ -247,7 +251,8 @@ def pitome(
     features=features,
   )
   needs = ("keys",) if features == "keys" else ()
-  return Slots(Reduce(rule, schedule, needs=needs, at_most=0.5))
+  reduce = Reduce(rule, schedule, needs=needs, at_most=0.5)
+  return Slots(reduce, pool_by_size=pool_by_size)
 
 
 def rarity(mass, mask, temperature: float):
