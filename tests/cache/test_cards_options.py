@@ -18,6 +18,10 @@ OPTIONS = {
     {"normalise": True},
     functools.partial(scores.adakv, normalise=True),
   ),
+  "pyramidkv max": (
+    {"pooling": "max"},
+    functools.partial(scores.pyramidkv, pooling="max"),
+  ),
   "sepllm streaming": (
     {"slack": 1, "reindexed": True},
     rules.sepllm_streaming,

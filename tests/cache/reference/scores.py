@@ -59,9 +59,11 @@ def pyramid_count(n, layer, c, w=4, beta=20, depth=DEPTH):
   return high - layer * ((high - low) // (depth - 1)) + w
 
 
-def pyramidkv(s):
+def pyramidkv(s, pooling="avg"):
+  """The path for grouped heads: their mean is pooled."""
   count = max(pyramid_count(s.n, s.layer, half(s.n)), 4)
-  kept = [best(x, count, range(s.n - 4, s.n)) for x in window_scores(s)]
+  scores = window_scores(s, heads_first=True, pooling=pooling)
+  kept = [best(x, count, range(s.n - 4, s.n)) for x in scores]
   return s.prompt(), kept_then_all(s, kept)
 
 

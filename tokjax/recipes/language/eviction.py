@@ -15,6 +15,10 @@ from tokjax.recipes.registry import recipe
 from tokjax.reduce.reduction import Slots, bind
 
 GROUPS = "one set of tokens per key head, not per query head"
+TIES = (
+  "of equal scores, which max pooling makes, the earliest stays (torch's order"
+  " is not defined)"
+)
 
 
 @recipe("full", family="cache", paper="-")
@@ -89,8 +93,10 @@ def snapkv(
   family="cache",
   paper="PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information"
   " Funneling",
-  evidence="Zefan-Cai/KVCache-Factory:pyramidkv/pyramidkv_utils.py (c97f9d7)",
-  deviations=GROUPS,
+  evidence="Zefan-Cai/KVCache-Factory:pyramidkv/pyramidkv_utils.py (c97f9d7),"
+  " its path for grouped heads (kv_cache_granularity=kv_head) run next to this"
+  " one on the same arrays",
+  deviations=TIES,
 )
 def pyramidkv(
   budget: Budget = budgets.Tokens(2048),
@@ -99,8 +105,13 @@ def pyramidkv(
   kernel: int = 5,
   pooling: Literal["avg", "max"] = "avg",
 ) -> Slots:
-  """SnapKV with more room in lower layers; `budget` is the average."""
-  score = bind(importance.last_window, kernel=kernel, pooling=pooling)
+  """SnapKV with more room in lower layers; `budget` is the average.
+
+  Heads of a group are averaged before neighbours are pooled.
+  """
+  score = bind(
+    importance.last_window, kernel=kernel, pooling=pooling, heads_first=True
+  )
   pyramid = budgets.Pyramid(budget, window, beta)
   evict = Evict(score, pyramid, last=window, queries=window)
   return Slots(cache=KV(evict))
@@ -111,7 +122,9 @@ def pyramidkv(
   family="cache",
   paper="Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for"
   " Efficient LLM Inference",
-  evidence="FFY0/AdaKV:adaptive_snapkv/monkeypatch/snapkv_utils.py (efe4e2e)",
+  evidence="FFY0/AdaKV:adaptive_snapkv/monkeypatch/snapkv_utils.py (efe4e2e),"
+  " its path for grouped heads run next to this one on the same arrays",
+  deviations=TIES,
 )
 def adakv(
   budget: Budget = budgets.Tokens(2048),
