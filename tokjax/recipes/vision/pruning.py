@@ -41,7 +41,9 @@ def topk(
 
 def evit_rule(site: Site) -> Plan:
   """The top tokens, then the sum of the others weighted by attention."""
-  score, n = scores.mean_over_heads(site.class_attention), site.num_free
+  # In float32, like all weights of plans.
+  attention = site.class_attention.astype(jnp.float32)
+  score, n = scores.mean_over_heads(attention), site.num_free
   count = site.keep if site.count is None else site.count
   place = selection.places(score, mask=site.mask)
   # The best of those that do not stay lends the fused token its place.
