@@ -69,8 +69,13 @@ def minference_vertical_slash(
   paper="XAttention: Block Sparse Attention with Antidiagonal Scoring",
   evidence="mit-han-lab/x-attention:xattn/src/Xattention.py, utils.py"
   " (e379887)",
-  deviations="the first block is forced as a column of keys (an option of the"
-  " official code marks the first row of queries)",
+  deviations="one rule for all queries, that of the official code from its"
+  " second chunk (of 2048 tokens or more) on; in the first chunk an index there"
+  " overwrites the forced first block, and the best other block is taken"
+  " whatever it holds; earlier chunks are estimated too where the prompt fills"
+  " its chunks exactly (the PyTorch path hides them); the first block is forced"
+  " as a column of keys (an option of the official code marks the first row of"
+  " queries)",
 )
 def xattention(mass: float = 0.9, stride: int = 8, block: int = 128) -> Slots:
   """Prompts see the key blocks whose antidiagonals hold most attention."""

@@ -19,6 +19,8 @@ from tokjax.reduce.reduction import Slots
   family="llm",
   paper="Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference",
   evidence="mit-han-lab/Quest:evaluation/quest_attention.py (01c1623)",
+  deviations="a context within the budget is read whole; the official code"
+  " rounds its length down to pages and leaves one page out",
 )
 def quest(
   budget: Budget = budgets.Tokens(1024),
@@ -134,8 +136,10 @@ def tokenselect(
   family="llm",
   paper="LongHeads: Multi-Head Attention is Secretly a Long Context Processor",
   evidence="LuLuLuyi/LongHeads:modeling_longheads/modeling_llama.py (1c9f72e)",
-  deviations="while decoding, too, the newest token's chunk, the one before and"
-  " the first are read, also where that token completes its chunk",
+  deviations="a query of a long prompt sees its own token too (the official"
+  " rows end before it, which leaves out the token itself); while decoding, too,"
+  " the newest token's chunk, the one before and the first are read, also where"
+  " that token completes its chunk",
 )
 def longheads(budget: Budget = budgets.Tokens(4096), chunk: int = 256) -> Slots:
   """Each head reads chunks of text that fit, never beyond trained lengths."""

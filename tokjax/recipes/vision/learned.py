@@ -35,7 +35,8 @@ def dynamicvit_soft(site: Site):
   training="learned",
   evidence="raoyongming/DynamicViT:models/dyvit.py, losses.py, main.py",
   deviations="the teacher's tokens are not distilled, only its logits"
-  " (`task.distill`)",
+  " (`task.distill`); counts are exact, where int(n * r ** t) of the code may"
+  " give one token less",
 )
 def dynamicvit(schedule: Schedule = schedules.Ratio(0.7)) -> Slots:
   """Keeps the tokens that a predictor, trained with Gumbel bits, votes for.

@@ -96,9 +96,10 @@ def ats_rule(site: Site, *, sampling: str) -> Plan:
   evidence="adaptivetokensampling/ATS:libs/models/transformers/ats_block.py"
   " (9271257), run beside this on the same arrays",
   deviations="tokens dropped earlier are masked exactly, as official code does"
-  " for a single image; in a larger batch its softmax gives them 1e-6 / n and"
-  " their zeros shift the minimum that the distribution is normalised with, so"
-  " that an image's tokens depend on its neighbours",
+  " for a single image with DROP_TOKENS (its configuration); without that, or in"
+  " a larger batch, its softmax gives them 1e-6 / n and their zeros shift the"
+  " minimum that the distribution is normalised with, so that an image's tokens"
+  " depend on its neighbours; fewer than 8 sample points are allowed",
 )
 def ats(
   schedule: Schedule = schedules.Capped(1.0, 0.25), sampling: str = "code"
