@@ -1,4 +1,4 @@
-"""Blocks of the distant past beside a window; see `retrieval`."""
+"""Blocks of the distant past next to a window; see `retrieval`."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from tokjax.cache.contract import Layer
 
 @dataclasses.dataclass(frozen=True)
 class BlockMemory(Retrieval):
-  """Blocks of the distant past beside a local window (InfLLM).
+  """Blocks of the distant past next to a local window (InfLLM).
 
   Tokens that leave the window form blocks, represented for every query head by
   the mean key of those that received most attention while they were in it. A
@@ -30,7 +30,7 @@ class BlockMemory(Retrieval):
     local: size of the window; the constant distance is `local - 1`.
     budget: tokens of the blocks that are read.
     block: tokens a block.
-    representatives: tokens that speak for a block.
+    representatives: tokens whose mean key represents a block.
     chunk: queries that retrieve together, at most `local`.
   """
 

@@ -17,7 +17,6 @@ from pallas_kernels import linear_attention
 from tokjax.attention.causal import Causal
 from tokjax.cache.contract import Arrivals, Bytes, Layer
 
-
 EPSILON = 1e-5  # Of the layer norm, as in the official module.
 
 
@@ -68,7 +67,7 @@ class Linear(Causal):
   def parameters(
     self, layer: Layer, width: int, key: PRNGKeyArray
   ) -> dict[str, Array] | None:
-    """Of the norm `scale`, `bias` [H, D]; of the gate `down` [W, rank], `up`."""
+    """`scale` and `bias` of the norm, `down` and `up` of the gate, if any."""
     heads, made = (layer.heads, layer.head_dim), {}
     if self.norm:
       made = {"scale": jnp.ones(heads), "bias": jnp.zeros(heads)}

@@ -1,11 +1,11 @@
 """Attention weights and outputs changed after the fact: sinks, gates."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, by_group, need_whole
@@ -211,7 +211,9 @@ class Gated(Causal):
   def check(self, layer, prompt):
     self.base.check(layer, prompt)
 
-  def parameters(self, layer: Layer, width: int, key) -> Any:
+  def parameters(
+    self, layer: Layer, width: int, key: PRNGKeyArray
+  ) -> dict[str, Array]:
     """`kernel` [W, H] or [W, H, D], and `bias` if there is one."""
     shape = (layer.heads,)
     if self.kind == "elementwise":

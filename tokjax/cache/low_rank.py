@@ -8,16 +8,15 @@ against cskv_src/modeling/modeling_llama.py, utils/cache_utils.py (cd79226).
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tokjax import schedules
 from tokjax.attention import core
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.contract import Bytes, Layer
+from tokjax.cache.contract import Bytes, Layer, Params
 from tokjax.cache.entries import Entries
 from tokjax.cache.kv import Prompted, refuse_notes
 from tokjax.cache.reads import Query
@@ -44,7 +43,7 @@ def factors(
 
 
 def reconstruction(
-  params: dict[str, Any],
+  params: Params,
   x: Float[Array, "*b w"],
   k: Float[Array, "*b g d"],
   v: Float[Array, "*b g d"],
@@ -113,7 +112,9 @@ class LowRank(Prompted):
     of = lambda density: max(1, round(density * whole))
     return of(self.k_density), of(self.v_density)
 
-  def parameters(self, layer: Layer, width: int, key) -> Any:
+  def parameters(
+    self, layer: Layer, width: int, key: PRNGKeyArray
+  ) -> dict[str, dict[str, Array]]:
     """Random ones; a pretrained model's come from `factors`."""
     made, whole = {}, layer.kv_heads * layer.head_dim
     for name, rank in zip("kv", self.ranks(layer), strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.cache.cases import DEPTH, HEADS, STEPS, WIDTH
 from tests.cache.reference.rules import full
-from tests.cache.reference.story import GROUP, SCALE, rope, softmax
+from tests.cache.reference.story import GROUP, SCALE, softmax
 
 
 def head_masks(s, masks):

@@ -91,9 +91,9 @@ def promptdistill(
   " Extremely Long Sequences with Training-Free Memory",
   evidence="thunlp/InfLLM:inf_llm/attention/context_manager.py (12b7079)",
   deviations="blocks stay in device memory; which of them an accelerator caches"
-  " does not change results; a token that has left the window but is in no block"
-  " yet counts once (in chunks of several queries the official code counts some"
-  " of them twice)",
+  " does not change results; a token that has left the window but is in no"
+  " block yet counts once (with several queries in a chunk the official code"
+  " counts some of them twice)",
 )
 def infllm(
   first: int = 128,
@@ -137,9 +137,8 @@ def tokenselect(
   paper="LongHeads: Multi-Head Attention is Secretly a Long Context Processor",
   evidence="LuLuLuyi/LongHeads:modeling_longheads/modeling_llama.py (1c9f72e)",
   deviations="a query of a long prompt sees its own token too (the official"
-  " rows end before it, which leaves out the token itself); while decoding, too,"
-  " the newest token's chunk, the one before and the first are read, also where"
-  " that token completes its chunk",
+  " rows end before it); while decoding, too, the newest token's chunk, the one"
+  " before and the first are read, also where that token completes its chunk",
 )
 def longheads(budget: Budget = budgets.Tokens(4096), chunk: int = 256) -> Slots:
   """Each head reads chunks of text that fit, never beyond trained lengths."""

@@ -9,7 +9,6 @@ from tokjax.reduce.reduction import Reduce, Slots, bind
 from tokjax.reduce.site import Site
 from tokjax.schedules import Schedule
 
-
 COUNTS = (
   "counts are exact, 49 of 100 tokens after two stages of 0.7, where"
   " int(n * r ** t) of the code gives 48"

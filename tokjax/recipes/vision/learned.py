@@ -55,7 +55,7 @@ def dynamicvit(schedule: Schedule = schedules.Ratio(0.7)) -> Slots:
 
 def token_learner_rule(site: Site) -> Plan:
   """Averages of all tokens by the softmax over tokens of learned logits."""
-  logits = site.signals.learned.astype(jnp.float32)
+  logits = jnp.asarray(site.signals.learned, jnp.float32)
   weight = jax.nn.softmax(logits, axis=0).T
   share = weight / jnp.maximum(weight.sum(axis=0, keepdims=True), 1e-30)
   return Mixture(weight, share, share.T, distinct_peaks(weight))

@@ -213,9 +213,9 @@ def _merge_redundant(site: Site, features, rank) -> Assignment:
   paper="Accelerating Transformers with Spectrum-Preserving Token Merging",
   evidence="hchautran/PiToMe:algo/pitome/merge.py, patch/{deit,mae,clip}.py",
   deviations="follows the code where the paper differs: the margin is"
-  " subtracted inside the ELU and attention is not proportional; pooling by size"
-  " divides by the number of patches (the code by that of image channels, which"
-  " the norm behind it cancels)",
+  " subtracted inside the ELU and attention is not proportional; pooling by"
+  " size divides by the number of patches (the code by that of image channels,"
+  " which the norm behind it cancels)",
 )
 def pitome(
   schedule: Schedule = schedules.Ratio(0.925, "all", "current", "ceil"),

@@ -28,7 +28,7 @@ def topk_rule(site: Site) -> Plan:
   paper="EViT's baseline: Not All Patches are What You Need",
   training="both",
   evidence="youweiliang/evit:evit.py with fuse_token=False (5ca95a7), its block"
-  " run beside this one on the same arrays",
+  " run next to this one on the same arrays",
   deviations="a distillation token is protected; the official code ranks it"
   " among the patches",
 )
@@ -63,7 +63,7 @@ def evit_rule(site: Site) -> Plan:
   " Token Reorganizations",
   training="both",
   evidence="youweiliang/evit:evit.py, helpers.py (5ca95a7), three stages of its"
-  " blocks run beside these on the same arrays",
+  " blocks run next to these on the same arrays",
   deviations="a distillation token is protected; the official code ranks it"
   " among the patches",
 )
@@ -94,12 +94,12 @@ def ats_rule(site: Site, *, sampling: str) -> Plan:
   paper="Adaptive Token Sampling For Efficient Vision Transformers",
   training="both",
   evidence="adaptivetokensampling/ATS:libs/models/transformers/ats_block.py"
-  " (9271257), run beside this on the same arrays",
+  " (9271257), run next to this on the same arrays",
   deviations="tokens dropped earlier are masked exactly, as official code does"
-  " for a single image with DROP_TOKENS (its configuration); without that, or in"
-  " a larger batch, its softmax gives them 1e-6 / n and their zeros shift the"
-  " minimum that the distribution is normalised with, so that an image's tokens"
-  " depend on its neighbours; fewer than 8 sample points are allowed",
+  " for a single image with DROP_TOKENS (its configuration); without that, or"
+  " in a larger batch, its softmax gives them 1e-6 / n and their zeros shift"
+  " the minimum that the distribution is normalised with, so that an image's"
+  " tokens depend on its neighbours; fewer than 8 sample points are allowed",
 )
 def ats(
   schedule: Schedule = schedules.Capped(1.0, 0.25), sampling: str = "code"
