@@ -43,7 +43,9 @@ def random_kv(
   evidence="mit-han-lab/streaming-llm:streaming_llm/kv_cache.py, pos_shift/"
   " (2e50426)",
   deviations="a long prompt is attended to by a banded mask with the distances"
-  " that feeding it token by token gives",
+  " that feeding it token by token gives; room is made before a token is added,"
+  " as evict_for_space does (the perplexity script evicts after the step, which"
+  " then sees one token more)",
 )
 def streaming_llm(
   first: int = 4,
