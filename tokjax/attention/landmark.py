@@ -2,7 +2,7 @@
 
 Every block of the text ends with a landmark token, which the data put there.
 A query attends to its own block and to landmarks in one softmax; what a
-landmark receives is handed on to the tokens of its block, by a softmax of
+landmark receives is distributed over the tokens of its block by a softmax of
 their own. Checked against llama/llama_mem.py, lm_benchmark (d963e50).
 """
 

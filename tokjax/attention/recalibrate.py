@@ -1,4 +1,4 @@
-"""Attention weights and outputs changed after the fact: sinks, gates."""
+"""Changes of attention weights and outputs: sinks, gates."""
 
 import dataclasses
 from typing import Literal
@@ -13,7 +13,7 @@ from tokjax.cache.contract import Layer
 
 
 def _heads(layer: Layer, heads) -> Bool[Array, "h"]:
-  """Which query heads of a layer are meant; None: all."""
+  """Mask of the selected query heads of a layer; None: all."""
   if heads is None:
     return jnp.ones((layer.heads,), bool)
   if heads and isinstance(heads[0], tuple):

@@ -13,7 +13,7 @@ from tokjax.cache.budgets import Budget
 
 @dataclasses.dataclass(frozen=True)
 class Band(Causal):
-  """The first tokens and the last ones: A-shape, and its relatives.
+  """The first tokens and the last ones: A-shape and similar patterns.
 
   Attributes:
     first: tokens at the start that all later ones see.

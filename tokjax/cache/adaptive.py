@@ -2,7 +2,7 @@
 
 What all heads of a layer keep together is known from the configuration, what
 each of them keeps is not. The buffer therefore holds entries of all heads one
-after the other, and each entry says whose it is: no head's room is wasted.
+after the other, each with the number of its head: no head's room is wasted.
 """
 
 import dataclasses
@@ -51,8 +51,8 @@ def shares(
   """How many of its free tokens each head keeps (Ada-KV).
 
   The best `g * each` of all heads' tokens are counted head by head; a part
-  `alpha` of the budget is dealt out evenly instead. Rounding may lose or win
-  one token a head.
+  `alpha` of the budget is divided evenly instead. Rounding may lose or add one
+  token per head.
   """
   g, n = score.shape
   flat = jnp.where(free[None], score, -jnp.inf).reshape(-1)
@@ -83,7 +83,7 @@ class Adaptive(Prompted):
     score: of one example's `Prompt`, `[G, n]`.
     budget: what a head keeps on average, the window included.
     window: last tokens that every head keeps; `score` reads their queries.
-    alpha: part of the budget that is dealt out evenly; 1: no competition.
+    alpha: part of the budget that is divided evenly; 1: no competition.
     normalise: whether scores are multiplied, before heads compete, by the part
       of the head's mass that its own best tokens hold.
   """

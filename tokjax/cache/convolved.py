@@ -64,9 +64,9 @@ class Convolved:
       )
     if layer.window is not None:
       raise ValueError(
-        "Convolved keeps means of tokens, which stand at no place inside or"
-        f" outside a window; layer {layer.index} has window={layer.window}, use"
-        " ByLayer with another cache there"
+        "Convolved keeps means of tokens, which lie neither inside nor outside"
+        f" a window; layer {layer.index} has window={layer.window}, use ByLayer"
+        " with another cache there"
       )
 
   def parameters(

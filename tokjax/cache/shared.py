@@ -83,8 +83,8 @@ class Following(Causal):
     of: for every layer and key head the layer whose scores it takes over, its
       own number where it takes none, see `leaders`; (): nothing is shared.
     first, recent: near tokens at either end.
-    threshold: near attention that is at least this share of the whole does
-      without distant tokens; None: never.
+    threshold: a query whose near attention is at least this share of the whole
+      leaves distant tokens out; None: none does.
   """
 
   of: tuple[tuple[int, ...], ...] = ()

@@ -102,7 +102,7 @@ def sepllm(
   slack: int = 0,
   reindexed: bool = False,
 ) -> Slots:
-  """The first tokens, a window, and separators, which stand for segments.
+  """The first tokens, a window, and separators, which represent segments.
 
   `tokens` are the ids of separators in the tokenizer. Without `slack` a step
   sees what the mask of a prompt would show it. Streaming: slack=476,
@@ -144,7 +144,7 @@ def act(
   heads: tuple | None = None,
   spared: tuple[int, int] = (2, 1),
 ) -> Slots:
-  """Sinks beyond the first one pass most of their attention on to others."""
+  """Takes attention from sinks after the first and spreads it over others."""
   return Slots(attend=Calibrated(keep_sinks, threshold, heads, spared))
 
 

@@ -1,4 +1,4 @@
-"""Cache compression: what a decoder remembers of its prompt and its text."""
+"""Cache compression: what a decoder keeps of its prompt and its text."""
 
 from typing import Literal
 
@@ -154,8 +154,8 @@ def adakv(
   paper="H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large"
   " Language Models",
   evidence="FMInference/H2O:h2o_hf/utils_real_drop/modify_llama.py (ac75c2a)",
-  deviations=f"{GROUPS} (masses are summed); the clean rule, without the"
-  " masking version's recent token that is counted too many",
+  deviations=f"{GROUPS} (masses are summed); the rule of true eviction, without"
+  " the masking version's off-by-one in the number of recent tokens",
 )
 def h2o(
   heavy: Budget = budgets.Share(0.1, least=0),

@@ -126,7 +126,7 @@ def tokenselect(
   rotate_query: bool = False,
   reuse: float | None = None,
 ) -> Slots:
-  """Heads vote for single tokens, which are read as if side by side."""
+  """Heads vote for single tokens, which are read as if they were adjacent."""
   attend = SoftVote(first, local, budget, chunk, kernel, rotate_query, reuse)
   return Slots(attend=attend, cache=Retriever())
 
@@ -157,7 +157,7 @@ def longheads(budget: Budget = budgets.Tokens(4096), chunk: int = 256) -> Slots:
   " landmarks of the blocks that are read take part in the softmax",
 )
 def landmark_attention(block: int = 63, budget: Budget | None = None) -> Slots:
-  """Blocks are read through landmark tokens that learned to stand for them.
+  """Blocks are read through landmark tokens that learn to represent them.
 
   Without a budget all blocks are read: the form for training.
   `tokjax.attention.landmark.with_landmarks` puts the tokens into a text.

@@ -18,7 +18,7 @@ def cosines(features, sides: matching.Sides):
 
 
 def alternating(site: Site) -> matching.Sides:
-  """Every other token of the whole sequence, as the official codes split.
+  """Every other token of the whole sequence, as the official code splits.
 
   The class token is the first source although it never merges, so the first
   free token is a target when an odd number of protected tokens precedes it.
@@ -28,7 +28,7 @@ def alternating(site: Site) -> matching.Sides:
 
 
 def by_index_after_class(site: Site) -> str:
-  """Official codes sort the unmerged only when there is a class token."""
+  """Official code sorts the unmerged only when there is a class token."""
   return "index" if site.protected else "similarity"
 
 
@@ -115,7 +115,7 @@ def tome_kth(schedule: Schedule = schedules.Ratio(0.7)) -> Slots:
   paper="Token Merging: Your ViT But Faster",
   evidence="facebookresearch/ToMe:tome/merge.py"
   " (random_bipartite_soft_matching)",
-  deviations="targets stand in the order of the sequence; the class token takes"
+  deviations="targets are in the order of the sequence; the class token takes"
   " no part",
 )
 def tome_random(schedule: Schedule = schedules.Constant(13)) -> Slots:
@@ -225,11 +225,12 @@ def pitome(
   features: str = "keys",
   pool_by_size: bool = False,
 ) -> Slots:
-  """Merges tokens of high energy (much company), protects isolated ones.
+  """Merges tokens with many similar ones (high energy), protects others.
 
   Args:
     schedule: tokens that remain after each block; at least half of them.
-    margin: similarity that counts as company in block 0, falling linearly.
+    margin: similarity above which tokens count as similar in block 0; falls
+      linearly with depth.
     alpha: weight of what lies below the margin.
     bsm_blocks: where all tokens are ranked and the best edges merge, instead
       of merging the most redundant ones: "first" or "last" half of the

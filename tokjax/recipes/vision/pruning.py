@@ -46,7 +46,7 @@ def evit_rule(site: Site) -> Plan:
   score, n = scores.mean_over_heads(attention), site.num_free
   count = site.keep if site.count is None else site.count
   place = selection.places(score, mask=site.mask)
-  # The best of those that do not stay lends the fused token its place.
+  # The fused token takes the place of the best one that does not stay.
   fused = jnp.argmax(place == count - 1)
   parent = jnp.where(place < count, jnp.arange(n), fused)
   plan = Assignment.from_parent(parent, site.keep, order=place, mask=site.mask)
@@ -79,7 +79,7 @@ def evit(
 
 
 def ats_rule(site: Site, *, sampling: str) -> Plan:
-  """Samples the scores; what was picked stands in ascending score."""
+  """Samples the scores; picked tokens are in ascending order of score."""
   score = scores.attention_times_norm(site.class_attention, site.values)
   chosen = selection.inverse_cdf(
     score, site.keep, rule=sampling, mask=site.mask, count=site.count
@@ -124,7 +124,7 @@ def ats(
 
 
 def _importance(site: Site, alive, iterations: int, variance):
-  """Page rank of the free tokens on the attention among the living, `[f]`."""
+  """Page rank of the free tokens on attention among those left, `[f]`."""
   attention = jnp.where(alive[None, None, :], site.attention, 0.0)
   total = attention.sum(axis=-1, keepdims=True)
   attention = attention / jnp.where(total > 0, total, 1.0)
