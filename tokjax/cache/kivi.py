@@ -107,7 +107,7 @@ class Kivi:
     def one(e):
       k_bits, k_low, k_step = self.coded_keys(e.k[:coded], layer.dtype)
       v_bits, v_low, v_step = self.coded_values(e.v[:later], layer.dtype)
-      rest = lambda x, at, rows: jax.lax.dynamic_slice_in_dim(x, at, rows)
+      rest = jax.lax.dynamic_slice_in_dim
       k_coded, v_coded = e.length // r * r, jnp.maximum(e.length - r, 0)
       return Packed(
         k_bits, k_low, k_step, rest(e.k, k_coded, r), k_coded,
@@ -144,9 +144,7 @@ class Kivi:
 
     def one(s, k, v, position, valid):
       s, n = self._coded(layer, s, valid), s.length
-      put = lambda x, at, row: _put(
-        x, jnp.where(valid, at, x.shape[0]), row
-      )
+      put = lambda x, at, row: _put(x, jnp.where(valid, at, x.shape[0]), row)
       return dataclasses.replace(
         s,
         k_rest=put(s.k_rest, n - s.k_coded, k),
