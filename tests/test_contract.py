@@ -475,8 +475,17 @@ def test_one_token_runs_or_is_refused(recipe):
 def test_bfloat16_runs(recipe, host):
   c = case(recipe, host)
   model = c.host.build(c.slots, jnp.bfloat16)
-  run = jax.jit(model.apply)
-  output, out = run({"params": c.params}, c.images[:1], key=KEY(0))
+
+  @jax.jit
+  def run(params, images):
+    output, out = model.apply({"params": params}, images, key=KEY(0))
+    plans = [plan for made in out["plans"] for plan in made]
+    return output, out, [jax.vmap(probes.shares)(plan) for plan in plans]
+
+  output, out, shares = run(c.params, c.images[:1])
+  for i, (arrives, kept) in enumerate(shares):
+    message = f"plan {i}: shares of a token's size must add up to 1"
+    np.testing.assert_allclose(arrives, kept, rtol=1e-5, err_msg=message)
   assert output.dtype == out["tokens"].x.dtype == jnp.bfloat16
   assert out["tokens"].x.shape == (1, *c.clean["tokens"]["x"].shape[1:])
   assert out["tokens"].size.dtype == jnp.float32, "sizes must stay exact"

@@ -183,6 +183,19 @@ def test_lightning_attention_decays():
   assert len(slopes(6)) == 6
 
 
+def test_lightning_attention_has_a_layer_norm_over_all_heads():
+  rng = np.random.default_rng(7)
+  out, scale, bias = rng.normal(size=(3, 2, 4)).astype(np.float32)
+  out = out[None, None]
+  attend, layer = Linear(), Layer(heads=2, head_dim=4)
+  made = attend.parameters(layer, 6, jax.random.key(0))
+  assert jax.tree.map(jnp.shape, made) == {"scale": (2, 4), "bias": (2, 4)}
+  params = {"attend": {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}}
+  got = attend.finish(layer, jnp.asarray(out), arrivals(1), params)
+  unit = (out - out.mean()) / np.sqrt(out.var() + 1e-5)
+  np.testing.assert_allclose(got, unit * scale + bias, rtol=1e-5, atol=1e-6)
+
+
 def test_top_mass_is_a_definition():
   """Adds in descending order while what is there is below the share."""
   rng = np.random.default_rng(6)

@@ -35,6 +35,11 @@ def probe(plan: Plan) -> dict[str, jax.Array]:
   return jax.vmap(one)(plan)
 
 
+def shares(plan: Plan) -> tuple[jax.Array, jax.Array]:
+  """Which part of each source's size arrives, and whether any is to, `[n]`."""
+  return plan.as_mixture().share.sum(axis=0), ~plan.dropped
+
+
 def compose(plans: list[Plan]) -> jax.Array:
   """The matrix of all plans in a row, composed by `then`, `[b, m, n]`."""
 

@@ -49,6 +49,21 @@ def test_ratio_of_the_initial_number(rho):
   assert counts == [int(196 * rho**t) for t in (1, 2, 3)]
 
 
+@pytest.mark.parametrize(
+  ("tokens", "rho", "exact", "official"),
+  [(90, 0.7, 63, 62), (100, 0.7, 49, 48), (125, 0.6, 27, 26)],
+)
+def test_counts_are_exact_where_int_of_a_product_is_not(
+  tokens, rho, exact, official
+):
+  """A difference that recipes declare."""
+  stages = {63: 1, 49: 2, 27: 3}[exact]
+  counts = schedules.Ratio(rho).counts(tokens, 12)
+  kept = [c for c in counts if c is not None]
+  assert kept[stages - 1] == exact
+  assert int(tokens * rho**stages) == official
+
+
 @pytest.mark.parametrize("extra", [0, 1])
 @pytest.mark.parametrize("rho", [0.9, 0.7, 0.5])
 def test_ratio_of_the_current_number(rho, extra):

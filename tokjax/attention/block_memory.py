@@ -1,4 +1,4 @@
-"""Blocks of the distant past beside a window; see `retrieval`."""
+"""Blocks of the distant past next to a window; see `retrieval`."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from tokjax.cache.contract import Layer
 
 @dataclasses.dataclass(frozen=True)
 class BlockMemory(Retrieval):
-  """Blocks of the distant past beside a local window (InfLLM).
+  """Blocks of the distant past next to a local window (InfLLM).
 
   Tokens that leave the window form blocks, represented for every query head by
   the mean key of those that received most attention while they were in it. A
@@ -27,10 +27,10 @@ class BlockMemory(Retrieval):
 
   Attributes:
     first: first tokens that are always read.
-    local: size of the window, which is the constant distance too.
+    local: size of the window; the constant distance is `local - 1`.
     budget: tokens of the blocks that are read.
     block: tokens a block.
-    representatives: tokens that speak for a block.
+    representatives: tokens whose mean key represents a block.
     chunk: queries that retrieve together, at most `local`.
   """
 
@@ -70,7 +70,7 @@ class BlockMemory(Retrieval):
     before = chunk.now - chunk.valid.sum()
     first, blocks = self.layout(before)
     rest = first + blocks * self.block
-    far_q = layer.rotate(chunk.q, jnp.full((c,), self.local))
+    far_q = layer.rotate(chunk.q, jnp.full((c,), self.local - 1))
     picked, valid = self.retrieve(layer, chunk, far_q, reps, blocks)
     place = jnp.arange(self.first)
     # Places that are read at the constant distance, and the window.

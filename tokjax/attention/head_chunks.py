@@ -21,7 +21,7 @@ class HeadChunks(Retrieval):
   A chunk of `chunk` tokens is represented, for every query head, by its keys
   weighted by their fit to the mean output of attention within the chunk. A
   query reads the first chunk, its own, the one before, and the best others, as
-  if they stood side by side: no distance exceeds what is read. Checked against
+  if they were adjacent: no distance exceeds what is read. Checked against
   modeling_longheads/modeling_llama.py (1c9f72e).
 
   Attributes:

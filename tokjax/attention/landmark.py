@@ -1,8 +1,8 @@
-"""Landmark Attention: a token that speaks for its block (2023).
+"""Landmark Attention: one token represents its block (2023).
 
 Every block of the text ends with a landmark token, which the data put there.
 A query attends to its own block and to landmarks in one softmax; what a
-landmark receives is handed on to the tokens of its block, by a softmax of
+landmark receives is distributed over the tokens of its block by a softmax of
 their own. Checked against llama/llama_mem.py, lm_benchmark (d963e50).
 """
 
@@ -162,17 +162,17 @@ class Landmark(Retrieval):
     s, m = self.chunk, self.block
     own, inside = place // s, place % s
     number = jnp.arange(landmarks.shape[0])
-    held = jnp.minimum(count, own)
+    others = jnp.minimum(count, own)
     # All landmarks stand at position 0 while blocks are chosen.
-    early = layer.rotate(q[None], (held * s + 1 + inside)[None])[0]
+    early = layer.rotate(q[None], (others * s + 1 + inside)[None])[0]
 
     def head(q, early, g):
       score = landmarks[:, g] @ early
       top = selection.in_order(
         selection.top_k(score, most, mask=number < own, count=count)
       )
-      gap = (held - jnp.arange(most + 1)) * s + inside
-      # The last slot is the query's own block, whatever comes before.
+      gap = (others - jnp.arange(most + 1)) * s + inside
+      # The last slot is always the query's own block.
       gap = jnp.maximum(gap, 0).at[most].set(inside)
       turned = layer.rotate(
         jnp.broadcast_to(q, (most + 1, 1, q.shape[-1])), gap

@@ -2,20 +2,22 @@
 
 Lightning Attention-2 (Qin et al., 2024), checked against
 lightning_attn/ops/triton/lightning_attn2.py and examples/module/tnl_attn.py
-(d15c385). A token's own product is not decayed.
+(d15c385). A token's own product is not decayed. Decay is all that is known of
+distances: queries and keys are not rotated.
 """
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from pallas_kernels import linear_attention
 from tokjax.attention.causal import Causal
 from tokjax.cache.contract import Arrivals, Bytes, Layer
+
+EPSILON = 1e-5  # Of the layer norm, as in the official module.
 
 
 def slopes(heads: int) -> tuple[float, ...]:
@@ -33,16 +35,18 @@ class Linear(Causal):
 
   Attributes:
     silu: whether queries, keys and values go through SiLU first.
-    norm: whether the outputs of all heads together are divided by their root
-      mean square.
+    norm: whether the outputs of all heads together go through a layer norm,
+      with a learned scale and bias.
     gate_rank: of the output gate sigmoid(x A B); 0: no gate.
     block: tile length.
+    rotate: whether queries and keys are rotated to their positions, after SiLU.
   """
 
   silu: bool = True
   norm: bool = True
   gate_rank: int = 0
   block: int = 64
+  rotate: bool = False
 
   @property
   def needs(self) -> tuple[str, ...]:
@@ -60,16 +64,21 @@ class Linear(Causal):
         " attention in layers that do"
       )
 
-  def parameters(self, layer: Layer, width: int, key) -> Any:
-    """`down` [W, rank] and `up` [rank, H, D], if there is a gate."""
-    if not self.gate_rank:
-      return None
-    a, b = jax.random.split(key)
-    up = (self.gate_rank, layer.heads, layer.head_dim)
-    return {
-      "down": jax.random.normal(a, (width, self.gate_rank)) * width**-0.5,
-      "up": jax.random.normal(b, up) * self.gate_rank**-0.5,
-    }
+  def parameters(
+    self, layer: Layer, width: int, key: PRNGKeyArray
+  ) -> dict[str, Array] | None:
+    """`scale` and `bias` of the norm, `down` and `up` of the gate, if any."""
+    heads, made = (layer.heads, layer.head_dim), {}
+    if self.norm:
+      made = {"scale": jnp.ones(heads), "bias": jnp.zeros(heads)}
+    if self.gate_rank:
+      a, b = jax.random.split(key)
+      up = jax.random.normal(b, (self.gate_rank, *heads))
+      made["down"] = (
+        jax.random.normal(a, (width, self.gate_rank)) * width**-0.5
+      )
+      made["up"] = up * self.gate_rank**-0.5
+    return made or None
 
   def log_decay(self, layer: Layer) -> Float[Array, "h"]:
     """Of each head: less decay in higher layers."""
@@ -79,18 +88,22 @@ class Linear(Causal):
   def features(self, layer: Layer, a: Arrivals):
     """Queries, keys and values as they meet; zeros in padding."""
     act = jax.nn.silu if self.silu else lambda x: x
-    q = layer.rotate(act(a.q), a.position)
-    k = layer.rotate(act(a.k), a.position)
-    return q, k, act(a.v)
+    q, k, v = (act(x) for x in (a.q, a.k, a.v))
+    if self.rotate:
+      q, k = layer.rotate(q, a.position), layer.rotate(k, a.position)
+    return q, k, v
 
   def finish(self, layer, out, arrivals, params):
     """Norm and gate."""
+    made = params.get("attend", {})
     if self.norm:
       x = out.astype(jnp.float32)
-      mean = jnp.square(x).mean(axis=(-2, -1), keepdims=True)
-      out = (x * jax.lax.rsqrt(mean + 1e-6)).astype(out.dtype)
+      x = x - x.mean(axis=(-2, -1), keepdims=True)
+      variance = jnp.square(x).mean(axis=(-2, -1), keepdims=True)
+      x = x * jax.lax.rsqrt(variance + EPSILON)
+      scale, bias = made["scale"][None, None], made["bias"][None, None]
+      out = (x * scale + bias).astype(out.dtype)
     if self.gate_rank:
-      made = params["attend"]
       x = jnp.tensordot(arrivals.x, made["down"].astype(out.dtype), axes=1)
       x = jnp.tensordot(x, made["up"].astype(out.dtype), axes=1)
       out = out * jax.nn.sigmoid(x)
@@ -113,7 +126,7 @@ class Linear(Causal):
 
 @dataclasses.dataclass(frozen=True)
 class LinearState:
-  """The cache of `Linear`: a matrix a head, whatever the length."""
+  """The cache of `Linear`: one matrix per head for any length."""
 
   needs: tuple[str, ...] = ()
 
@@ -125,9 +138,8 @@ class LinearState:
         " read; use attend=Linear() or another cache"
       )
 
-  def parameters(self, layer: Layer, width: int, key) -> Any:
+  def parameters(self, layer: Layer, width: int, key: PRNGKeyArray) -> None:
     """Nothing is learned."""
-    return None
 
   def init(self, layer, batch: int, prompt: int, decode: int):
     shape = (batch, layer.heads, layer.head_dim, layer.head_dim)

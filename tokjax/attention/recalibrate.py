@@ -1,11 +1,11 @@
-"""Attention weights and outputs changed after the fact: sinks, gates."""
+"""Changes of attention weights and outputs: sinks, gates."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, by_group, need_whole
@@ -13,7 +13,7 @@ from tokjax.cache.contract import Layer
 
 
 def _heads(layer: Layer, heads) -> Bool[Array, "h"]:
-  """Which query heads of a layer are meant; None: all."""
+  """Mask of the selected query heads of a layer; None: all."""
   if heads is None:
     return jnp.ones((layer.heads,), bool)
   if heads and isinstance(heads[0], tuple):
@@ -211,7 +211,9 @@ class Gated(Causal):
   def check(self, layer, prompt):
     self.base.check(layer, prompt)
 
-  def parameters(self, layer: Layer, width: int, key) -> Any:
+  def parameters(
+    self, layer: Layer, width: int, key: PRNGKeyArray
+  ) -> dict[str, Array]:
     """`kernel` [W, H] or [W, H, D], and `bias` if there is one."""
     shape = (layer.heads,)
     if self.kind == "elementwise":

@@ -6,7 +6,6 @@ is a chunk of one. `Retriever` is the cache that goes with any of them.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,12 @@ from tokjax.attention import core
 from tokjax.attention.causal import Causal, need_whole
 from tokjax.cache import budgets, workspace
 from tokjax.cache import entries as entries_lib
+from tokjax.cache.budgets import Budget
 from tokjax.cache.contract import Bytes, Layer, Memory
 from tokjax.cache.kv import NOTES, Prompted
+
+# What a method remembers of one example besides keys and values.
+Memo = tuple[Array, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -86,7 +89,7 @@ class Retrieval(Causal):
     raise NotImplementedError
 
   @property
-  def budget(self) -> Any:
+  def budget(self) -> Budget:
     """Tokens that are retrieved."""
     raise NotImplementedError
 
@@ -113,17 +116,17 @@ class Retrieval(Causal):
     """Their static bound."""
     return int(self.counts(layer, n).max())
 
-  def memo(self, layer: Layer, n: int) -> Any:
-    """What is remembered besides keys and values, for n tokens."""
+  def memo(self, layer: Layer, n: int) -> Memo:
+    """What is remembered of n tokens, empty."""
     return ()
 
   def look(
-    self, layer: Layer, chunk: Chunk, memo: Any
-  ) -> tuple[Float[Array, "c h d"], Any]:
+    self, layer: Layer, chunk: Chunk, memo: Memo
+  ) -> tuple[Float[Array, "c h d"], Memo]:
     """Outputs of a chunk, and the memo after it."""
     raise NotImplementedError
 
-  def remembered(self, layer: Layer, n: int) -> Any:
+  def remembered(self, layer: Layer, n: int) -> Memo:
     """The memo of a layer: nothing where nothing is retrieved."""
     return self.memo(layer, n) if layer.window is None else ()
 
@@ -131,11 +134,13 @@ class Retrieval(Causal):
     """Whether `digest` has something to do."""
     return jnp.zeros((), bool)
 
-  def digest(self, layer: Layer, chunk: Chunk, memo: Any) -> Any:
-    """What is dear and seldom: run if it is due in any example."""
+  def digest(self, layer: Layer, chunk: Chunk, memo: Memo) -> Memo:
+    """What is expensive and rare: run if it is due in any example."""
     return memo
 
-  def batch(self, layer: Layer, chunk: Chunk, memo: Any):
+  def batch(
+    self, layer: Layer, chunk: Chunk, memo: Memo
+  ) -> tuple[Float[Array, "b c h d"], Memo]:
     """`look` and `digest` over a batch."""
     if layer.window is not None:
       return jax.vmap(lambda c: within_window(layer, c))(chunk), memo
@@ -189,7 +194,7 @@ class Retrieval(Causal):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class RetrieverState:
   """The state of `Retriever`: every token, before rotation.
 
   Attributes:
@@ -203,7 +208,7 @@ class Kept:
   v: Float[Array, "b n g d"]
   length: Int[Array, "b"]
   prompt: Int[Array, "b"]
-  memo: Any
+  memo: Memo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,17 +236,19 @@ class Retriever(Prompted):
       state = dataclasses.replace(state, memo=memo)
     return out, state, carry
 
-  def compress(self, layer, space: workspace.Workspace, notes, params) -> Kept:
+  def compress(
+    self, layer, space: workspace.Workspace, notes, params
+  ) -> RetrieverState:
     m: Memory = space.memory
     grown = lambda x: jnp.pad(
       x, [(0, 0), (0, space.decode)] + [(0, 0)] * (x.ndim - 2)
     )
-    return Kept(
+    return RetrieverState(
       grown(m.k).astype(layer.dtype), grown(m.v).astype(layer.dtype),
       space.length, space.length, notes["memo"],
     )  # fmt: skip
 
-  def step(self, layer, state: Kept, arrivals, attend, params, carry):
+  def step(self, layer, state: RetrieverState, arrivals, attend, params, carry):
     a, n = arrivals, state.k.shape[1]
     at = jnp.where(a.valid[:, 0], state.length, n)
     put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
@@ -252,9 +259,9 @@ class Retriever(Prompted):
     chunk = Chunk(a.q, place, a.valid, k, v, length, state.prompt)
     out, memo = attend.batch(layer, chunk, state.memo)
     out = out.astype(layer.dtype)
-    return out, Kept(k, v, length, state.prompt, memo), carry
+    return out, RetrieverState(k, v, length, state.prompt, memo), carry
 
-  def bytes(self, layer, state: Kept) -> Bytes:
+  def bytes(self, layer, state: RetrieverState) -> Bytes:
     one = sum(x[0, 0].size * x.dtype.itemsize for x in (state.k, state.v))
     return Bytes(
       state.length.astype(jnp.float32) * one,

@@ -107,8 +107,8 @@ class SoftVote(Retrieval):
     room = min(self.first + self.local + index.shape[0], n)
     pick = selection.of_mask(stays, room)
     k = layer.rotate(chunk.k[pick.index], jnp.arange(room))
-    held = pick.total
-    at = jnp.maximum(held - chunk.now + chunk.place, 0)
+    read = pick.total
+    at = jnp.maximum(read - chunk.now + chunk.place, 0)
     q = layer.rotate(chunk.q, at)
     x = core.logits(
       layer, core.split(q[None], layer.kv_heads), core.heads_first(k[None])

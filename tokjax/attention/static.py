@@ -13,18 +13,18 @@ from tokjax.budgets import Budget
 
 @dataclasses.dataclass(frozen=True)
 class Band(Causal):
-  """The first tokens and the last ones: A-shape, and its relatives.
+  """The first tokens and the last ones: A-shape and similar patterns.
 
   Attributes:
     first: tokens at the start that all later ones see.
-    budget: how many tokens a query sees in all: beside the first ones the
-      last ones, itself included. What depends on the length of the prompt
-      needs it in one chunk.
+    budget: how many tokens a query sees in all: the first ones and the last
+      ones, itself included. What depends on the length of the prompt needs it
+      in one chunk.
     dense: so many last real queries of a prompt see everything (tri-shape);
       the prompt then has to come in one chunk.
-    reindexed: distances are those within the tokens that are seen, as where a
-      cache of first + window tokens is fed one by one (StreamingLLM): beyond
-      that many tokens the first ones stay at a constant distance.
+    reindexed: distances are those within the tokens that are seen, as in a
+      cache of first + window tokens that is fed one by one (StreamingLLM):
+      beyond that many tokens the first ones stay at a constant distance.
   """
 
   first: int = 4

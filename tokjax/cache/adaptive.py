@@ -2,7 +2,7 @@
 
 What all heads of a layer keep together is known from the configuration, what
 each of them keeps is not. The buffer therefore holds entries of all heads one
-after the other, and each entry says whose it is: no head's room is wasted.
+after the other, each with the number of its head: no head's room is wasted.
 """
 
 import dataclasses
@@ -51,8 +51,8 @@ def shares(
   """How many of its free tokens each head keeps (Ada-KV).
 
   The best `g * each` of all heads' tokens are counted head by head; a part
-  `alpha` of the budget is dealt out evenly instead. Rounding may lose or win
-  one token a head.
+  `alpha` of the budget is divided evenly instead. Rounding may lose or add one
+  token per head.
   """
   g, n = score.shape
   flat = jnp.where(free[None], score, -jnp.inf).reshape(-1)
@@ -66,12 +66,13 @@ def shares(
 def normalised(
   score: Float[Array, "g n"], free: Bool[Array, "n"], each: Int[Array, ""]
 ) -> Float[Array, "g n"]:
-  """Scores as parts of the mass of each head's own best tokens."""
+  """Scores times the part of a head's mass that its best `each` tokens hold."""
   score = jnp.where(free[None], score, 0.0)
   order = jnp.sort(score, axis=-1, descending=True)
   within = jnp.arange(score.shape[1]) < each
-  mass = jnp.where(within[None], order, 0.0).sum(axis=-1, keepdims=True)
-  return score / jnp.where(mass > 0, mass, 1.0)
+  best = jnp.where(within[None], order, 0.0).sum(axis=-1, keepdims=True)
+  mass = score.sum(axis=-1, keepdims=True)
+  return score * best / jnp.where(mass > 0, mass, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,9 @@ class Adaptive(Prompted):
     score: of one example's `Prompt`, `[G, n]`.
     budget: what a head keeps on average, the window included.
     window: last tokens that every head keeps; `score` reads their queries.
-    alpha: part of the budget that is dealt out evenly; 1: no competition.
-    normalise: whether heads compete by parts of their own mass.
+    alpha: part of the budget that is divided evenly; 1: no competition.
+    normalise: whether scores are multiplied, before heads compete, by the part
+      of the head's mass that its own best tokens hold.
   """
 
   score: Scorer

@@ -8,11 +8,10 @@ count for more than one.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax import selection
 from tokjax.attention import core
@@ -57,7 +56,7 @@ class Convolved:
       )
 
   def check(self, layer, attend, prompt: int, decode: int) -> None:
-    """A prompt is read through the cache; no other attention has a say."""
+    """A prompt is read through the cache, with plain causal attention."""
     if type(attend) is not Causal:
       raise ValueError(
         "Convolved reads prompts through its own cache, block by block, and"
@@ -65,12 +64,14 @@ class Convolved:
       )
     if layer.window is not None:
       raise ValueError(
-        "Convolved keeps means of tokens, which stand at no place inside or"
-        f" outside a window; layer {layer.index} has window={layer.window}, use"
-        " ByLayer with another cache there"
+        "Convolved keeps means of tokens, which lie neither inside nor outside"
+        f" a window; layer {layer.index} has window={layer.window}, use ByLayer"
+        " with another cache there"
       )
 
-  def parameters(self, layer: Layer, width: int, key) -> Any:
+  def parameters(
+    self, layer: Layer, width: int, key: PRNGKeyArray
+  ) -> dict[str, Array]:
     """`kernel` [taps, 2 D, M / 2], `bias` [M / 2], `mix` []."""
     d = 2 * layer.head_dim
     shape = (self.kernel, d, self.slots // 2)
@@ -173,7 +174,7 @@ class Convolved:
     )
 
   def merge(
-    self, whole: Entries, score: Float[Array, "n"], made: Any
+    self, whole: Entries, score: Float[Array, "n"], made: dict[str, Array]
   ) -> Entries:
     """One head's entries cut to the number of slots."""
     half, n = self.slots // 2, whole.room
@@ -201,7 +202,7 @@ class Convolved:
     k: Float[Array, "n d"],
     v: Float[Array, "n d"],
     valid: Bool[Array, "n"],
-    made: Any,
+    made: dict[str, Array],
   ) -> Float[Array, "m n"]:
     """Predicted shares of all entries in each merged one; rows sum to one."""
     x = jnp.concatenate([k, v], axis=-1).astype(jnp.float32)

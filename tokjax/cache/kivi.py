@@ -2,6 +2,10 @@
 
 Checked against models/llama_kivi.py and quant/new_pack.py (876b4d2). All
 functions are those of one key head, lifted over heads and examples.
+
+A step attends before it codes: the query sees its own token and up to R others
+exactly. What a step makes due for coding is therefore coded by the next one,
+before that step's token is added.
 """
 
 import dataclasses
@@ -26,14 +30,17 @@ PART = 4096
 class Packed:
   """Entries in few bits, and the last of them exact.
 
-  The first `length // R * R` keys and the first `length - R` values are coded,
-  R being the size of the residual.
+  R is the size of the residual. A prompt of N tokens leaves N // R * R coded
+  keys and max(N - R, 0) coded values; a step leaves up to R exact keys and
+  R + 1 exact values.
 
   Attributes:
     k_bits: `[*b, cap, D / 8, B]`; k_low, k_step: `[*b, cap / group, D]`.
-    k_rest: exact keys since the last full block, `[*b, R, D]`.
+    k_rest: exact keys, the one of place p in row p - k_coded, `[*b, R, D]`.
+    k_coded: how many keys are coded, a multiple of R, `[*b]`.
     v_bits: `[*b, cap', D / 8, B]`; v_low, v_step: `[*b, cap', D / group]`.
-    v_rest: the last R values, `[*b, R, D]`.
+    v_rest: exact values, that of place p in row p - v_coded, `[*b, R + 1, D]`.
+    v_coded: how many values are coded, `[*b]`.
     position: `[*b, room]`.
     length: `[*b]`.
   """
@@ -42,10 +49,12 @@ class Packed:
   k_low: Float[Array, "*b cg d"]
   k_step: Float[Array, "*b cg d"]
   k_rest: Float[Array, "*b r d"]
+  k_coded: Int[Array, "*b"]
   v_bits: UInt8[Array, "*b e d8 bits"]
   v_low: Float[Array, "*b e dg"]
   v_step: Float[Array, "*b e dg"]
-  v_rest: Float[Array, "*b r d"]
+  v_rest: Float[Array, "*b r1 d"]
+  v_coded: Int[Array, "*b"]
   position: Int[Array, "*b n"]
   length: Int[Array, "*b"]
 
@@ -93,15 +102,16 @@ class Kivi:
     r = self.residual
     count, size = self.parts_of(room)
     coded, later = count * size, count * size if count > 1 else max(room - r, 1)
-    entries = entries_lib.with_room(entries, max(room, coded + r))
+    entries = entries_lib.with_room(entries, max(room, coded + r) + 1)
 
     def one(e):
       k_bits, k_low, k_step = self.coded_keys(e.k[:coded], layer.dtype)
       v_bits, v_low, v_step = self.coded_values(e.v[:later], layer.dtype)
-      rest = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, r)
+      rest = jax.lax.dynamic_slice_in_dim
+      k_coded, v_coded = e.length // r * r, jnp.maximum(e.length - r, 0)
       return Packed(
-        k_bits, k_low, k_step, rest(e.k, e.length // r * r),
-        v_bits, v_low, v_step, rest(e.v, jnp.maximum(e.length - r, 0)),
+        k_bits, k_low, k_step, rest(e.k, k_coded, r), k_coded,
+        v_bits, v_low, v_step, rest(e.v, v_coded, r + 1), v_coded,
         e.position[:room], e.length,
       )  # fmt: skip
 
@@ -130,31 +140,44 @@ class Kivi:
     return few.pack(codes, self.bits), low[:, :, 0], step[:, :, 0]
 
   def append(self, layer, state, k, v, position, valid) -> Packed:
-    r, g = self.residual, self.group
+    """Codes what the last step left to be coded, then adds the token exact."""
 
     def one(s, k, v, position, valid):
-      n = s.length
-      k_rest = _put(s.k_rest, jnp.where(valid, n % r, r), k)
-      # The block is coded anew with every token; it counts once it is full.
-      bits, low, step = self.coded_keys(k_rest, layer.dtype)
-      block = n // r * r
-      # The oldest exact value is coded when there are R others.
-      old = self.coded_values(s.v_rest[:1], layer.dtype)
-      at = jnp.where(valid & (n >= r), n - r, s.v_bits.shape[0])
-      full = jnp.concatenate([s.v_rest[1:], v[None].astype(s.v_rest.dtype)])
-      v_rest = jnp.where(n >= r, full, _put(s.v_rest, n, v))
-      return Packed(
-        _rows(s.k_bits, block, bits), _rows(s.k_low, block // g, low),
-        _rows(s.k_step, block // g, step), k_rest,
-        _rows(s.v_bits, at, old[0]), _rows(s.v_low, at, old[1]),
-        _rows(s.v_step, at, old[2]),
-        jnp.where(valid, v_rest, s.v_rest),
-        _put(s.position, jnp.where(valid, n, s.position.shape[0]), position),
-        n + valid,
-      )  # fmt: skip
+      s, n = self._coded(layer, s, valid), s.length
+      put = lambda x, at, row: _put(x, jnp.where(valid, at, x.shape[0]), row)
+      return dataclasses.replace(
+        s,
+        k_rest=put(s.k_rest, n - s.k_coded, k),
+        v_rest=put(s.v_rest, n - s.v_coded, v),
+        position=put(s.position, n, position),
+        length=n + valid,
+      )
 
     wide = lambda x: jnp.broadcast_to(x[:, None], k.shape[:2])
     return entries_lib.over_heads(one, state, k, v, wide(position), wide(valid))
+
+  def _coded(self, layer: Layer, s: Packed, valid: Array) -> Packed:
+    """One head's state with a full key buffer and an old value coded."""
+    r, g, n = self.residual, self.group, s.length
+    # Both are computed in every step, and dropped where they are not due.
+    bits, low, step = self.coded_keys(s.k_rest, layer.dtype)
+    full = valid & (n - s.k_coded == r)
+    at = jnp.where(full, s.k_coded, s.k_bits.shape[0])
+    old = self.coded_values(s.v_rest[:1], layer.dtype)
+    over = valid & (n - s.v_coded > r)
+    to = jnp.where(over, s.v_coded, s.v_bits.shape[0])
+    return dataclasses.replace(
+      s,
+      k_bits=_rows(s.k_bits, at, bits),
+      k_low=_rows(s.k_low, at // g, low),
+      k_step=_rows(s.k_step, at // g, step),
+      k_coded=s.k_coded + jnp.where(full, r, 0),
+      v_bits=_rows(s.v_bits, to, old[0]),
+      v_low=_rows(s.v_low, to, old[1]),
+      v_step=_rows(s.v_step, to, old[2]),
+      v_rest=jnp.where(over, jnp.roll(s.v_rest, -1, axis=0), s.v_rest),
+      v_coded=s.v_coded + over,
+    )
 
   def view(self, layer: Layer, state: Packed) -> Entries:
     r, n = self.residual, state.position.shape[-1]
@@ -164,8 +187,8 @@ class Kivi:
     def one(s):
       k, v = self._decoded(_filled(s, room, self.group))
       return (
-        _over(k, s.k_rest, s.length // r * r),
-        _over(v, s.v_rest, jnp.maximum(s.length - r, 0)),
+        _over(k, s.k_rest, s.k_coded),
+        _over(v, s.v_rest, s.v_coded),
         _full(s.position, room),
       )
 
@@ -173,11 +196,11 @@ class Kivi:
     return Entries(k, v, position, state.length)
 
   def parts(self, layer: Layer, state: Packed) -> Parts | None:
-    """The coded entries in parts, and the last R ones."""
+    """The coded entries in parts, and the last R + 1 ones."""
     count, size = self.parts_of(state.position.shape[-1])
     if count == 1:
       return None
-    coded = jnp.maximum(state.length - self.residual, 0)
+    coded = jnp.maximum(state.length - self.residual - 1, 0)
     behind = max(count * size - state.position.shape[-1], 0)
     places = jnp.pad(state.position, [(0, 0), (0, 0), (0, behind)])
 
@@ -190,14 +213,25 @@ class Kivi:
     return Parts(count, part, entries_lib.over_heads(self._newest, state))
 
   def _newest(self, s: Packed) -> Entries:
-    """One head's last R entries: exact values, of keys as many as there are."""
+    """One head's last R + 1 entries, exact as far as they are stored so."""
     r, g = self.residual, self.group
-    at = jnp.maximum(s.length - r, 0) + jnp.arange(r)
-    exact = at - s.length // r * r
+    at = jnp.maximum(s.length - r - 1, 0) + jnp.arange(r + 1)
     scales = (x[at // g] for x in (s.k_low, s.k_step))
     k = few.decode(few.unpack(s.k_bits[at]), *scales)
-    k = jnp.where(exact[:, None] >= 0, s.k_rest[jnp.maximum(exact, 0)], k)
-    return Entries(k, s.v_rest, s.position[at], jnp.minimum(s.length, r))
+    v = few.unpack(s.v_bits[at]).reshape(r + 1, -1, g)
+    v = few.decode(v, s.v_low[at][:, :, None], s.v_step[at][:, :, None])
+
+    def exact(coded, rest, since):
+      row = at - since
+      rest = rest[jnp.clip(row, 0, rest.shape[0] - 1)]
+      return jnp.where(row[:, None] >= 0, rest, coded)
+
+    return Entries(
+      exact(k, s.k_rest, s.k_coded),
+      exact(v.reshape(k.shape), s.v_rest, s.v_coded),
+      s.position[at],
+      jnp.minimum(s.length, r + 1),
+    )
 
   def _decoded(self, s: Packed) -> tuple[Float[Array, "n d"], ...]:
     """One head's coded keys and values."""
@@ -210,13 +244,11 @@ class Kivi:
 
   def logical(self, layer: Layer, state: Packed) -> Float[Array, "b"]:
     """Codes, scales and exact rows that count, and positions."""
-    r, d = self.residual, layer.head_dim
-    size = jnp.dtype(layer.dtype).itemsize
-    n = state.length
-    coded_k, coded_v = n // r * r, jnp.maximum(n - r, 0)
-    exact = (n - coded_k) + (n - coded_v)
+    d, size = layer.head_dim, jnp.dtype(layer.dtype).itemsize
+    coded = state.k_coded + state.v_coded
     code = d * self.bits / 8 + 2 * d / self.group * size
-    total = (coded_k + coded_v) * code + exact * d * size + n * 4
+    total = coded * code + (2 * state.length - coded) * d * size
+    total = total + state.length * 4
     return total.sum(axis=1).astype(jnp.float32)
 
 
@@ -232,8 +264,10 @@ def _rows(x: Array, at: Array, rows: Array) -> Array:
   )
 
 
-def _coded(fn: Callable[[Array, int], Array], s: Packed, group: int) -> Packed:
-  """`fn(array, tokens a row)` of everything coded."""
+def _of_codes(
+  fn: Callable[[Array, int], Array], s: Packed, group: int
+) -> Packed:
+  """`fn(array, tokens a row)` of all codes and scales."""
   tokens = dict.fromkeys(("k_bits", "v_bits", "v_low", "v_step"), 1)
   tokens.update(k_low=group, k_step=group)
   new = {name: fn(getattr(s, name), t) for name, t in tokens.items()}
@@ -242,7 +276,7 @@ def _coded(fn: Callable[[Array, int], Array], s: Packed, group: int) -> Packed:
 
 def _filled(s: Packed, room: int, group: int) -> Packed:
   """With codes of `room` entries: filling these up moves less than others."""
-  return _coded(lambda x, tokens: _full(x, room // tokens), s, group)
+  return _of_codes(lambda x, tokens: _full(x, room // tokens), s, group)
 
 
 def _rows_of(s: Packed, at: Array, size: int, group: int) -> Packed:
@@ -251,7 +285,7 @@ def _rows_of(s: Packed, at: Array, size: int, group: int) -> Packed:
   def cut(x, tokens):
     return jax.lax.dynamic_slice_in_dim(x, at // tokens, size // tokens)
 
-  return _coded(cut, s, group)
+  return _of_codes(cut, s, group)
 
 
 def _full(x: Array, rows: int) -> Array:

@@ -256,7 +256,8 @@ class KV(Prompted):
     query = Query(layer, q, position, attend)
     out, weight, carry = self.read(query, shown, index, carry)
     if trim is not None and trim.after:
-      store = _scored(store, answers_lib.REMEMBERED, weight, valid)
+      if trim.arriving is None:  # Else scores are the tokens' own.
+        store = _scored(store, answers_lib.REMEMBERED, weight, valid)
       store = self._trimmed(layer, store, state, weight)
     state = dataclasses.replace(state, store=store, index=index)
     return core.join(out), state, carry

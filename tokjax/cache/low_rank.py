@@ -1,21 +1,22 @@
 """CSKV: old tokens as low-rank features of the layer's input (2024).
 
 Keys and values of old tokens are rebuilt from features by a learned matrix,
-keys before they are rotated; the newest ones stay exact. Checked against
-cskv_src/modeling/modeling_llama.py, utils/cache_utils.py (cd79226).
+keys before they are rotated; the newest ones stay exact. Windows do not slide:
+the text is cut into windows of fixed places, the one that is being filled is
+exact, and it is replaced by its features after the step that fills it. Checked
+against cskv_src/modeling/modeling_llama.py, utils/cache_utils.py (cd79226).
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tokjax import schedules
 from tokjax.attention import core
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.contract import Bytes, Layer
+from tokjax.cache.contract import Bytes, Layer, Params
 from tokjax.cache.entries import Entries
 from tokjax.cache.kv import Prompted, refuse_notes
 from tokjax.cache.reads import Query
@@ -42,7 +43,7 @@ def factors(
 
 
 def reconstruction(
-  params: dict[str, Any],
+  params: Params,
   x: Float[Array, "*b w"],
   k: Float[Array, "*b g d"],
   v: Float[Array, "*b g d"],
@@ -64,8 +65,8 @@ class Features:
   Attributes:
     k, v: features of all tokens, `[b, n, rank]`.
     position: in the text, `[b, n]`.
-    near_k, near_v: exact keys (rotated) and values of the newest tokens, the
-      token at place p in slot p mod window, `[b, window, G, D]`.
+    near_k, near_v: exact keys (rotated) and values of the window that is being
+      filled, the token at place p in slot p mod window, `[b, window, G, D]`.
     length: tokens that are there, `[b]`.
   """
 
@@ -83,7 +84,8 @@ class LowRank(Prompted):
 
   Attributes:
     k_density, v_density: features a token, as a fraction of G * D.
-    window: newest tokens that stay exact.
+    window: tokens of a window. A step whose token is the n-th sees the newest
+      n mod window tokens exact, or `window` of them where that is 0.
   """
 
   k_density: float = 0.2
@@ -110,7 +112,9 @@ class LowRank(Prompted):
     of = lambda density: max(1, round(density * whole))
     return of(self.k_density), of(self.v_density)
 
-  def parameters(self, layer: Layer, width: int, key) -> Any:
+  def parameters(
+    self, layer: Layer, width: int, key: PRNGKeyArray
+  ) -> dict[str, dict[str, Array]]:
     """Random ones; a pretrained model's come from `factors`."""
     made, whole = {}, layer.kv_heads * layer.head_dim
     for name, rank in zip("kv", self.ranks(layer), strict=True):
@@ -129,11 +133,8 @@ class LowRank(Prompted):
       x, [(0, 0), (0, space.decode)] + [(0, 0)] * (x.ndim - 2)
     )
     features = lambda name: room(m.x @ made[name]["down"]).astype(layer.dtype)
-    length = space.length[:, None]
-    slot = jnp.arange(w)[None]
-    # The newest place below `length` that falls into each slot.
-    place = length - 1 - (length - 1 - slot) % w
-    place = jnp.clip(place, 0, n - 1)
+    start = space.length[:, None] // w * w
+    place = jnp.clip(start + jnp.arange(w)[None], 0, n - 1)
     pick = jax.vmap(lambda x, at: x[at])
     k = layer.rotate(m.k, m.position)
     return Features(
@@ -151,10 +152,11 @@ class LowRank(Prompted):
     old_v = heads(state.v @ made["v"]["up"])
     place = jnp.arange(n)[None]
     length = state.length[:, None]
-    old = place < length - self.window
-    slot = jnp.arange(self.window)[None]
-    at = length - 1 - (length - 1 - slot) % self.window
-    position = jax.vmap(lambda x, at: x[at])(state.position, jnp.maximum(at, 0))
+    start = (length - 1) // self.window * self.window
+    old = place < start
+    at = start + jnp.arange(self.window)[None]
+    pick = jax.vmap(lambda x, at: x[at])
+    position = pick(state.position, jnp.clip(at, 0, n - 1))
     both = lambda x, y: core.heads_first(
       jnp.concatenate([x, y.astype(jnp.float32)], axis=1)
     )
@@ -168,7 +170,7 @@ class LowRank(Prompted):
     )
     q = core.split(layer.rotate(a.q, a.position), g)
     query = Query(layer, q, a.position[:, 0], attend)
-    seen = wide(old, at >= 0) & query.seen(entries)
+    seen = wide(old, at < length) & query.seen(entries)
     out, _ = query.attention(
       entries, query.logits(entries), seen[:, :, None, None]
     )
@@ -197,7 +199,7 @@ class LowRank(Prompted):
 
   def bytes(self, layer, state: Features) -> Bytes:
     size = jnp.dtype(layer.dtype).itemsize
-    near = jnp.minimum(state.length, self.window)
+    near = state.length % self.window
     exact = 2 * layer.kv_heads * layer.head_dim * size
     total = state.length * (sum(self.ranks(layer)) * size + 4) + near * exact
     return Bytes(total.astype(jnp.float32), entries_lib.physical_bytes(state))

@@ -1,7 +1,7 @@
 """ZipCache: salient tokens in more bits than the others (He et al., 2024).
 
-Checked against zipcache/models (b6932b9 and later). Tokens stand in two tiers
-of different precision and, as long as they are few, in an exact buffer.
+Checked against zipcache/models (b6932b9 and later). Tokens are stored in two
+tiers of different precision; new ones are buffered exactly before that.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ class Mixed(Prompted):
     plain: part of the tokens that are not salient.
     gap: decoded tokens that are buffered exactly before they are coded, the
       last token's attention saying which of them are salient.
-    recent, random: one in so many last queries, and one in so many drawn ones,
-      probe the prompt.
+    recent, random: a prompt of n tokens is probed by its last n / recent
+      queries, and by n / random others that are drawn.
     seed: of that draw.
   """
 

@@ -7,7 +7,6 @@ their own. From the paper's text (arXiv 2412.02252); no code is public.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ from tokjax.cache.kv import Prompted
 CARRY = "distant"
 
 
-def similarity(p: np.ndarray, q: np.ndarray) -> Any:
+def similarity(p: np.ndarray, q: np.ndarray) -> np.ndarray | np.floating:
   """1 - Jensen-Shannon divergence (base 2) of distributions, last axis."""
   mean = (p + q) / 2
 
@@ -84,8 +83,8 @@ class Following(Causal):
     of: for every layer and key head the layer whose scores it takes over, its
       own number where it takes none, see `leaders`; (): nothing is shared.
     first, recent: near tokens at either end.
-    threshold: near attention that is at least this share of the whole does
-      without distant tokens; None: never.
+    threshold: a query whose near attention is at least this share of the whole
+      leaves distant tokens out; None: none does.
   """
 
   of: tuple[tuple[int, ...], ...] = ()
@@ -266,7 +265,7 @@ class SharedKeys(Prompted):
 
 
 def _places(length: Array, attend: Following, n: int) -> Int[Array, "b m"]:
-  """Places of the near slots; n where a slot stands for nothing new."""
+  """Places of the near slots; n for slots that hold nothing new."""
   last = length[:, None] - 1
   slot = jnp.arange(attend.recent)[None]
   recent = last - (last - slot) % attend.recent

@@ -1,4 +1,8 @@
-"""Soft assignments: a token may contribute to several outputs."""
+"""Soft assignments: a token may contribute to several outputs.
+
+All shares are computed in float32, whatever the dtype of the features: what is
+rounded to bfloat16 does not add up to one.
+"""
 
 import functools
 
@@ -34,6 +38,7 @@ def soft_assignment(
     mask: padded tokens contribute to nothing.
     valid: False for anchors that this example does not have.
   """
+  features = features.astype(jnp.float32)
   logits = scores.cosine(features[anchor], features) / temperature
   if valid is not None:
     # Finite, because an example may have no anchor at all.
@@ -78,6 +83,7 @@ def local_soft_kmeans(
     normalise: True makes restore weights sum to one, which preserves
       constants; the official code divides by the L2 norm of the row.
   """
+  features = features.astype(jnp.float32)
   pool = _pooling(grid, cells)
   near = _same_neighbourhood(grid, cells, window)
   weight = share = jnp.asarray(pool)
@@ -113,6 +119,7 @@ def nearest_mix(
   Args: as in `local_soft_kmeans`; the official code passes the features before
     and the centres after clustering.
   """
+  features, centre = (x.astype(jnp.float32) for x in (features, centre))
   closeness = jnp.exp(-temperature * scores.squared_distance(features, centre))
   last = top_indices(closeness, min(neighbours, centre.shape[0]))[:, -1:]
   bound = jnp.take_along_axis(closeness, last, axis=-1)

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.cache.cases import DEPTH, HEADS, STEPS, WIDTH
 from tests.cache.reference.rules import full
-from tests.cache.reference.story import GROUP, SCALE, rope, softmax
+from tests.cache.reference.story import GROUP, SCALE, softmax
 
 
 def head_masks(s, masks):
@@ -141,6 +141,7 @@ def gated_attention(s):
 
 
 def lightning_attention(s):
+  """No positions; a layer norm over all heads; then the gate."""
   silu = lambda x: x / (1 + np.exp(-x))
   made = {k: np.asarray(v, np.float64) for k, v in s.params["attend"].items()}
   state = np.zeros((HEADS, WIDTH, WIDTH))
@@ -150,10 +151,11 @@ def lightning_attention(s):
     for h in range(HEADS):
       slope = 2 ** (-8 * (h + 1) / HEADS)
       decay = math.exp(-slope * (1 - s.layer / (DEPTH - 1) + 1e-5))
-      k = rope(silu(s.k[i, h // GROUP]), i)
-      state[h] = decay * state[h] + np.outer(k, silu(s.v[i, h // GROUP]))
-      out[h] = rope(silu(s.q[i, h]), i) @ state[h]
-    out = out / np.sqrt((out**2).mean() + 1e-6)
+      k, v = silu(s.k[i, h // GROUP]), silu(s.v[i, h // GROUP])
+      state[h] = decay * state[h] + np.outer(k, v)
+      out[h] = silu(s.q[i, h]) @ state[h]
+    out = (out - out.mean()) / np.sqrt(out.var() + 1e-5)
+    out = out * made["scale"] + made["bias"]
     gate = np.einsum("r,rhd->hd", s.x[i] @ made["down"], made["up"])
     outs.append(out / (1 + np.exp(-gate)))
   return np.stack(outs[: s.n]), np.stack(outs[s.n :])

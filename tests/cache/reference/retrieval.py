@@ -99,6 +99,7 @@ def longheads(s, w=4):
 
 
 def infllm(s, most_first=2, local=6, block=4, speakers=2):
+  """Far queries are turned to `local - 1`: the table's last entry is used."""
   count = half(s.n) // block
   mass = np.zeros((HEADS, s.n + STEPS))
   reps = []
@@ -113,7 +114,8 @@ def infllm(s, most_first=2, local=6, block=4, speakers=2):
     rest = first + blocks * block
     score = np.zeros(blocks)
     for h in range(HEADS):
-      q = np.mean([rope(s.q[i, h], local) for i in range(start, stop)], axis=0)
+      turned = [rope(s.q[i, h], local - 1) for i in range(start, stop)]
+      q = np.mean(turned, axis=0)
       score += [q @ rep[h] for rep in reps]
     far = list(range(first))
     for c in best(score, count) if blocks else []:
@@ -125,7 +127,7 @@ def infllm(s, most_first=2, local=6, block=4, speakers=2):
         g = h // GROUP
         beyond = [*far, *range(rest, i - local + 1)]
         near = list(range(max(i - local + 1, 0), i + 1))
-        q = rope(s.q[i, h], local)
+        q = rope(s.q[i, h], local - 1)
         logits = [q @ s.k[j, g] for j in beyond]
         logits += [s.rq[i, h] @ s.rk[j, g] for j in near]
         w = softmax(SCALE * np.array(logits))

@@ -81,3 +81,30 @@ def sepllm(s, tokens=(3, 7), first=2, most=3):
       outs.append(s.out(i - 1, [cache] * GROUPS))
     cache = [*cache, i]
   return prompt, np.stack(outs)
+
+
+def sepllm_streaming(s, tokens=(3, 7), first=2, most=3, slack=1):
+  """A list that is compressed after the step in which it exceeds its size."""
+  local = half(s.n)
+  prompt, _ = sepllm(s)
+  compressed = lambda cache: [
+    *cache[:first],
+    *[j for j in cache[first:-local] if s.token[j] in tokens][-most:],
+    *cache[-local:],
+  ]
+  # Ours cuts a prompt at its end, however long it is (a stated deviation).
+  cache, outs = compressed(list(range(s.n))), []
+  for i in range(s.n, s.n + STEPS):
+    cache.append(i)
+    out = []
+    for h in range(HEADS):
+      g = h // GROUP
+      q = rope(s.q[i, h], len(cache) - 1)
+      w = softmax(
+        [SCALE * q @ rope(s.k[j, g], at) for at, j in enumerate(cache)]
+      )
+      out.append(w @ s.v[cache, g])
+    outs.append(np.stack(out))
+    if len(cache) > first + most + local + slack:
+      cache = compressed(cache)
+  return prompt, np.stack(outs)

@@ -59,18 +59,25 @@ def pyramid_count(n, layer, c, w=4, beta=20, depth=DEPTH):
   return high - layer * ((high - low) // (depth - 1)) + w
 
 
-def pyramidkv(s):
+def pyramidkv(s, pooling="avg"):
+  """The path for grouped heads: their mean is pooled."""
   count = max(pyramid_count(s.n, s.layer, half(s.n)), 4)
-  kept = [best(x, count, range(s.n - 4, s.n)) for x in window_scores(s)]
+  scores = window_scores(s, heads_first=True, pooling=pooling)
+  kept = [best(x, count, range(s.n - 4, s.n)) for x in scores]
   return s.prompt(), kept_then_all(s, kept)
 
 
-def adakv(s, w=4, alpha=0.2):
+def adakv(s, w=4, alpha=0.2, normalise=False):
+  """Heads' scores are sorted, weighed by head, and cut together."""
   scores = window_scores(s, heads_first=True, pooling="max")
-  count = half(s.n)
-  b = count - w
-  free = [(g, j) for g in range(GROUPS) for j in range(s.n - w)]
-  taken = [g for g, j in sorted(free, key=lambda at: -scores[at])[: GROUPS * b]]
+  b = half(s.n) - w
+  rivals = []
+  for g in range(GROUPS):
+    row = sorted(scores[g, : s.n - w], reverse=True)
+    weight = sum(row[:b]) / sum(row) if normalise else 1.0
+    rivals += [(x * weight, g) for x in row]
+  rivals.sort(key=lambda pair: -pair[0])
+  taken = [g for _, g in rivals[: GROUPS * b]]
   kept = []
   for g in range(GROUPS):
     own = round(taken.count(g) * (1 - alpha) + math.floor(b * alpha))

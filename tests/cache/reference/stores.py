@@ -18,43 +18,47 @@ def coarse(x, bits, dtype=np.float32):
 
 
 def kivi(s, bits=2, group=4, residual=8):
-  outs = []
+  """Two lists each, coded and exact; a step attends before it codes."""
   k, v = np.array(s.rk, np.float32), np.array(s.v, np.float32)
-  done_k = done_v = 0
-  for t in range(STEPS):
-    # What the prompt leaves is coded at once, then it depends on the length.
-    there = s.n + t
-    if t:
-      there += 1
-    while done_k + residual <= there - (there % residual):
+
+  def coarse_keys(rows):
+    """Groups of tokens, channel by channel."""
+    out = np.array(rows)
+    for a in range(0, len(rows), group):
       for g in range(GROUPS):
         for c in range(WIDTH):
-          for a in range(done_k, done_k + residual, group):
-            k[a : a + group, g, c] = coarse(k[a : a + group, g, c], bits)
-      done_k += residual
-    outs.append(None)
-    i = s.n + t
-    new_k = k.copy()
-    full = (i + 1) // residual * residual
-    for a0 in range(done_k, full, residual):
-      for g in range(GROUPS):
-        for c in range(WIDTH):
-          for a in range(a0, a0 + residual, group):
-            new_k[a : a + group, g, c] = coarse(k[a : a + group, g, c], bits)
-    k, done_k = new_k, max(done_k, full)
-    while done_v < i + 1 - residual:
-      for g in range(GROUPS):
-        for a in range(0, WIDTH, group):
-          v[done_v, g, a : a + group] = coarse(
-            v[done_v, g, a : a + group], bits
-          )
-      done_v += 1
+          out[a : a + group, g, c] = coarse(out[a : a + group, g, c], bits)
+    return list(out)
+
+  def coarse_values(row):
+    """Groups of channels of one token."""
+    out = np.array(row)
+    for g in range(GROUPS):
+      for a in range(0, WIDTH, group):
+        out[g, a : a + group] = coarse(out[g, a : a + group], bits)
+    return out
+
+  cut = s.n - s.n % residual
+  keys_coded, keys_exact = coarse_keys(k[:cut]), list(k[cut : s.n])
+  old = max(s.n - residual, 0)
+  values_coded = [coarse_values(row) for row in v[:old]]
+  values_exact = list(v[old : s.n])
+  outs = []
+  for i in range(s.n, s.n + STEPS):
+    keys_exact.append(k[i])
+    values_exact.append(v[i])
+    keys = np.stack(keys_coded + keys_exact)
+    values = np.stack(values_coded + values_exact)
     out = []
     for h in range(HEADS):
-      g = h // GROUP
-      w = softmax([SCALE * s.rq[i, h] @ k[j, g] for j in range(i + 1)])
-      out.append(w @ v[: i + 1, g])
-    outs[-1] = np.stack(out)
+      w = softmax(SCALE * keys[:, h // GROUP] @ s.rq[i, h])
+      out.append(w @ values[:, h // GROUP])
+    outs.append(np.stack(out))
+    if len(keys_exact) == residual:
+      keys_coded += coarse_keys(keys_exact)
+      keys_exact = []
+    if len(values_exact) > residual:
+      values_coded.append(coarse_values(values_exact.pop(0)))
   return s.prompt(), np.stack(outs)
 
 
@@ -106,6 +110,7 @@ def zipcache(s, bits=(4, 2), plain=0.5, gap=4):
 
 
 def cskv(s, window=4):
+  """Two lists: features of full windows, exact rows of the one being filled."""
   made = {
     name: {k: np.asarray(x, np.float64) for k, x in part.items()}
     for name, part in s.params["cache"].items()
@@ -114,18 +119,21 @@ def cskv(s, window=4):
     -1, GROUPS, WIDTH
   )
   k, v = low("k"), low("v")
+  full = list(range(s.n // window * window))
+  filling = list(range(len(full), s.n))
   outs = []
   for i in range(s.n, s.n + STEPS):
+    filling.append(i)
     out = []
     for h in range(HEADS):
       g = h // GROUP
-      old = range(max(i + 1 - window, 0))
-      new = range(len(old), i + 1)
-      keys = [rope(k[j, g], j) for j in old] + [s.rk[j, g] for j in new]
-      values = [v[j, g] for j in old] + [s.v[j, g] for j in new]
+      keys = [rope(k[j, g], j) for j in full] + [s.rk[j, g] for j in filling]
+      values = [v[j, g] for j in full] + [s.v[j, g] for j in filling]
       w = softmax([SCALE * s.rq[i, h] @ key for key in keys])
       out.append(w @ np.stack(values))
     outs.append(np.stack(out))
+    if len(filling) == window:
+      full, filling = full + filling, []
   return s.prompt(), np.stack(outs)
 
 

@@ -72,8 +72,13 @@ def minference_vertical_slash(
   paper="XAttention: Block Sparse Attention with Antidiagonal Scoring",
   evidence="mit-han-lab/x-attention:xattn/src/Xattention.py, utils.py"
   " (e379887)",
-  deviations="the first block is forced as a column of keys (an option of the"
-  " official code marks the first row of queries)",
+  deviations="one rule for all queries, that of the official code from its"
+  " second chunk (of 2048 tokens or more) on; in the first chunk an index there"
+  " overwrites the forced first block, and the best other block is taken"
+  " whatever it holds; earlier chunks are estimated too where the prompt fills"
+  " its chunks exactly (the PyTorch path hides them); the first block is forced"
+  " as a column of keys (an option of the official code marks the first row of"
+  " queries)",
 )
 def xattention(mass: float = 0.9, stride: int = 8, block: int = 128) -> Slots:
   """Prompts see the key blocks whose antidiagonals hold most attention."""
@@ -100,11 +105,12 @@ def sepllm(
   slack: int = 0,
   reindexed: bool = False,
 ) -> Slots:
-  """The first tokens, a window, and separators, which stand for segments.
+  """The first tokens, a window, and separators, which represent segments.
 
-  `tokens` are the ids of separators in the tokenizer. The cache evicts once
-  `slack` more are there than it is to hold. Streaming: slack=476,
-  window=budgets.Count(256), reindexed=True.
+  `tokens` are the ids of separators in the tokenizer. Without `slack` a step
+  sees what the mask of a prompt would show it. Streaming: slack=476,
+  window=budgets.Count(256), reindexed=True; the cache evicts, after a step's
+  attention, once more than `slack` entries too many are there.
   """
   budget = budgets.Sum(budgets.Always(first + separators), window)
   newest = Observed(
@@ -113,8 +119,8 @@ def sepllm(
   keep = lambda question: KeepTop(bind(answer, question=question), strict=True)
   arriving = bind(importance.arriving_separators, tokens=tokens)
   trim = Trim(
-    keep(Remembered()), remember=newest, slack=slack, always=slack == 0,
-    arriving=arriving,
+    keep(Remembered()), remember=newest, after=slack > 0, slack=slack,
+    always=slack == 0, arriving=arriving,
   )  # fmt: skip
   return Slots(
     attend=Separators(tokens, first, window),
@@ -123,7 +129,7 @@ def sepllm(
       Exact(rotated=not reindexed, reindexed=reindexed),
       trim=trim,
     ),
-  )
+  )  # fmt: skip
 
 
 @recipe(
@@ -141,7 +147,7 @@ def act(
   heads: tuple | None = None,
   spared: tuple[int, int] = (2, 1),
 ) -> Slots:
-  """Sinks beyond the first one pass most of their attention on to others."""
+  """Takes attention from sinks after the first and spreads it over others."""
   return Slots(attend=Calibrated(keep_sinks, threshold, heads, spared))
 
 
@@ -184,7 +190,10 @@ def gated_attention(
   " Lengths in Large Language Models",
   training="learned",
   evidence="OpenNLPLab/lightning-attention:lightning_attn/ops/triton/"
-  "lightning_attn2.py, examples/module/tnl_attn.py (d15c385)",
+  "lightning_attn2.py, examples/module/tnl_attn.py (d15c385), the module run"
+  " next to this one on the same arrays",
+  deviations="the output gate is an option, off by default (official: a gate of"
+  " the rank of one head's width)",
 )
 def lightning_attention(
   silu: bool = True, norm: bool = True, gate_rank: int = 0, block: int = 64

@@ -1,4 +1,4 @@
-"""Cache compression: what a decoder remembers of its prompt and its text."""
+"""Cache compression: what a decoder keeps of its prompt and its text."""
 
 from typing import Literal
 
@@ -19,6 +19,10 @@ from tokjax.reduce.rules import KEEP_NEWEST, KeepTop, keep_top, key_norm
 from tokjax.slots import Slots
 
 GROUPS = "one set of tokens per key head, not per query head"
+TIES = (
+  "of equal scores, which max pooling makes, the earliest stays (torch's order"
+  " is not defined)"
+)
 
 
 @recipe("full", family="cache", paper="-")
@@ -43,7 +47,9 @@ def random_kv(
   evidence="mit-han-lab/streaming-llm:streaming_llm/kv_cache.py, pos_shift/"
   " (2e50426)",
   deviations="a long prompt is attended to by a banded mask with the distances"
-  " that feeding it token by token gives",
+  " that feeding it token by token gives; room is made before a token is added,"
+  " as evict_for_space does (the perplexity script evicts after the step, which"
+  " then sees one token more)",
 )
 def streaming_llm(
   first: int = 4,
@@ -93,8 +99,10 @@ def snapkv(
   family="cache",
   paper="PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information"
   " Funneling",
-  evidence="Zefan-Cai/KVCache-Factory:pyramidkv/pyramidkv_utils.py (c97f9d7)",
-  deviations=GROUPS,
+  evidence="Zefan-Cai/KVCache-Factory:pyramidkv/pyramidkv_utils.py (c97f9d7),"
+  " its path for grouped heads (kv_cache_granularity=kv_head) run next to this"
+  " one on the same arrays",
+  deviations=TIES,
 )
 def pyramidkv(
   budget: Budget = budgets.Count(2048),
@@ -103,8 +111,13 @@ def pyramidkv(
   kernel: int = 5,
   pooling: Literal["avg", "max"] = "avg",
 ) -> Slots:
-  """SnapKV with more room in lower layers; `budget` is the average."""
-  score = bind(importance.last_window, kernel=kernel, pooling=pooling)
+  """SnapKV with more room in lower layers; `budget` is the average.
+
+  Heads of a group are averaged before neighbours are pooled.
+  """
+  score = bind(
+    importance.last_window, kernel=kernel, pooling=pooling, heads_first=True
+  )
   pyramid = budgets.Pyramid(budget, window, beta)
   rule = keep_top(Observed(fn=score, queries=window))
   return Slots(cache=KV(evicting(rule, pyramid, last=window)))
@@ -115,7 +128,9 @@ def pyramidkv(
   family="cache",
   paper="Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for"
   " Efficient LLM Inference",
-  evidence="FFY0/AdaKV:adaptive_snapkv/monkeypatch/snapkv_utils.py (efe4e2e)",
+  evidence="FFY0/AdaKV:adaptive_snapkv/monkeypatch/snapkv_utils.py (efe4e2e),"
+  " its path for grouped heads run next to this one on the same arrays",
+  deviations=TIES,
 )
 def adakv(
   budget: Budget = budgets.Count(2048),
@@ -143,8 +158,8 @@ def adakv(
   paper="H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large"
   " Language Models",
   evidence="FMInference/H2O:h2o_hf/utils_real_drop/modify_llama.py (ac75c2a)",
-  deviations=f"{GROUPS} (masses are summed); the clean rule, without the"
-  " masking version's recent token that is counted too many",
+  deviations=f"{GROUPS} (masses are summed); the rule of true eviction, without"
+  " the masking version's off-by-one in the number of recent tokens",
 )
 def h2o(
   heavy: Budget = budgets.Share(0.1), recent: Budget = budgets.Share(0.1)

@@ -25,6 +25,8 @@ LAST_QUERY = Rows(of=Last(), form="logits", over="sum")
   family="llm",
   paper="Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference",
   evidence="mit-han-lab/Quest:evaluation/quest_attention.py (01c1623)",
+  deviations="a context within the budget is read whole; the official code"
+  " rounds its length down to pages and leaves one page out",
 )
 def quest(
   budget: Budget = budgets.Count(1024),
@@ -97,7 +99,9 @@ def promptdistill(
   " Extremely Long Sequences with Training-Free Memory",
   evidence="thunlp/InfLLM:inf_llm/attention/context_manager.py (12b7079)",
   deviations="blocks stay in device memory; which of them an accelerator caches"
-  " does not change results",
+  " does not change results; a token that has left the window but is in no"
+  " block yet counts once (with several queries in a chunk the official code"
+  " counts some of them twice)",
 )
 def infllm(
   first: int = 128,
@@ -130,7 +134,7 @@ def tokenselect(
   rotate_query: bool = False,
   reuse: float | None = None,
 ) -> Slots:
-  """Heads vote for single tokens, which are read as if side by side."""
+  """Heads vote for single tokens, which are read as if they were adjacent."""
   attend = SoftVote(first, local, budget, chunk, kernel, rotate_query, reuse)
   return Slots(attend=attend, cache=Retriever())
 
@@ -140,8 +144,9 @@ def tokenselect(
   family="llm",
   paper="LongHeads: Multi-Head Attention is Secretly a Long Context Processor",
   evidence="LuLuLuyi/LongHeads:modeling_longheads/modeling_llama.py (1c9f72e)",
-  deviations="while decoding, too, the newest token's chunk, the one before and"
-  " the first are read, also where that token completes its chunk",
+  deviations="a query of a long prompt sees its own token too (the official"
+  " rows end before it); while decoding, too, the newest token's chunk, the one"
+  " before and the first are read, also where that token completes its chunk",
 )
 def longheads(budget: Budget = budgets.Count(4096), chunk: int = 256) -> Slots:
   """Each head reads chunks of text that fit, never beyond trained lengths."""
@@ -160,7 +165,7 @@ def longheads(budget: Budget = budgets.Count(4096), chunk: int = 256) -> Slots:
   " landmarks of the blocks that are read take part in the softmax",
 )
 def landmark_attention(block: int = 63, budget: Budget | None = None) -> Slots:
-  """Blocks are read through landmark tokens that learned to stand for them.
+  """Blocks are read through landmark tokens that learn to represent them.
 
   Without a budget all blocks are read: the form for training.
   `tokjax.attention.landmark.with_landmarks` puts the tokens into a text.

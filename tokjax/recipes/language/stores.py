@@ -54,7 +54,7 @@ def zipcache(
 def cskv(
   k_density: float = 0.2, v_density: float = 0.2, window: int = 32
 ) -> Slots:
-  """Old tokens as low-rank features of the input, the newest ones exact.
+  """Full windows as low-rank features of the input, the newest one exact.
 
   `tokjax.cache.low_rank.factors` initialises them from a model's projections,
   `reconstruction` is what they train on.

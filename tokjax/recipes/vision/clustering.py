@@ -13,6 +13,11 @@ from tokjax.reduce.site import Site
 from tokjax.signals import CLASS, Grid, Keys, Question, Received, asks
 from tokjax.slots import Slots
 
+COUNTS = (
+  "counts are exact, 49 of 100 tokens after two stages of 0.7, where"
+  " int(n * r ** t) of the code gives 48"
+)
+
 
 @asks(Keys())
 def atc_rule(site: Site, *, linkage: str) -> Plan:
@@ -36,7 +41,7 @@ def atc_rule(site: Site, *, linkage: str) -> Plan:
   "token_reduc/merge.py",
   deviations="ties are broken by index (unspecified in scikit-learn); as many"
   " tokens remain as asked for (the off-the-shelf code keeps one more); sizes"
-  " weight means whether or not attention is proportional",
+  " weight means whether or not attention is proportional; " + COUNTS,
 )
 def atc(
   budget: Budget = budgets.Ratio(0.7),
@@ -74,7 +79,7 @@ def dpc_knn_rule(site: Site, *, neighbours: int) -> Plan:
   training="both",
   evidence="JoakimHaurum/TokenReduction:models/dpcknn.py",
   deviations="equal weights (the learned token score is a trained part); ties"
-  " go to the lower index instead of to noise; no 1e-6 in the mean",
+  " go to the lower index instead of to noise; no 1e-6 in the mean; " + COUNTS,
 )
 def dpc_knn(
   budget: Budget = budgets.Ratio(0.7), neighbours: int = 5
@@ -107,7 +112,7 @@ def kmedoids_rule(site: Site, *, iterations: int, cost: str) -> Plan:
   evidence="JoakimHaurum/TokenReduction:models/kmedoids.py",
   deviations="cost='members' gives the standard algorithm; the default is the"
   " repository's, which sums over all tokens; an empty cluster keeps its medoid"
-  " instead of taking token 0",
+  " instead of taking token 0; " + COUNTS,
 )
 def kmedoids(
   budget: Budget = budgets.Ratio(0.7),

@@ -38,7 +38,8 @@ def dynamicvit_soft(site: Site):
   training="learned",
   evidence="raoyongming/DynamicViT:models/dyvit.py, losses.py, main.py",
   deviations="the teacher's tokens are not distilled, only its logits"
-  " (`task.distill`)",
+  " (`task.distill`); counts are exact, where int(n * r ** t) of the code may"
+  " give one token less",
 )
 def dynamicvit(budget: Budget = budgets.Ratio(0.7)) -> Slots:
   """Keeps the tokens that a predictor, trained with Gumbel bits, votes for.
@@ -56,7 +57,8 @@ def dynamicvit(budget: Budget = budgets.Ratio(0.7)) -> Slots:
 
 def token_learner_rule(site: Site) -> Plan:
   """Averages of all tokens by the softmax over tokens of learned logits."""
-  weight = jax.nn.softmax(site.learned, axis=0).T
+  logits = jnp.asarray(site.learned, jnp.float32)
+  weight = jax.nn.softmax(logits, axis=0).T
   share = weight / jnp.maximum(weight.sum(axis=0, keepdims=True), 1e-30)
   return Mixture(weight, share, share.T, distinct_peaks(weight))
 

@@ -22,7 +22,7 @@ def cosines(features, sides: matching.Sides):
 
 
 def alternating(site: Site) -> matching.Sides:
-  """Every other token of the whole sequence, as the official codes split.
+  """Every other token of the whole sequence, as the official code splits.
 
   The class token is the first source although it never merges, so the first
   free token is a target when an odd number of protected tokens precedes it.
@@ -32,7 +32,7 @@ def alternating(site: Site) -> matching.Sides:
 
 
 def by_index_after_class(site: Site) -> str:
-  """Official codes sort the unmerged only when there is a class token."""
+  """Official code sorts the unmerged only when there is a class token."""
   return "index" if site.protected else "similarity"
 
 
@@ -125,7 +125,7 @@ def tome_kth(budget: Budget = budgets.Ratio(0.7)) -> Slots:
   paper="Token Merging: Your ViT But Faster",
   evidence="facebookresearch/ToMe:tome/merge.py"
   " (random_bipartite_soft_matching)",
-  deviations="targets stand in the order of the sequence; the class token takes"
+  deviations="targets are in the order of the sequence; the class token takes"
   " no part",
 )
 def tome_random(budget: Budget = budgets.Constant(13)) -> Slots:
@@ -238,7 +238,9 @@ def _merge_redundant(site: Site, features, rank) -> Assignment:
   paper="Accelerating Transformers with Spectrum-Preserving Token Merging",
   evidence="hchautran/PiToMe:algo/pitome/merge.py, patch/{deit,mae,clip}.py",
   deviations="follows the code where the paper differs: the margin is"
-  " subtracted inside the ELU and attention is not proportional",
+  " subtracted inside the ELU and attention is not proportional; pooling by"
+  " size divides by the number of patches (the code by that of image channels,"
+  " which the norm behind it cancels)",
 )
 def pitome(
   budget: Budget = budgets.Ratio(0.925, "all", "current", "ceil"),
@@ -246,17 +248,20 @@ def pitome(
   alpha: float = 1.0,
   bsm_blocks: str = "first",
   features: str = "keys",
+  pool_by_size: bool = False,
 ) -> Slots:
-  """Merges tokens of high energy (much company), protects isolated ones.
+  """Merges tokens with many similar ones (high energy), protects others.
 
   Args:
     budget: tokens that remain after each block; at least half of them.
-    margin: similarity that counts as company in block 0, falling linearly.
+    margin: similarity above which tokens count as similar in block 0; falls
+      linearly with depth.
     alpha: weight of what lies below the margin.
     bsm_blocks: where all tokens are ranked and the best edges merge, instead
       of merging the most redundant ones: "first" or "last" half of the
       blocks (DeiT, MAE), "all" or "none" (AugReg, CLIP).
     features: what is compared: "keys" or "hidden" states (CLIP, BLIP).
+    pool_by_size: mean pooling counts merged tokens by size (on for MAE).
   """
   if bsm_blocks not in ("first", "last", "all", "none"):
     raise ValueError(
@@ -271,7 +276,8 @@ def pitome(
     bsm_blocks=bsm_blocks,
     features=features,
   )
-  return Slots(Reduce(rule, budget, at="mlp", at_most=0.5))
+  reduce = Reduce(rule, budget, at="mlp", at_most=0.5)
+  return Slots(reduce, pool_by_size=pool_by_size)
 
 
 def rarity(mass, mask, temperature: float):

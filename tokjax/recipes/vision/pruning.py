@@ -32,7 +32,7 @@ def topk_rule(site: Site) -> Plan:
   paper="EViT's baseline: Not All Patches are What You Need",
   training="both",
   evidence="youweiliang/evit:evit.py with fuse_token=False (5ca95a7), its block"
-  " run beside this one on the same arrays",
+  " run next to this one on the same arrays",
   deviations="a distillation token is protected; the official code ranks it"
   " among the patches",
 )
@@ -46,10 +46,12 @@ def topk(
 @asks(CLASS)
 def evit_rule(site: Site) -> Plan:
   """The top tokens, then the sum of the others weighted by attention."""
-  score, n = scores.mean_over_heads(site.class_attention), site.num_free
+  # In float32, like all weights of plans.
+  attention = site.class_attention.astype(jnp.float32)
+  score, n = scores.mean_over_heads(attention), site.num_free
   count = site.keep if site.due is None else site.due
   place = selection.places(score, mask=site.mask)
-  # The best of those that do not stay lends the fused token its place.
+  # The fused token takes the place of the best one that does not stay.
   fused = jnp.argmax(place == count - 1)
   parent = jnp.where(place < count, jnp.arange(n), fused)
   plan = Assignment.from_parent(parent, site.keep, order=place, mask=site.mask)
@@ -66,7 +68,7 @@ def evit_rule(site: Site) -> Plan:
   " Token Reorganizations",
   training="both",
   evidence="youweiliang/evit:evit.py, helpers.py (5ca95a7), three stages of its"
-  " blocks run beside these on the same arrays",
+  " blocks run next to these on the same arrays",
   deviations="a distillation token is protected; the official code ranks it"
   " among the patches",
 )
@@ -83,7 +85,7 @@ def evit(
 
 @asks(CLASS, Values())
 def ats_rule(site: Site, *, sampling: str) -> Plan:
-  """Samples the scores; what was picked stands in ascending score."""
+  """Samples the scores; picked tokens are in ascending order of score."""
   score = scores.attention_times_norm(site.class_attention, site.values)
   chosen = selection.inverse_cdf(
     score, site.keep, rule=sampling, mask=site.mask, count=site.due
@@ -98,11 +100,12 @@ def ats_rule(site: Site, *, sampling: str) -> Plan:
   paper="Adaptive Token Sampling For Efficient Vision Transformers",
   training="both",
   evidence="adaptivetokensampling/ATS:libs/models/transformers/ats_block.py"
-  " (9271257), run beside this on the same arrays",
+  " (9271257), run next to this on the same arrays",
   deviations="tokens dropped earlier are masked exactly, as official code does"
-  " for a single image; in a larger batch its softmax gives them 1e-6 / n and"
-  " their zeros shift the minimum that the distribution is normalised with, so"
-  " that an image's tokens depend on its neighbours",
+  " for a single image with DROP_TOKENS (its configuration); without that, or"
+  " in a larger batch, its softmax gives them 1e-6 / n and their zeros shift"
+  " the minimum that the distribution is normalised with, so that an image's"
+  " tokens depend on its neighbours; fewer than 8 sample points are allowed",
 )
 def ats(
   budget: Budget = budgets.Capped(1.0, 0.25), sampling: str = "code"
@@ -126,7 +129,7 @@ def ats(
 
 
 def _importance(site: Site, alive, iterations: int, variance):
-  """Page rank of the free tokens on the attention among the living, `[f]`."""
+  """Page rank of the free tokens on attention among those left, `[f]`."""
   attention = jnp.where(alive[None, None, :], site.attention, 0.0)
   total = attention.sum(axis=-1, keepdims=True)
   attention = attention / jnp.where(total > 0, total, 1.0)
