@@ -9,7 +9,9 @@ import tensorflow_datasets as tfds
 
 from configs import imagenet_pareto
 from experiments import sweep, typed
-from experiments.sweeps import programs
+from experiments.sweeps import classification
+from experiments.sweeps.results import Results
+from experiments.sweeps.subject import Job
 from tests.experiments import tiny
 from tokjax import interop
 from tokjax.models import ViT, ViTConfig
@@ -64,7 +66,7 @@ def test_accuracy_is_that_of_the_model_applied_plainly(done):
   workdir, results = done
   made = sweep.load(config())
   subject = made.subject.prepare(workdir)
-  job = programs.Job("topk", 0.2)
+  job = Job("topk", 0.2)
   model = subject.build(job.slots())
   hits = 0
   for batch in subject.batches(180):
@@ -79,13 +81,14 @@ def test_accuracy_is_that_of_the_model_applied_plainly(done):
 def test_goes_on_where_it_was_and_keeps_the_numbers(done, monkeypatch):
   workdir, results = done
   compiled = []
-  compile_one = programs.compile_one
+  kind = classification.ClassificationSubject
+  compile_one = kind.compile
 
-  def spy(subject, job, images):
+  def spy(subject, job):
     compiled.append((job.method, job.keep))
-    return compile_one(subject, job, images)
+    return compile_one(subject, job)
 
-  monkeypatch.setattr(programs, "compile_one", spy)
+  monkeypatch.setattr(kind, "compile", spy)
   path = workdir / "pareto.json"
   whole = json.loads(path.read_text())
   rows = [r for r in whole["rows"] if (r["method"], r["keep"]) != ("topk", 0.2)]
@@ -103,10 +106,10 @@ def test_another_subject_does_not_mix_with_the_rows(tmp_path):
   made = sweep.load(config())
   other = sweep.load(config(batch_size=45))
   path = tmp_path / "pareto.json"
-  first = sweep.results_lib.Results(path, sweep.fingerprint(made))
+  first = Results(path, made.fingerprint())
   first.save([{"method": "topk", "keep": 0.5}])
-  assert sweep.results_lib.Results(path, sweep.fingerprint(made)).rows
-  assert not sweep.results_lib.Results(path, sweep.fingerprint(other)).rows
+  assert Results(path, made.fingerprint()).rows
+  assert not Results(path, other.fingerprint()).rows
   assert len(list(tmp_path.glob("pareto.*.json"))) == 1
 
 
