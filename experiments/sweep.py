@@ -10,7 +10,6 @@ there are kept. Kinds of model are files in `experiments/sweeps`, see
 `experiments.sweeps.subject`.
 """
 
-import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from experiments.sweeps import programs, report
 from experiments.sweeps.classification import Classification
 from experiments.sweeps.count import Count
 from experiments.sweeps.language import Language
-from experiments.sweeps.results import WHOLE, Results, Row
+from experiments.sweeps.results import WHOLE, Results, Row, writable
 from experiments.sweeps.subject import UNREDUCED, Job, Subject, Sweep, Unfit
 
 KINDS: tuple[type[Sweep], ...] = (Classification, Language)
@@ -56,7 +55,7 @@ def main(config: Any, workdir: str | pathlib.Path) -> Results:
       results of an earlier run.
   """
   began, config = time.perf_counter(), load(config)
-  methods, workdir = config.methods(), writable(workdir)
+  methods, workdir = config.methods(), writable(workdir, "workdir")
   results = Results(workdir / f"{config.STEM}.json", config.fingerprint())
   subject = config.prepare(workdir)
   complete(config, subject, methods, results)
@@ -133,28 +132,6 @@ def rows_of(
     }
     for program, score, times in zip(made, scores, seconds, strict=True)
   ]
-
-
-def writable(workdir: str | pathlib.Path) -> pathlib.Path:
-  """The workdir, made unless it is there.
-
-  Raises:
-    ConfigError: it cannot be made or written to.
-  """
-  path = pathlib.Path(workdir)
-  try:
-    if not str(workdir):
-      raise NotADirectoryError("it is empty")
-    path.mkdir(parents=True, exist_ok=True)
-    if not os.access(path, os.W_OK | os.X_OK):
-      raise PermissionError("it is read-only")
-  except OSError as error:
-    reason = error.strerror or str(error)
-    raise typed.ConfigError(
-      f"workdir={str(workdir)!r}: must be a directory that can be written"
-      f" ({reason})"
-    ) from error
-  return path
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from experiments.sweeps.decoding import Shape
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import Results, Row
-from experiments.sweeps.subject import Job, Sweep, Unfit
+from experiments.sweeps.subject import Job, Sweep, Unfit, find
 from tokjax.analysis import heatmaps, plots
 
 
@@ -61,6 +61,21 @@ class Language(Sweep):
         f"texts={self.texts}: must be a multiple of"
         f" batch_size={self.batch_size}"
       )
+
+  def methods(self) -> tuple[str, ...]:
+    """See `Sweep.methods`.
+
+    Raises:
+      ConfigError: no such recipe or family, or `options` that a recipe does
+        not have.
+    """
+    for name, options in dict(self.options).items():
+      known = find(name).options
+      if unknown := [option for option in options if option not in known]:
+        raise typed.ConfigError(
+          f"options[{name!r}]: {unknown[0]!r} must be one of {known}"
+        )
+    return super().methods()
 
   def job(self, method: str, keep: float) -> Job:
     """A recipe with its options."""

@@ -88,6 +88,28 @@ class Results:
     return out
 
 
+def writable(folder: str | pathlib.Path, name: str) -> pathlib.Path:
+  """The folder, made unless it is there; `name` is the argument's.
+
+  Raises:
+    ConfigError: it cannot be made or written to.
+  """
+  path = pathlib.Path(folder)
+  try:
+    if not str(folder):
+      raise NotADirectoryError("it is empty")
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+      raise PermissionError("it is read-only")
+  except OSError as error:
+    reason = error.strerror or str(error)
+    raise typed.ConfigError(
+      f"{name}={str(folder)!r}: must be a directory that can be written"
+      f" ({reason})"
+    ) from error
+  return path
+
+
 def _read(path: pathlib.Path) -> dict[str, Any]:
   """The content of a file that `Results.save` wrote."""
   try:

@@ -30,6 +30,18 @@ class UnknownRecipe(typed.ConfigError, KeyError):
     return str(self.args[0])
 
 
+def find(name: str) -> recipes.Recipe:
+  """The recipe of that name.
+
+  Raises:
+    UnknownRecipe: there is none; names near ones.
+  """
+  try:
+    return recipes.find(name)
+  except KeyError as error:
+    raise UnknownRecipe(error.args[0]) from error
+
+
 class Unfit(ValueError):
   """A recipe that this model cannot be built with, and why."""
 
@@ -52,9 +64,15 @@ class Job:
   options: tuple[tuple[str, Any], ...] = ()
 
   def slots(self) -> Slots:
-    """The slots of the recipe; see `tokjax.recipes.get` for errors."""
+    """The slots of the recipe.
+
+    Raises:
+      UnknownRecipe: no such recipe.
+      UnknownOption: no such option of it.
+      ValueError: an option or keep ratio out of range.
+    """
     keep = {} if self.keep is None else {"keep": self.keep}
-    return recipes.get(self.method, **keep, **dict(self.options))
+    return find(self.method)(**keep, **dict(self.options))
 
   def follows_keep(self) -> bool:
     """Whether a keep ratio changes the recipe."""
@@ -187,10 +205,7 @@ class Sweep:
       UnknownRecipe: no such recipe or family.
     """
     chosen = self.recipes or _training_free(self.families)
-    try:
-      names = dict.fromkeys(recipes.find(name).name for name in chosen)
-    except KeyError as error:
-      raise UnknownRecipe(error.args[0]) from error
+    names = dict.fromkeys(find(name).name for name in chosen)
     nothing = (WHOLE,) if self.recipes else (WHOLE, self.NOTHING)
     return tuple(name for name in names if name not in nothing)
 

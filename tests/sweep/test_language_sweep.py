@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from configs import kv_pareto
-from experiments import sweep
+from experiments import sweep, typed
 from experiments.sweeps import carriers, decoding, report
 from experiments.sweeps.subject import UNREDUCED
 from tests.interop import checkpoints
@@ -74,6 +74,14 @@ def test_goes_on_where_it_was(done, monkeypatch):
   monkeypatch.setattr(decoding, "compile_one", spy)
   again = sweep.main(kv_pareto.get_config("runlocal"), workdir)
   assert not compiled and again.rows == results.rows
+
+
+def test_options_that_a_recipe_lacks_are_refused_before_training(tmp_path):
+  config = kv_pareto.get_config("runlocal")
+  config.options = {"streaming_llm": {"frist": 1}}
+  with pytest.raises(typed.ConfigError, match="'streaming_llm'.*'frist'"):
+    sweep.main(config, tmp_path)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
