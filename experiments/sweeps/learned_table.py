@@ -8,6 +8,9 @@ trained method; the backbone with the untrained method; random selection; where
 that is the question, training without the method's own part. Nothing is
 downloaded. Interrupted, it goes on where it was. Writes `rows.json` and
 `table.md` into the workdir.
+
+No `Subject` of `experiments.sweep`: a row is a training run of its own, with
+neither a keep ratio nor a time.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import functools
 import importlib
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,7 +32,8 @@ from configs.learned import base
 from experiments import train
 from experiments.data import pipeline
 from experiments.evaluate import load_run
-from experiments.sweeps import learned_report as report
+from experiments.sweeps import learned_report, report
+from experiments.sweeps.results import Row, writable
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import state as state_lib
@@ -92,7 +97,7 @@ class RandomMask:
 
 
 def by_chance(slots: Slots, kind: str, seed: int) -> Slots:
-  """Slots with the counts of `slots` and no idea what to keep."""
+  """Slots with the counts of `slots` that keep random tokens or keys."""
   if kind == "mask":
     return Slots(attend=RandomMask(slots.attend.keep, seed), name="random")
   places = ("before_block", "after_attention")
@@ -112,7 +117,7 @@ def by_chance(slots: Slots, kind: str, seed: int) -> Slots:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-  """Where everything is kept, and how long training takes.
+  """Where runs are kept, and how long training takes.
 
   Attributes:
     workdir: of the table.
@@ -181,7 +186,7 @@ def plain(bench: Bench, seed: int) -> Any:
 
 
 def with_fresh(config: config_lib.Config, slots: Slots, params: Any, seed: int):
-  """The parameters, with those that only the slots have drawn at random."""
+  """The parameters, and random ones for what only the slots have."""
   config = dataclasses.replace(config, seed=seed)
   model = config.build_model(slots)
   example = pipeline.heldout_arrays(config.data, 1)["image"]
@@ -240,7 +245,7 @@ def accuracy(
 
 
 def plainest(config: config_lib.Config) -> config_lib.Config:
-  """The model and the data of a config, and nothing that varies besides."""
+  """A config of the same model, data and task, with defaults otherwise."""
   return config_lib.Config(config.model, config.data, config.task)
 
 
@@ -255,7 +260,7 @@ def gflops(config: config_lib.Config, slots: Slots) -> float:
   return cost.measure(forward, params, images).flops / 1e9
 
 
-def measure(bench: Bench, method: Method, seed: int) -> Iterator[report.Row]:
+def measure(bench: Bench, method: Method, seed: int) -> Iterator[Row]:
   """Rows of one method and seed: selection, accuracy, cost."""
   config, params = trained(bench, method, seed, {}, "")
   slots = config.recipe.slots()
@@ -286,17 +291,29 @@ def main(
   methods: tuple[str, ...] = (),
   seeds: int = 3,
   local: bool = False,
-) -> list[report.Row]:
-  """All rows; those of finished methods and seeds are not made again."""
-  workdir = pathlib.Path(workdir).resolve()
-  workdir.mkdir(parents=True, exist_ok=True)
+) -> list[Row]:
+  """All rows; those of finished methods and seeds are not made again.
+
+  Args:
+    workdir: everything is written under it.
+    methods: names of `METHODS`; empty: all.
+    seeds: how often each method is trained.
+    local: two steps everywhere, for tests.
+
+  Raises:
+    ValueError: an unknown method, no seed, or a workdir that cannot be
+      written to.
+  """
   known = {method.name for method in METHODS}
   if unknown := set(methods) - known:
     raise ValueError(
       f"methods={sorted(unknown)}: must be among {sorted(known)}"
     )
+  if seeds < 1:
+    raise ValueError(f"seeds={seeds}: must be 1 or more")
+  workdir = writable(workdir, "workdir").resolve()
   bench = Bench(workdir, local)
-  # Seeds share programs, which are kept for a while only.
+  # Seeds share programs, of which only the latest are kept.
   for method in METHODS:
     for seed in range(seeds):
       done = workdir / "rows" / f"{method.name}-{seed}.json"
@@ -307,9 +324,9 @@ def main(
       part = done.with_suffix(".part")
       part.write_text(json.dumps(rows, indent=1))
       part.replace(done)
-      report.write(workdir)
-  rows = report.write(workdir)
-  report.show(rows)
+      learned_report.write(workdir)
+  rows = learned_report.write(workdir)
+  report.show(learned_report.table(rows))
   return rows
 
 
@@ -322,4 +339,7 @@ if __name__ == "__main__":
   names = tuple(filter(None, args.methods.split(",")))
   jax.config.update("jax_compilation_cache_dir", f"{args.workdir}/programs")
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  main(args.workdir, names, args.seeds)
+  try:
+    main(args.workdir, names, args.seeds)
+  except (OSError, ValueError) as error:
+    sys.exit(f"error: {error}")
