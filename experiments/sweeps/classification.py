@@ -212,8 +212,8 @@ def tokens_per_block(out: Mapping[str, Any]) -> tuple[int, ...]:
   Where a method gives its tokens back within the block, those in between.
 
   Args:
-    out: what the model returned besides its answer: "plans" of every block,
-      and "tokens" after the last.
+    out: what the model returned with its logits: "plans" of every block, and
+      "tokens" after the last.
   """
   every = [plan for plans in out["plans"] for plan in plans]
   if not every:

@@ -20,7 +20,7 @@ import importlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from experiments import train
 from experiments.data import pipeline
 from experiments.evaluate import load_run
 from experiments.sweeps import learned_report, report
+from experiments.sweeps.corruptions import CORRUPTIONS
 from experiments.sweeps.results import Row, writable
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
@@ -42,8 +43,6 @@ from tokjax.attention import dense
 from tokjax.learned import sparse_mask
 from tokjax.recipes.vision import baselines
 from tokjax.reduce.reduction import Slots
-
-Images = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,31 +196,6 @@ def with_fresh(config: config_lib.Config, slots: Slots, params: Any, seed: int):
     ).params
 
   return jax.jit(init)(params)
-
-
-CORRUPTIONS: dict[str, Images] = {
-  "noise": lambda x, key: x + 0.7 * jax.random.normal(key, x.shape),
-  "occlusion": lambda x, key: _occlude(x, key),
-  "blur": lambda x, key: _blur(x),
-}
-
-
-def _occlude(x, key):
-  """A square of a quarter of the image becomes background."""
-  side = x.shape[1] // 2
-  corner = jax.random.randint(key, (len(x), 2), 0, x.shape[1] - side + 1)
-  at = jnp.arange(x.shape[1])
-  inside = lambda c: (at >= c[:, None]) & (at < c[:, None] + side)
-  hole = inside(corner[:, 0])[:, :, None] & inside(corner[:, 1])[:, None, :]
-  return jnp.where(hole[..., None], x.min(), x)
-
-
-def _blur(x):
-  window = (1, 3, 3, 1)
-  total = jax.lax.reduce_window(
-    x, 0.0, jax.lax.add, window, (1, 1, 1, 1), "SAME"
-  )
-  return total / 9
 
 
 def accuracy(

@@ -80,7 +80,7 @@ QUESTIONS = 4
 
 
 def of_recall(data: Recall, grid: Grid) -> list[Probe]:
-  """Probes of the associative recall that a carrier was trained on."""
+  """Probes of the associative recall that a model was trained on."""
   rng, out = np.random.default_rng((grid.seed, 2)), []
 
   def add(length, pairs, depth):
