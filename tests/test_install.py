@@ -117,6 +117,18 @@ except ImportError as error:
   )
 
 
+def test_experiments_say_which_extra_they_need():
+  code = """
+import json, sys
+sys.modules["ml_collections"] = None
+try:
+  import experiments
+except ImportError as error:
+  print(json.dumps(str(error)))
+"""
+  assert run(code).endswith("pip install -e '.[experiments]'")
+
+
 def test_only_tokjax_and_pallas_kernels_are_installed():
   patterns = setup()["options.packages.find"]["include"].split()
   packages = [

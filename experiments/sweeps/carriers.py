@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 
-from experiments import train, typed
+from experiments import typed
 from experiments.data import DATA, Recall, pipeline
 from experiments.data.errors import DataError
 from experiments.sweeps import probes
+from experiments.sweeps.runs import trained
 from experiments.training import config as config_lib
 from tokjax import interop
 from tokjax.models import Decoder, DecoderConfig
@@ -84,14 +85,11 @@ class Trained:
 
   def prepare(self, workdir: pathlib.Path, name: str = "train") -> Carrier:
     """Trains under `workdir / name` unless that is done."""
-    run = train.main(self.train, workdir / name)
-    if not run.finished:
-      raise SystemExit("training was interrupted; start again to go on")
-    data = self.train.data
+    params, data = trained(self.train, workdir / name), self.train.data
     is_text = data.num_classes == 256
     return Carrier(
       self.train.model,
-      jax.device_put(run.params, jax.devices()[0]),
+      jax.device_put(params, jax.devices()[0]),
       config_lib.DTYPES[self.train.precision],
       interop.Bytes() if is_text else None,
       data,

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import train, typed
+from experiments import typed
 from experiments.data import DATA, pipeline
 from experiments.data.images import to_image
+from experiments.sweeps.runs import trained
 from experiments.training import config as config_lib
 from tokjax import interop
 from tokjax.models import ViT, ViTConfig
@@ -70,10 +71,8 @@ class Trained:
 
   def prepare(self, workdir: pathlib.Path) -> Classifier:
     """Trains under `workdir / "train"` unless that is done."""
-    run = train.main(self.train, workdir / "train")
-    if not run.finished:
-      raise SystemExit("training was interrupted; start again to go on")
-    params = jax.device_put(run.params, jax.devices()[0])
+    params = trained(self.train, workdir / "train")
+    params = jax.device_put(params, jax.devices()[0])
     return Classifier(
       self.train.model,
       params,

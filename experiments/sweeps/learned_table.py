@@ -29,10 +29,9 @@ import ml_collections
 import optax
 
 from configs.learned import base
-from experiments import train
 from experiments.data import pipeline
 from experiments.evaluate import load_run
-from experiments.sweeps import learned_report, report
+from experiments.sweeps import learned_report, report, runs
 from experiments.sweeps.corruptions import CORRUPTIONS
 from experiments.sweeps.results import Row, writable
 from experiments.training import config as config_lib
@@ -137,9 +136,7 @@ class Bench:
     path = self.workdir / folder
     done = path / "done"
     if not done.exists():
-      run = train.main(config, path)
-      if not run.finished:
-        raise SystemExit("training was interrupted; start again to go on")
+      runs.trained(config, path)
       done.touch()
     return load_run(path, mesh_lib.Mesh().build())[1]
 
