@@ -1,11 +1,11 @@
-"""Trained methods against their untrained selves and chance, on digits.
+"""Trained methods against untrained ones and random selection, on digits.
 
 python -m experiments.sweeps.learned_table --workdir DIR
 
 Trains every method of `configs/learned` with three seeds from one trained
 backbone and compares, on the held-out images and at the same counts: the
-trained method; the backbone with the untrained method; random selection; where
-that is the question, training without the method's own part. Nothing is
+trained method; the backbone with the untrained method; random selection; for
+some, training without the method's own part. Nothing is
 downloaded. Interrupted, it goes on where it was. Writes `rows.json` and
 `table.md` into the workdir.
 
@@ -52,7 +52,7 @@ class Method:
     name: of `configs/learned/<name>.py`.
     module: also train with the parameters of this name frozen; None: no.
     chance: "drop": random tokens at the same counts and places; "mask": random
-      keys of the same number; None: chance has no meaning here.
+      keys of the same number; None: there is nothing to select.
     phases: values of the config's `phase`, each starting from the one before.
     corrupt: accuracy on corrupted images too, against the plain model trained
       as long.
