@@ -1,13 +1,14 @@
 """Every cache and attention method on small language models trained here.
 
 python -m experiments.sweep --config configs/kv_pareto.py --workdir DIR
-python -m experiments.sweep --config configs/kv_pareto.py:checkpoint=NAME ...
+python -m experiments.sweep --config configs/kv_pareto.py:checkpoint=NAME \\
+  --workdir DIR
 
-Trains two carriers, one on associative recall (`recall.py`) and one on the
+Trains two models, one on associative recall (`recall.py`) and one on the
 source of Python's standard library (`text.py`), then compares recall by depth
 and length, recall of several keys, perplexity, bytes and decode time of all
 methods that need no training. Nothing is downloaded. With a checkpoint, the
-needles are sentences in a text and both are asked of that model.
+needles are sentences in a text and that model answers both.
 """
 
 import ml_collections

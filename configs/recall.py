@@ -1,4 +1,4 @@
-"""A small decoder on associative recall: the carrier of needle experiments.
+"""A small decoder on associative recall: the model of needle experiments.
 
 python -m experiments.train --config configs/recall.py:length=48 \
   --workdir /tmp/short
@@ -6,10 +6,10 @@ python -m experiments.train --config configs/recall.py --workdir /tmp/recall \
   --config.init=/tmp/short
 
 Pairs of key and value stand in noise and are asked for at the end; see
-`experiments/data/recall.py`. Nothing is downloaded. That a value has a key
-before it and that a question is a key are learned together, in a few hundred
-steps, as long as contexts are short and the learning rate is small; from there
-longer contexts take few steps more.
+`experiments/data/recall.py`. Nothing is downloaded. The model learns in a few
+hundred steps that a value follows its key and that a question is a key, as long
+as contexts are short and the learning rate is small; longer contexts then take
+few more steps.
 """
 
 import ml_collections
@@ -27,8 +27,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     name="recall", length=length, pairs=6 if short else 8, keys=ids, values=ids,
     fillers=ids - 1, least=4 if short else 16, heldout=256,
   )  # fmt: skip
-  # The lowest block sees two tokens, so that a value knows its key; those above
-  # have to find it. A large base leaves most features of a head unturned.
+  # The first block sees two tokens, so that a value is stored with its key; the
+  # others have to find it. With a large base, most features of a head hardly
+  # rotate.
   config.model = dict(
     name="decoder", vocabulary=3 * ids, length=length, width=64, depth=3,
     heads=2, kv_heads=1, head_dim=32, mlp_dim=128,

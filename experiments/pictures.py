@@ -10,6 +10,7 @@ model that compares colours and is not trained (`tokjax.analysis.stand_in`).
 
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,50 +20,98 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
-from tokjax import interop, recipes
+from experiments.sweeps.results import writable
+from experiments.sweeps.subject import Job
+from tokjax import interop
 from tokjax.analysis import gallery, merge_map, stand_in
 from tokjax.models import ViT, ViTConfig
 
-Pixels = np.ndarray
+Path = str | pathlib.Path
 
 
 @dataclasses.dataclass(frozen=True)
-class Looker:
-  """A model that looks at pictures.
+class Encoder:
+  """A model, and how images are prepared for it.
 
   Attributes:
     config, params: its architecture and weights.
-    how: how an image is prepared.
+    preprocessing: how an image is prepared.
     weights: where they come from, in words.
   """
 
   config: ViTConfig
   params: Any
-  how: interop.Preprocessing
+  preprocessing: interop.Preprocessing
   weights: str
 
-  def prepare(self, image: Image.Image) -> tuple[np.ndarray, Pixels]:
-    """The image as the model takes it, and as a person sees that."""
-    x = self.how(image)
-    std, mean = np.float32(self.how.std), np.float32(self.how.mean)
-    seen = (x * std[None, None] + mean[None, None]) * 255
-    return x, seen.round().clip(0, 255).astype(np.uint8)
+  def prepare(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """The image as the model takes it, and as uint8 pixels to show."""
+    how = self.preprocessing
+    x = how(image)
+    std, mean = np.float32(how.std), np.float32(how.mean)
+    shown = (x * std[None, None] + mean[None, None]) * 255
+    return x, shown.round().clip(0, 255).astype(np.uint8)
 
 
-def looker(checkpoint: str | None, size: int, patch: int) -> Looker:
-  """A published model, or without one the stand-in for images of `size`."""
+def encoder(checkpoint: str | None, size: int, patch: int) -> Encoder:
+  """A published model, or without one the stand-in for images of `size`.
+
+  Raises:
+    ValueError: sizes that do not fit, or a checkpoint that does not state how
+      images are prepared.
+  """
   if checkpoint is None:
+    for name, value in (("size", size), ("patch", patch)):
+      if value < 1:
+        raise ValueError(f"{name}={value}: must be 1 or more")
     config, params = stand_in.build(size, patch)
     half = (0.5, 0.5, 0.5)
     how = interop.Preprocessing(mean=half, std=half, image_size=size)
-    return Looker(config, params, how, stand_in.NAME)
+    return Encoder(config, params, how, stand_in.NAME)
   model, params, how = interop.load(checkpoint)
   if how is None:
     raise ValueError(
       f"checkpoint={checkpoint!r}: the folder does not state how images are"
       " prepared; add a preprocessor_config.json"
     )
-  return Looker(model.config, params, how, f"weights: {checkpoint}")
+  return Encoder(model.config, params, how, f"weights: {checkpoint}")
+
+
+def photographs(paths: Sequence[Path]) -> dict[str, Image.Image]:
+  """Images by a name that no two share; without paths the samples.
+
+  The name is the file's without its ending, and a number where an earlier file
+  has it already.
+
+  Raises:
+    ValueError: a file that is no image.
+    FileNotFoundError: no such file.
+  """
+  if not paths:
+    return sample_photographs()
+  out: dict[str, Image.Image] = {}
+  names = {pathlib.Path(path).stem for path in paths}
+  for path in paths:
+    stem = name = pathlib.Path(path).stem
+    number = 1
+    while name in out or number > 1 and name in names:
+      number += 1
+      name = f"{stem}-{number}"
+    out[name] = _read(path)
+  return out
+
+
+def _read(path: Path) -> Image.Image:
+  try:
+    with Image.open(path) as image:
+      image.load()
+  except FileNotFoundError:
+    raise
+  except OSError as error:
+    raise ValueError(
+      f"image={str(path)!r}: is no image that can be read ({error})"
+    ) from error
+  return image
 
 
 def sample_photographs() -> dict[str, Image.Image]:
@@ -76,9 +125,9 @@ def sample_photographs() -> dict[str, Image.Image]:
 
 def main(
   recipe: str,
-  out: str | pathlib.Path,
+  out: Path,
   *,
-  images: Sequence[str | pathlib.Path] = (),
+  images: Sequence[Path] = (),
   checkpoint: str | None = None,
   keep: float | None = 0.2,
   blocks: Sequence[int] = (),
@@ -90,7 +139,7 @@ def main(
 
   Args:
     recipe: see `tokjax.recipes.names()`.
-    out: directory of the PNGs, one an image.
+    out: directory of the PNGs, one for each image.
     images: files; empty: the sample photographs.
     checkpoint: folder or hub id; None: the stand-in.
     keep: fraction of tokens that remain; None: the recipe's own schedule.
@@ -99,32 +148,36 @@ def main(
     seed: of random recipes.
 
   Returns:
-    The files written.
+    The files written, in the order of the images: `NAME_RECIPE.png`, see
+    `photographs` for the name.
+
+  Raises:
+    ValueError: an unknown recipe, a keep ratio, block, size, image or folder
+      that cannot be; the message names the argument.
+    FileNotFoundError: no such image or checkpoint.
   """
-  slots = recipes.get(recipe, **({} if keep is None else {"keep": keep}))
-  model = looker(checkpoint, size, patch)
+  slots = Job(recipe, keep).slots()
+  model = encoder(checkpoint, size, patch)
   module = ViT(model.config, slots)
   depth = model.config.depth
   shown = tuple(blocks) or tuple(range(1, depth + 1))
   if bad := [block for block in shown if not 1 <= block <= depth]:
     raise ValueError(f"blocks={shown}: {bad} are not in 1..{depth}")
-  photographs = {
-    pathlib.Path(path).stem: Image.open(path) for path in images
-  } or sample_photographs()
-  out = pathlib.Path(out)
-  out.mkdir(parents=True, exist_ok=True)
+  found, out = photographs(images), writable(out, "out")
   written = []
-  for name, image in photographs.items():
-    x, seen = model.prepare(image)
-    found = merge_map.look(
+  for name, image in found.items():
+    x, pixels = model.prepare(image)
+    groups = merge_map.look(
       module, model.params, jnp.asarray(x[None]), jax.random.key(seed)
     )
     captions = [
-      (f"block {b}  {found[b - 1].num_tokens[0]} tokens", found[b - 1])
+      (f"block {b}  {groups[b - 1].num_tokens[0]} tokens", groups[b - 1])
       for b in shown
     ]
     path = out / f"{name}_{recipe}.png"
-    gallery.draw_blocks(seen, captions, path, title=recipe, note=model.weights)
+    gallery.draw_blocks(
+      pixels, captions, path, title=recipe, note=model.weights
+    )
     written.append(path)
   return written
 
@@ -143,12 +196,16 @@ if __name__ == "__main__":
   flags.mark_flags_as_required(["recipe", "out"])
 
   def start(_):
-    """Calls `main` with the flags."""
+    """Calls `main` with the flags; what the user can change is one line."""
     f = flags.FLAGS
-    for path in main(
-      f.recipe, f.out, images=f.image, checkpoint=f.checkpoint, keep=f.keep,
-      blocks=f.block, size=f.size, patch=f.patch,
-    ):  # fmt: skip
+    try:
+      written = main(
+        f.recipe, f.out, images=f.image, checkpoint=f.checkpoint, keep=f.keep,
+        blocks=f.block, size=f.size, patch=f.patch,
+      )  # fmt: skip
+    except (OSError, ValueError) as error:
+      sys.exit(f"error: {error}")
+    for path in written:
       print(path)
 
   app.run(start)

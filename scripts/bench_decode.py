@@ -12,7 +12,6 @@ calls; with --out also a plot, `decode.png`.
 """
 
 import argparse
-import functools
 import pathlib
 import time
 
@@ -22,8 +21,13 @@ import numpy as np
 
 from tokjax import recipes
 from tokjax.cache import budgets
-from tokjax.models import Decoder, DecoderConfig, Rotary, generation
-from tokjax.models import prefill as prompting
+from tokjax.models import (
+  Decoder,
+  DecoderConfig,
+  Generator,
+  Rotary,
+  generation,
+)
 
 CONFIG = DecoderConfig(
   vocabulary=512, width=64, depth=2, heads=4, kv_heads=2, head_dim=32,
@@ -57,16 +61,16 @@ def states_like(shapes, context: int, rng: np.random.Generator):
 def program(name: str, context: int):
   """A method's compiled step, its state and the number of its bytes."""
   model = Decoder(CONFIG, recipes.get(name, **METHODS[name]))
-  prompting.check(model, context, DECODE, None)
-  example = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-  params = model.init(jax.random.key(0), jnp.zeros(example.shape, jnp.int32))
+  params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
   params = params["params"]
+  # Refuses what the method cannot do at this size.
+  Generator(model, params, capacity=context, decode=DECODE)
   prompt = jax.ShapeDtypeStruct((1, context), jnp.int32)
   length = jax.ShapeDtypeStruct((1,), jnp.int32)
-  first = functools.partial(prompting.prefill, model, decode=DECODE)
-  shapes = jax.eval_shape(
-    lambda p, t, n: first(p, t, n), params, prompt, length
+  first = lambda params, tokens, length: generation.prefill(
+    model, params, tokens, length, DECODE
   )
+  shapes = jax.eval_shape(first, params, prompt, length)
   states = states_like(shapes.states, context, np.random.default_rng(0))
   going = generation.Going(
     states,

@@ -5,7 +5,7 @@ python scripts/bench_loop.py [--config FILE] [--steps 60] [--rounds 7]
 Times, in turns, so that both see the same machine: the compiled step called
 with one batch again and again, and the whole loop (data, metrics, logging,
 checkpoints) over as many steps. Each run of the loop is compared with the bare
-steps just before and behind it, and the median of these ratios counts. Prints
+steps just before and after it, and the median of these ratios counts. Prints
 seconds a step and the overhead.
 """
 

@@ -17,8 +17,13 @@ import jax.numpy as jnp
 
 from tokjax import recipes
 from tokjax.cache import budgets
-from tokjax.models import Decoder, DecoderConfig, Rotary, generation
-from tokjax.models import prefill as prompting
+from tokjax.models import (
+  Decoder,
+  DecoderConfig,
+  Generator,
+  Rotary,
+  generation,
+)
 
 CONFIG = DecoderConfig(
   vocabulary=512, width=2048, depth=1, heads=32, kv_heads=8, head_dim=64,
@@ -51,7 +56,8 @@ DECODE = 64
 def compiled(name: str, params, tokens, length):
   """A method's compiled prefill."""
   model = Decoder(CONFIG, recipes.get(name, **METHODS[name]))
-  prompting.check(model, tokens.shape[1], DECODE, None)
+  # Refuses what the method cannot do at this size.
+  Generator(model, params, capacity=tokens.shape[1], decode=DECODE)
   return generation.prefill.lower(
     model, params, tokens, length, DECODE
   ).compile()

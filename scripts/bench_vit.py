@@ -8,12 +8,12 @@ started and warmed up first; then each in turn runs one step while the others
 sleep, so that a loaded machine hits all alike, and the best round counts:
 
   ours             our model, nothing reduced
-  stock            the same architecture from Flax's own layers, as one writes
-                   it first: what a ratio to another baseline would flatter
+  stock            the same architecture from Flax's own layers, so that no
+                   ratio depends on our own baseline
   ours_tome        with ToMe
   ours_shapes      the same token counts, but the plan is a constant that drops
-                   the last r tokens: what ours_tome takes more than this is
-                   what scoring, matching and merging cost
+                   the last r tokens: the difference to ours_tome is the cost
+                   of scoring, matching and merging
   torch            the same architecture in PyTorch, fused attention
   torch_tome       with the official functions of a checkout of
                    github.com/facebookresearch/ToMe, named by --tome_repo

@@ -30,7 +30,7 @@ train=$(printf '%q ' .venv/bin/python -m experiments.train \
   --config "$config" --workdir "$workdir" --distributed "$@")
 setup="mkdir -p $target && tar -xzf $target.tar.gz -C $target && cd $target \
 && (test -d .venv || python3 -m venv .venv) \
-&& .venv/bin/pip install --quiet '.[tpu]' \
+&& .venv/bin/pip install --quiet '.[experiments,tpu]' \
 -f https://storage.googleapis.com/jax-releases/libtpu_releases.html"
 
 run() {

@@ -1,18 +1,76 @@
 """What learned recipes add to training: soft decisions and auxiliary losses.
 
 An auxiliary loss is a frozen dataclass with a `name` and a `weight`; called
-with a view of a training step (`model`, `params`, `inputs`, `target`, `key`,
-`logits`, `out`, `again(slots)`) it returns a scalar. A recipe declares its own
-in `Slots.losses`; `experiments.tasks` adds `weight * loss(view)`.
+with a `View` of a training step it returns a scalar. A recipe declares its own
+in `Slots.losses`; whoever trains the model adds their `total` to the loss of
+the task.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tokjax.signals import Attention
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """What an auxiliary loss sees of a training step.
+
+  Attributes:
+    model, params, inputs, key: to call the model again.
+    target: distribution over classes, `[..., classes]`; zero where nothing is
+      asked.
+    logits, out: what the model returned, see its docstring; out["sown"] is
+      what its modules sowed into the collection "losses".
+  """
+
+  model: Any
+  params: Any
+  inputs: Any
+  target: Any
+  key: Any
+  logits: Any
+  out: dict[str, Any]
+
+  def again(self, slots: Any) -> tuple[Any, dict[str, Any]]:
+    """The same parameters and inputs through other slots."""
+    return self.model.clone(slots=slots).apply(
+      {"params": self.params}, self.inputs, key=self.key, train=True
+    )
+
+  def given(self, name: str, loss: str) -> Any:
+    """What the model returned as `out[name]`.
+
+    Raises:
+      ValueError: nothing; `loss` is the one that needs it.
+    """
+    found = self.out.get(name)
+    if found is None or isinstance(found, list | tuple) and not found:
+      raise ValueError(
+        f"auxiliary loss {loss!r}: recipe {self.model.slots.name!r} makes the"
+        f" model return no out[{name!r}], which this loss needs"
+      )
+    return found
+
+
+def total(
+  losses: Sequence[Any], view: View
+) -> tuple[Any, dict[str, Any]]:
+  """Weighted sum of auxiliary losses, and every one by name.
+
+  Raises:
+    ValueError: two losses of one name, or one that needs what the model does
+      not return.
+  """
+  values = {loss.name: loss(view) for loss in losses}
+  if len(values) < len(losses):
+    raise ValueError(f"two auxiliary losses of one name in {tuple(losses)}")
+  return sum(loss.weight * values[loss.name] for loss in losses), values
 
 
 def straight_through(
@@ -59,21 +117,6 @@ def _length(x: Float[Array, "*s n"]) -> Float[Array, "*s"]:
   return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0.0)
 
 
-def kept_shares(view) -> tuple[Array, ...]:
-  """Differentiable share of tokens that each stage kept, `[b]` each.
-
-  Raises:
-    ValueError: the model's recipe gates nothing.
-  """
-  kept = view.out.get("kept")
-  if not kept:
-    raise ValueError(
-      f"recipe {view.model.slots.name!r} has no learned gates: its model"
-      " returns no out['kept'], which this auxiliary loss needs"
-    )
-  return tuple(kept)
-
-
 @dataclasses.dataclass(frozen=True)
 class Ratio:
   """Squared distance of each image's kept share from the stage's target.
@@ -89,11 +132,11 @@ class Ratio:
   weight: float = 2.0
   name = "ratio"
 
-  def __call__(self, view) -> Array:
-    kept = kept_shares(view)
+  def __call__(self, view: View) -> Array:
+    kept = view.given("kept", self.name)
     targets = self.targets
     if targets is None:
-      targets = view.out["scheduled"]
+      targets = view.given("scheduled", self.name)
     if len(kept) != len(targets):
       raise ValueError(
         f"auxiliary ratio: {len(targets)} targets for {len(kept)} stages"
@@ -110,8 +153,8 @@ class Budget:
   weight: float = 1.0
   name = "budget"
 
-  def __call__(self, view) -> Array:
-    mean = jnp.stack(kept_shares(view)).mean()
+  def __call__(self, view: View) -> Array:
+    mean = jnp.stack(view.given("kept", self.name)).mean()
     return jax.nn.relu(mean - self.budget)
 
 
@@ -120,8 +163,8 @@ class Consistency:
   """Distance of the pooled features from those of another reduction.
 
   Mean square over features (checked against MCTF's engine.py, models/deit.py,
-  whose other pass removes a random r of 0 to 7 tokens a block; shapes are
-  static here, so that it removes what `keep` says).
+  whose other pass removes a random r of 0 to 7 tokens in each block; shapes
+  are static here, so that it removes what `keep` says).
 
   Attributes:
     keep: of the other pass, with the same recipe; None: no reduction.
@@ -138,17 +181,18 @@ class Consistency:
   supervise: float = 0.0
   name = "consistency"
 
-  def __call__(self, view) -> Array:
+  def __call__(self, view: View) -> Array:
     from tokjax.slots import Slots
 
     slots = Slots(name="none")
     if self.keep is not None:
       slots = view.model.slots.with_keep(self.keep)
     logits, other = view.again(slots)
+    pooled = view.given("pooled", self.name).astype(jnp.float32)
     target = other["pooled"].astype(jnp.float32)
     if self.detach:
       target = jax.lax.stop_gradient(target)
-    gap = jnp.square(view.out["pooled"].astype(jnp.float32) - target)
+    gap = jnp.square(pooled - target)
     counts = jnp.ones(gap.shape[0])
     if self.confidence:
       sure = jnp.sum(jax.nn.softmax(view.logits) * view.target, axis=-1)
@@ -164,14 +208,14 @@ class Consistency:
 class Diversity:
   """`attention_diversity`, averaged over layers and the batch.
 
-  The recipe has to collect "attention".
+  The recipe has to collect the signal "attention".
   """
 
   factor: float = 2.0
   weight: float = 1.0
   name = "diversity"
 
-  def __call__(self, view) -> Array:
+  def __call__(self, view: View) -> Array:
     one = lambda a: attention_diversity(a, self.factor)
     layers = [jax.vmap(one)(s.of(Attention)).mean() for s in view.out["signals"]]
     return jnp.stack(layers).mean()
@@ -184,9 +228,10 @@ class Sown:
   name: str
   weight: float = 1.0
 
-  def __call__(self, view) -> Array:
+  def __call__(self, view: View) -> Array:
     flat = jax.tree_util.tree_flatten_with_path(view.out["sown"])[0]
-    found = [x for path, x in flat if self.name in jax.tree_util.keystr(path)]
+    place = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    found = [x for path, x in flat if self.name in place(path).split("/")]
     if not found:
       raise ValueError(
         f"auxiliary {self.name!r}: no module of recipe"

@@ -2,10 +2,10 @@
 
 python -m experiments.train --config configs/learned/backbone.py --workdir DIR
 
-The largest of four digits among 32 scrambled ones, a cell a token. What a cell
-shows cannot be read by a linear map, so that the first attention does not know
-the answer yet, and it matters which tokens are left. About half a minute on two
-idle CPU cores.
+The largest of four digits among 32 scrambled ones; each cell is a token. What a
+cell shows cannot be read by a linear map, so that the first attention does not
+know the answer yet, and it matters which tokens are left. About half a minute
+on two idle CPU cores.
 """
 
 import ml_collections

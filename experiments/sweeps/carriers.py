@@ -1,17 +1,23 @@
 """Language models that generation and sweeps are run on.
 
 A carrier is a decoder with weights and a tokenizer: a small one trained here
-(once for each workdir), or a published checkpoint.
+(once for each workdir), or a published checkpoint. Sweeps ask two of them, one
+for recall and one for text, which may be the same checkpoint.
 """
 
 import dataclasses
 import functools
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+import numpy as np
 
-from experiments import train
+from experiments import typed
+from experiments.data import DATA, Recall, pipeline
+from experiments.data.errors import DataError
+from experiments.sweeps import probes
+from experiments.sweeps.runs import trained
 from experiments.training import config as config_lib
 from tokjax import interop
 from tokjax.models import Decoder, DecoderConfig
@@ -46,7 +52,7 @@ class Carrier:
     """Its weights.
 
     Raises:
-      ValueError: the recipe learns something that is not among them.
+      ConfigError: the recipe learns something that is not among them.
     """
     example = jax.ShapeDtypeStruct((1, 2), "int32")
     wanted = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
@@ -55,7 +61,7 @@ class Carrier:
       - {jax.tree_util.keystr(path) for path, _ in _leaves(self.params)}
     )
     if missing:
-      raise ValueError(
+      raise typed.ConfigError(
         f"recipe {model.slots.name!r} learns {missing[0]} and"
         f" {len(missing) - 1} more, which these weights do not have; train with"
         " it first (config.recipe) and start from that run"
@@ -79,16 +85,13 @@ class Trained:
 
   def prepare(self, workdir: pathlib.Path, name: str = "train") -> Carrier:
     """Trains under `workdir / name` unless that is done."""
-    run = train.main(self.train, workdir / name)
-    if not run.finished:
-      raise SystemExit("training was interrupted; start again to go on")
-    data = self.train.data
-    texts = data.num_classes == 256
+    params, data = trained(self.train, workdir / name), self.train.data
+    is_text = data.num_classes == 256
     return Carrier(
       self.train.model,
-      jax.device_put(run.params, jax.devices()[0]),
+      jax.device_put(params, jax.devices()[0]),
       config_lib.DTYPES[self.train.precision],
-      interop.Bytes() if texts else None,
+      interop.Bytes() if is_text else None,
       data,
       f"a model trained here for {self.train.steps} steps",
     )
@@ -112,7 +115,7 @@ class Pretrained:
     """Reads it; nothing is written.
 
     Raises:
-      ValueError: the folder has no tokenizer.json.
+      ConfigError: the folder has no tokenizer.json.
     """
     del workdir, name
     return _read(self.checkpoint, self.revision, self.precision)
@@ -125,11 +128,108 @@ def _read(checkpoint: str, revision: str | None, precision: str) -> Carrier:
     checkpoint, dtype=dtype, param_dtype=dtype, revision=revision
   )
   if tokenizer is None:
-    raise ValueError(
+    raise typed.ConfigError(
       f"checkpoint={checkpoint!r}: has no tokenizer.json; put the tokenizer of"
-      " the checkpoint beside its weights"
+      " the checkpoint next to its weights"
     )
   return Carrier(model.config, params, dtype, tokenizer, None, checkpoint)
 
 
 CARRIERS = {"trained": Trained, "pretrained": Pretrained}
+
+
+@dataclasses.dataclass(frozen=True)
+class RecallAndText:
+  """Two carriers, and what they are asked.
+
+  Attributes:
+    recall, text: the models; may be one.
+    probes: questions to the first.
+    windows: held-out text for the second, ids `[texts, n]`.
+    origin: where the weights come from, in words.
+  """
+
+  recall: Carrier
+  text: Carrier
+  probes: list[probes.Probe]
+  windows: np.ndarray
+  origin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Carriers:
+  """Two models trained here, or the finished runs in the workdir.
+
+  Attributes:
+    recall, text: configs of the runs.
+    first: config of a shorter run that `recall` starts from: short contexts
+      teach what belongs to what in far fewer steps. None: there is none.
+  """
+
+  recall: config_lib.Config
+  text: config_lib.Config
+  first: config_lib.Config | None = None
+
+  def __post_init__(self):
+    if not isinstance(self.recall.data, Recall):
+      raise ValueError("recall: its data must be name='recall'")
+
+  def prepare(
+    self, workdir: pathlib.Path, grid: probes.Grid, texts: int, length: int
+  ) -> RecallAndText:
+    """Trains both unless that is done; `texts` windows of `length` tokens."""
+    recall = self.recall
+    if self.first is not None:
+      Trained(self.first).prepare(workdir, "recall_first")
+      recall = dataclasses.replace(recall, init=str(workdir / "recall_first"))
+    recall = Trained(recall).prepare(workdir, "recall")
+    text = Trained(self.text).prepare(workdir, "text")
+    data = dataclasses.replace(self.text.data, length=length - 1, heldout=texts)
+    return RecallAndText(
+      recall,
+      text,
+      probes.of_recall(self.recall.data, grid),
+      pipeline.heldout_arrays(data)["tokens"],
+      f"models trained here for {self.recall.steps} and"
+      f" {self.text.steps} steps",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A published model; needles stand in the text it reads.
+
+  Attributes:
+    checkpoint, revision, precision: see `Pretrained`.
+    data: a text, one of `experiments.data`.
+  """
+
+  checkpoint: str
+  data: Annotated[Any, typed.OneOf(DATA)]
+  revision: str | None = None
+  precision: str = "float32"
+
+  def prepare(
+    self, workdir: pathlib.Path, grid: probes.Grid, texts: int, length: int
+  ) -> RecallAndText:
+    """Reads the checkpoint and as much text as is needed."""
+    made = Pretrained(self.checkpoint, self.revision, self.precision)
+    carrier = made.prepare(workdir)
+    # At most about eight bytes a token, in all tokenizers that are used.
+    count = 8 * max(texts * length, 4 * max(grid.lengths))
+    corpus = bytes(self.data.corpus("test")[:count])
+    ids = carrier.tokenizer.encode(corpus.decode(errors="ignore"))
+    if len(ids) < texts * length:
+      raise DataError(
+        f"data: has {len(ids)} tokens, {texts} texts of {length} are asked for"
+      )
+    return RecallAndText(
+      carrier,
+      carrier,
+      probes.of_text(carrier.tokenizer, corpus, grid),
+      np.asarray(ids[: texts * length]).reshape(texts, length),
+      self.checkpoint,
+    )
+
+
+SOURCES = {"carriers": Carriers, "checkpoint": Checkpoint}

@@ -1,153 +1,251 @@
-"""What a sweep measures: a model with weights, and held-out images.
-
-Either a run of the training loop or a published checkpoint. `name` in the
-config chooses; each has `prepare(workdir)`.
-"""
+"""Sweeps of image classifiers: accuracy, FLOPs and speed of every recipe."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import train, typed
-from experiments.data import DATA, pipeline
-from experiments.data.images import to_image
-from experiments.training import config as config_lib
-from tokjax import interop
-from tokjax.models import ViT, ViTConfig
-from tokjax.reduce.reduction import Slots
+from experiments import typed
+from experiments.sweeps import merges
+from experiments.sweeps.classifiers import CLASSIFIERS, Classifier
+from experiments.sweeps.programs import speedup
+from experiments.sweeps.report import Plot, Table
+from experiments.sweeps.results import Results, Row
+from experiments.sweeps.subject import Job, Sweep, Unfit
+from tokjax.analysis import cost, pareto, plots
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-  """A model to fill with recipes.
+class Classification(Sweep):
+  """Settings of a sweep of an image classifier.
 
   Attributes:
-    model: its architecture.
-    params: its weights.
-    build: the module with these slots.
-    data: a data set, see `experiments.data.pipeline`.
-    classes: the model's class for every label of the data; empty: the same.
-    origin: where the weights come from, in words.
+    subject: the model and its held-out images; "trained" or "pretrained".
+    shares: costs the table compares at, as shares of the unreduced model's;
+      it is sorted by the first.
+    picture_keep, pictures: keep ratio and number of images of `merges.png`.
   """
 
-  model: ViTConfig
-  params: Any
-  build: Callable[[Slots], nn.Module]
-  data: Any
-  classes: tuple[int, ...]
-  origin: str
+  subject: Annotated[Any, typed.OneOf(CLASSIFIERS)]
+  families: tuple[str, ...] = ("baseline", "vision")
+  keeps: tuple[float, ...] = (0.9, 0.7, 0.5, 0.35, 0.2)
+  batch_size: int = 64
+  shares: tuple[float, ...] = (0.75, 0.65, 0.55)
+  pictures: int = 6
 
-  def batches(self, size: int) -> Iterator[pipeline.Batch]:
-    """Held-out batches of one shape, with the model's classes as labels.
+  SUBJECTS = CLASSIFIERS
+  STEM, PICTURE = "pareto", "merges.png"
+  DEPENDS = ("subject", "batch_size")
+  NOTHING = "none"
 
-    "weight" is 0 for rows that fill the last batch up.
+  def __post_init__(self):
+    super().__post_init__()
+    self.at_least_one("pictures")
+    self.fractions("shares", *self.shares)
+    if not self.shares:
+      raise ValueError("shares=(): give at least one, to sort the table by")
+
+  def prepare(self, workdir: pathlib.Path) -> "ClassificationSubject":
+    """See `Sweep.prepare`."""
+    return ClassificationSubject(self, self.subject.prepare(workdir))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled forward pass.
+
+  Attributes:
+    job: what was compiled.
+    run: `run(params, images, key) -> log-probabilities [b, classes]`.
+    tokens: see `tokens_per_block`.
+    cost: of a batch, selection included, by the compiler's own analysis.
+  """
+
+  job: Job
+  run: Any
+  tokens: tuple[int, ...]
+  cost: cost.Cost
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationSubject:
+  """A classifier under the settings of a sweep; a `Subject`."""
+
+  settings: Classification
+  classifier: Classifier
+
+  @property
+  def origin(self) -> str:
+    return self.classifier.origin
+
+  @functools.cached_property
+  def images(self) -> jax.Array:
+    """The first batch of held-out images, which is timed."""
+    return jax.device_put(self.classifier.images(self.settings.batch_size))
+
+  def compile(self, job: Job) -> Program:
+    """See `Subject.compile`."""
+    try:
+      model = self.classifier.build(job.slots())
+    except ValueError as error:
+      raise Unfit(job, str(error)) from error
+    tokens = []
+
+    @jax.jit
+    def forward(params, images, key):
+      logits, out = model.apply({"params": params}, images, key=key)
+      tokens[:] = tokens_per_block(out)  # static, known once this is traced
+      return jax.nn.log_softmax(logits.astype(jnp.float32))
+
+    arguments = (self.classifier.params, self.images, jax.random.key(0))
+    compiled = forward.lower(*arguments).compile()
+    spent = cost.measure(forward, *arguments, compiled=compiled)
+    return Program(job, compiled, tuple(tokens), spent)
+
+  def score(self, programs: Sequence[Program], whole: Program) -> list[Row]:
+    """Accuracy, and drift from the unreduced model's answers.
+
+    The data is read once for all programs; random recipes draw the same keys
+    in every run. Drift is the mean Kullback-Leibler divergence in nats; FLOPs
+    are those of one image.
     """
-    for batch in pipeline.heldout_batches(self.data, size):
-      if self.classes:
-        batch["label"] = np.asarray(self.classes)[batch["label"]]
-      yield batch
+    size, params = self.settings.batch_size, self.classifier.params
+    correct, drift = np.zeros(len(programs)), np.zeros(len(programs))
+    total = 0.0
+    for i, batch in enumerate(self.classifier.batches(size)):
+      inputs = (params, jnp.asarray(batch["image"]), jax.random.key(i))
+      label, weight = batch["label"], batch["weight"]
+      expected = np.asarray(whole.run(*inputs))
+      for j, program in enumerate(programs):
+        found = np.asarray(program.run(*inputs))
+        moved = (np.exp(expected) * (expected - found)).sum(axis=-1)
+        correct[j] += float(((found.argmax(-1) == label) * weight).sum())
+        drift[j] += float((moved * weight).sum())
+      total += float(weight.sum())
+    return [
+      {
+        "tokens_per_block": list(program.tokens),
+        "accuracy": float(hits / total),
+        "drift": float(moved / total),
+        "gflops": program.cost.flops / size / 1e9,
+        "gflops_exact": program.cost.exact,
+      }
+      for program, hits, moved in zip(programs, correct, drift, strict=True)
+    ]
 
-  def images(self, count: int) -> np.ndarray:
-    """The first held-out images, prepared, `[count, height, width, c]`."""
-    return next(pipeline.heldout_batches(self.data, count))["image"]
+  def calls(self, program: Program) -> dict[str, Callable[[], Any]]:
+    """See `Subject.calls`."""
+    inputs = (self.classifier.params, self.images, jax.random.key(0))
+    return {"forward": lambda: program.run(*inputs)}
+
+  def speed(self, seconds: Mapping[str, np.ndarray]) -> Row:
+    """Images per second by the best round and the median one; speed-up."""
+    own, size = seconds["forward"][:, 0], self.settings.batch_size
+    return {
+      "images_per_second": float(size / own.min()),
+      "images_per_second_median": float(size / np.median(own)),
+      "speedup": speedup(seconds["forward"]),
+    }
+
+  def plot(self, results: Results) -> Plot:
+    """Accuracy and drift against FLOPs saved and time saved."""
+    whole = results.whole
+    accuracy = f"points of accuracy lost (of {100 * whole['accuracy']:.1f} %)"
+    drift = "answers moved by (KL divergence, nats)"
+    count = len({row["method"] for row in results.reduced})
+    return Plot(
+      title=f"{count} ways to reduce tokens, none trained",
+      savings={
+        "times fewer FLOPs": lambda row: whole["gflops"] / row["gflops"],
+        "times faster, measured": lambda row: row["speedup"],
+      },
+      losses=[
+        (plots.Axis(accuracy, 1.0), lambda row: lost(whole, row)),
+        (plots.Axis(drift, 1e-3), lambda row: row["drift"]),
+      ],
+    )
+
+  def table(self, results: Results) -> Table:
+    """A line for each method, the smallest loss at the top."""
+    shares, whole = self.settings.shares, results.whole
+    keeps = sorted({row["keep"] for row in results.rows} - {1.0}, reverse=True)
+    rows = []
+    for ranked in ranking(results, shares):
+      losses = ["-" if x != x else f"{x:.1f}" for x in ranked.loss]
+      drift = "-" if ranked.drift != ranked.drift else f"{ranked.drift:.0e}"
+      name = f"{ranked.method} *" if ranked.on_front else ranked.method
+      cells = [_cell(results, ranked.method, keep) for keep in keeps]
+      rows.append([name, *losses, drift, *cells])
+    return Table(
+      ["method", *(f"at {share:.0%}" for share in shares)]
+      + [f"drift at {shares[0]:.0%}", *(f"keep {keep:g}" for keep in keeps)],
+      rows,
+      title=f"Points of accuracy lost at equal cost; unreduced:"
+      f" {whole['accuracy']:.2%}, {whole['gflops']:.3g} GFLOPs an image,"
+      f" {whole['images_per_second']:.0f} images/s",
+      caption="cost: FLOPs of the compiled program, selection included, as a"
+      " share of the unreduced model's; drift: KL divergence of the answers in"
+      " nats, decides ties; keep: accuracy and measured speed-up; * on the"
+      " Pareto front; - not reached",
+    )
+
+  def picture(
+    self, results: Results, methods: Sequence[str], path: pathlib.Path
+  ) -> None:
+    """Merge maps of all methods on a few images."""
+    del results
+    settings = self.settings
+    jobs = [settings.job(method, settings.picture_keep) for method in methods]
+    merges.draw(
+      self.classifier, jobs, settings.pictures, settings.threads, path
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """A model trained here, or the finished run in the sweep's workdir.
+def tokens_per_block(out: Mapping[str, Any]) -> tuple[int, ...]:
+  """Tokens that each block computes on at its end, protected ones included.
 
-  Attributes:
-    train: config of the run; its recipe is the one of training only.
+  Where a method gives its tokens back within the block, those in between.
+
+  Args:
+    out: what the model returned with its logits: "plans" of every block, and
+      "tokens" after the last.
   """
-
-  train: config_lib.Config
-
-  def prepare(self, workdir: pathlib.Path) -> Subject:
-    run = train.main(self.train, workdir / "train")
-    if not run.finished:
-      raise SystemExit("training was interrupted; start again to go on")
-    params = jax.device_put(run.params, jax.devices()[0])
-    return Subject(
-      self.train.model,
-      params,
-      self.train.build_model,
-      self.train.data,
-      (),
-      f"a model trained here for {self.train.steps} steps",
-    )
+  every = [plan for plans in out["plans"] for plan in plans]
+  if not every:
+    return (out["tokens"].x.shape[1],) * len(out["plans"])
+  # What reaches the next plan shows whether the last one was undone.
+  reach = [plan.num_sources for plan in every] + [every[-1].num_outputs]
+  counts, passed = [], 0
+  for plans in out["plans"]:
+    passed += len(plans)
+    counts.append(min([p.num_outputs for p in plans] or [reach[passed]]))
+  return tuple(counts)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-  """A published checkpoint.
-
-  Attributes:
-    checkpoint: folder or hub id, see `tokjax.interop.load`.
-    data: where the held-out images come from; they are prepared as the
-      checkpoint asks for, not as the data set would.
-    classes: the model's class for every label of the data set, for data with
-      other labels than the checkpoint's; empty: they are the same.
-    revision: of the checkpoint on the hub.
-    precision: of activations.
-  """
-
-  checkpoint: str
-  data: Annotated[Any, typed.OneOf(DATA)]
-  classes: tuple[int, ...] = ()
-  revision: str | None = None
-  precision: str = "float32"
-
-  def prepare(self, workdir: pathlib.Path) -> Subject:
-    del workdir
-    dtype = config_lib.DTYPES[self.precision]
-    model, params, how = interop.load(
-      self.checkpoint, dtype=dtype, revision=self.revision
-    )
-    if how is None:
-      raise ValueError(
-        f"checkpoint={self.checkpoint!r}: the folder does not state how images"
-        " are prepared; add a preprocessor_config.json"
-      )
-    self._check_labels(model.config)
-    build = lambda slots: ViT(model.config, slots, dtype=dtype)
-    params = jax.tree.map(jnp.asarray, params)
-    data = _As(self.data, how)
-    return Subject(
-      model.config, params, build, data, self.classes, self.checkpoint
-    )
-
-  def _check_labels(self, model: ViTConfig) -> None:
-    labels = self.data.num_classes
-    if not self.classes and labels != model.num_classes:
-      raise ValueError(
-        f"data of {labels} classes, a checkpoint of {model.num_classes}: say in"
-        " `classes` which of the model's classes each label is"
-      )
-    if self.classes and len(self.classes) != labels:
-      raise ValueError(
-        f"classes: has {len(self.classes)} entries for {labels} labels"
-      )
+def lost(whole: Row, row: Row) -> float:
+  """Points of accuracy below the unreduced model."""
+  return 100 * (whole["accuracy"] - row["accuracy"])
 
 
-@dataclasses.dataclass(frozen=True)
-class _As:
-  """A data set whose images are prepared by a checkpoint's preprocessing."""
-
-  data: Any
-  how: interop.Preprocessing
-
-  def source(self, split: str) -> Any:
-    return self.data.source(split)
-
-  def prepare(self, element: dict[str, Any]) -> dict[str, Any]:
-    image = self.how(to_image(element["image"]))
-    return {"image": image, "label": element["label"]}
+def ranking(results: Results, shares: Sequence[float]) -> list[pareto.Ranked]:
+  """Methods by accuracy lost at equal cost, see `pareto.rank`."""
+  whole = results.whole
+  share = lambda row: row["gflops"] / whole["gflops"]
+  return pareto.rank(
+    results.curves(share, lambda row: lost(whole, row)),
+    results.curves(share, lambda row: row["drift"]),
+    shares,
+  )
 
 
-SUBJECTS = {"trained": Trained, "pretrained": Pretrained}
+def _cell(results: Results, method: str, keep: float) -> str:
+  """Accuracy and measured speed-up of one row."""
+  for row in results.rows:
+    if (row["method"], row["keep"]) == (method, keep):
+      return f"{100 * row['accuracy']:.1f} {row['speedup']:.2f}x"
+  return "-"

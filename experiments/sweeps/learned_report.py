@@ -2,13 +2,12 @@
 
 import json
 import pathlib
-from typing import Any
 
 import numpy as np
-import rich.console
-import rich.table
 
-Row = dict[str, Any]
+from experiments.sweeps.report import Table
+from experiments.sweeps.results import Row
+
 VALUES = ("accuracy", "noise", "occlusion", "blur")
 
 
@@ -59,9 +58,6 @@ def write(workdir: pathlib.Path) -> list[Row]:
   return rows
 
 
-def show(rows: list[Row]) -> None:
-  """Prints the table."""
-  table = rich.table.Table(*HEADER)
-  for row in summary(rows):
-    table.add_row(*cells(row))
-  rich.console.Console().print(table)
+def table(rows: list[Row]) -> Table:
+  """The table of `summary` for the terminal."""
+  return Table(HEADER, [cells(row) for row in summary(rows)])

@@ -1,13 +1,16 @@
-"""Trained methods against their untrained selves and chance, on digits.
+"""Trained methods against untrained ones and random selection, on digits.
 
 python -m experiments.sweeps.learned_table --workdir DIR
 
 Trains every method of `configs/learned` with three seeds from one trained
 backbone and compares, on the held-out images and at the same counts: the
-trained method; the backbone with the untrained method; random selection; where
-that is the question, training without the method's own part. Nothing is
+trained method; the backbone with the untrained method; random selection; for
+some, training without the method's own part. Nothing is
 downloaded. Interrupted, it goes on where it was. Writes `rows.json` and
 `table.md` into the workdir.
+
+No `Subject` of `experiments.sweep`: a row is a training run of its own, with
+neither a keep ratio nor a time.
 """
 
 import argparse
@@ -16,7 +19,8 @@ import functools
 import importlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,10 +29,11 @@ import ml_collections
 import optax
 
 from configs.learned import base
-from experiments import train
 from experiments.data import pipeline
 from experiments.evaluate import load_run
-from experiments.sweeps import learned_report as report
+from experiments.sweeps import learned_report, report, runs
+from experiments.sweeps.corruptions import CORRUPTIONS
+from experiments.sweeps.results import Row, writable
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import state as state_lib
@@ -37,8 +42,6 @@ from tokjax.attention import dense
 from tokjax.learned import sparse_mask
 from tokjax.recipes.vision import baselines
 from tokjax.reduce.reduction import Slots
-
-Images = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Method:
     name: of `configs/learned/<name>.py`.
     module: also train with the parameters of this name frozen; None: no.
     chance: "drop": random tokens at the same counts and places; "mask": random
-      keys of the same number; None: chance has no meaning here.
+      keys of the same number; None: there is nothing to select.
     phases: values of the config's `phase`, each starting from the one before.
     corrupt: accuracy on corrupted images too, against the plain model trained
       as long.
@@ -92,7 +95,7 @@ class RandomMask:
 
 
 def by_chance(slots: Slots, kind: str, seed: int) -> Slots:
-  """Slots with the counts of `slots` and no idea what to keep."""
+  """Slots with the counts of `slots` that keep random tokens or keys."""
   if kind == "mask":
     return Slots(attend=RandomMask(slots.attend.keep, seed), name="random")
   places = ("before_block", "after_attention")
@@ -112,7 +115,7 @@ def by_chance(slots: Slots, kind: str, seed: int) -> Slots:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-  """Where everything is kept, and how long training takes.
+  """Where runs are kept, and how long training takes.
 
   Attributes:
     workdir: of the table.
@@ -133,9 +136,7 @@ class Bench:
     path = self.workdir / folder
     done = path / "done"
     if not done.exists():
-      run = train.main(config, path)
-      if not run.finished:
-        raise SystemExit("training was interrupted; start again to go on")
+      runs.trained(config, path)
       done.touch()
     return load_run(path, mesh_lib.Mesh().build())[1]
 
@@ -181,7 +182,7 @@ def plain(bench: Bench, seed: int) -> Any:
 
 
 def with_fresh(config: config_lib.Config, slots: Slots, params: Any, seed: int):
-  """The parameters, with those that only the slots have drawn at random."""
+  """The parameters, and random ones for what only the slots have."""
   config = dataclasses.replace(config, seed=seed)
   model = config.build_model(slots)
   example = pipeline.heldout_arrays(config.data, 1)["image"]
@@ -192,31 +193,6 @@ def with_fresh(config: config_lib.Config, slots: Slots, params: Any, seed: int):
     ).params
 
   return jax.jit(init)(params)
-
-
-CORRUPTIONS: dict[str, Images] = {
-  "noise": lambda x, key: x + 0.7 * jax.random.normal(key, x.shape),
-  "occlusion": lambda x, key: _occlude(x, key),
-  "blur": lambda x, key: _blur(x),
-}
-
-
-def _occlude(x, key):
-  """A square of a quarter of the image becomes background."""
-  side = x.shape[1] // 2
-  corner = jax.random.randint(key, (len(x), 2), 0, x.shape[1] - side + 1)
-  at = jnp.arange(x.shape[1])
-  inside = lambda c: (at >= c[:, None]) & (at < c[:, None] + side)
-  hole = inside(corner[:, 0])[:, :, None] & inside(corner[:, 1])[:, None, :]
-  return jnp.where(hole[..., None], x.min(), x)
-
-
-def _blur(x):
-  window = (1, 3, 3, 1)
-  total = jax.lax.reduce_window(
-    x, 0.0, jax.lax.add, window, (1, 1, 1, 1), "SAME"
-  )
-  return total / 9
 
 
 def accuracy(
@@ -240,7 +216,7 @@ def accuracy(
 
 
 def plainest(config: config_lib.Config) -> config_lib.Config:
-  """The model and the data of a config, and nothing that varies besides."""
+  """A config of the same model, data and task, with defaults otherwise."""
   return config_lib.Config(config.model, config.data, config.task)
 
 
@@ -255,7 +231,7 @@ def gflops(config: config_lib.Config, slots: Slots) -> float:
   return cost.measure(forward, params, images).flops / 1e9
 
 
-def measure(bench: Bench, method: Method, seed: int) -> Iterator[report.Row]:
+def measure(bench: Bench, method: Method, seed: int) -> Iterator[Row]:
   """Rows of one method and seed: selection, accuracy, cost."""
   config, params = trained(bench, method, seed, {}, "")
   slots = config.recipe.slots()
@@ -286,17 +262,29 @@ def main(
   methods: tuple[str, ...] = (),
   seeds: int = 3,
   local: bool = False,
-) -> list[report.Row]:
-  """All rows; those of finished methods and seeds are not made again."""
-  workdir = pathlib.Path(workdir).resolve()
-  workdir.mkdir(parents=True, exist_ok=True)
+) -> list[Row]:
+  """All rows; those of finished methods and seeds are not made again.
+
+  Args:
+    workdir: everything is written under it.
+    methods: names of `METHODS`; empty: all.
+    seeds: how often each method is trained.
+    local: two steps everywhere, for tests.
+
+  Raises:
+    ValueError: an unknown method, no seed, or a workdir that cannot be
+      written to.
+  """
   known = {method.name for method in METHODS}
   if unknown := set(methods) - known:
     raise ValueError(
       f"methods={sorted(unknown)}: must be among {sorted(known)}"
     )
+  if seeds < 1:
+    raise ValueError(f"seeds={seeds}: must be 1 or more")
+  workdir = writable(workdir, "workdir").resolve()
   bench = Bench(workdir, local)
-  # Seeds share programs, which are kept for a while only.
+  # Seeds share programs, of which only the latest are kept.
   for method in METHODS:
     for seed in range(seeds):
       done = workdir / "rows" / f"{method.name}-{seed}.json"
@@ -307,9 +295,9 @@ def main(
       part = done.with_suffix(".part")
       part.write_text(json.dumps(rows, indent=1))
       part.replace(done)
-      report.write(workdir)
-  rows = report.write(workdir)
-  report.show(rows)
+      learned_report.write(workdir)
+  rows = learned_report.write(workdir)
+  report.show(learned_report.table(rows))
   return rows
 
 
@@ -322,4 +310,7 @@ if __name__ == "__main__":
   names = tuple(filter(None, args.methods.split(",")))
   jax.config.update("jax_compilation_cache_dir", f"{args.workdir}/programs")
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  main(args.workdir, names, args.seeds)
+  try:
+    main(args.workdir, names, args.seeds)
+  except (OSError, ValueError) as error:
+    sys.exit(f"error: {error}")

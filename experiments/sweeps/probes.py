@@ -1,8 +1,8 @@
 """Questions about a long context, by its length and the depth of the answer.
 
-A probe is a prompt, tokens that are then fed one by one, and what is to be
-said at each. The prompt ends before the question does, so that a cache has to
-answer from what it kept.
+A probe is a prompt, tokens that are then fed one by one, and the answers
+expected at each. The prompt ends before the question does, so that a cache has
+to answer from what it kept.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ class Probe(NamedTuple):
 
   Attributes:
     prompt: ids.
-    asked, answer: ids fed after the prompt, and those to be said at each; -1
+    asked, answer: ids fed after the prompt, and those expected at each; -1
       where nothing is asked. Of one length for all probes.
     length, depth, pairs: of the context in tokens, of the needle between 0
       and 1 (-1: anywhere), and how many could be asked for.
@@ -43,8 +43,8 @@ class Grid:
     texts: questions for each length and depth.
     pairs: needles of the questions with several.
     several: questions with several needles, for each length.
-    known: the question stands in the prompt too, as users of query-aware
-      methods have it; False: a method compresses before it knows the question.
+    known: the question is in the prompt too, as with query-aware methods;
+      False: a method compresses before it knows the question.
     seed: of all draws.
   """
 
@@ -75,12 +75,12 @@ class Grid:
       yield from [(length, self.pairs, None)] * self.several
 
 
-# Questions that follow each other in the same text.
+# Asked one after another about the same text.
 QUESTIONS = 4
 
 
 def of_recall(data: Recall, grid: Grid) -> list[Probe]:
-  """Probes of the associative recall that a carrier was trained on."""
+  """Probes of the associative recall that a model was trained on."""
   rng, out = np.random.default_rng((grid.seed, 2)), []
 
   def add(length, pairs, depth):
@@ -90,7 +90,7 @@ def of_recall(data: Recall, grid: Grid) -> list[Probe]:
       which = rng.permutation(pairs)[:QUESTIONS]
     asked, answer = text.keys[which], text.values[which]
     prompt = [*text.context, *asked] if grid.known else [*text.context]
-    if pairs == 1:  # the same question again says nothing new
+    if pairs == 1:  # asking the same question again measures nothing new
       answer = np.where(np.arange(QUESTIONS) == 0, answer, -1)
     at = -1.0 if depth is None else depth
     out.append(Probe(prompt, asked, answer, length, at, pairs))
@@ -114,7 +114,7 @@ NAMES = (
 def of_text(tokenizer: Any, corpus: bytes, grid: Grid) -> list[Probe]:
   """Needles in a haystack for a published model.
 
-  Sentences with secret numbers stand in a text; the model is asked for one.
+  Sentences with secret numbers are put into a text; the model is asked for one.
   What is fed is the end of the question and the answer, and every token of
   the answer counts.
   """
@@ -154,7 +154,7 @@ def of_text(tokenizer: Any, corpus: bytes, grid: Grid) -> list[Probe]:
 
 
 def same_steps(probes: list[Probe]) -> list[Probe]:
-  """Questions filled up to one number of steps, with nothing asked."""
+  """Probes padded to one number of steps, in which nothing is asked."""
   steps = max(len(probe.asked) for probe in probes)
   out = []
   for probe in probes:
@@ -164,3 +164,30 @@ def same_steps(probes: list[Probe]) -> list[Probe]:
       probe._replace(asked=asked, answer=[*probe.answer, *[-1] * more])
     )
   return out
+
+
+def recall_of(right: np.ndarray, asked: Sequence[Probe]) -> dict[str, Any]:
+  """Shares of right answers: over all, by length and depth, by length.
+
+  "recall_map" has a row for each length and a column for each depth.
+
+  Args:
+    right: share of right answers to each probe, `[probes]`.
+    asked: the probes.
+  """
+  length = np.array([probe.length for probe in asked])
+  depth = np.array([probe.depth for probe in asked])
+  single = depth >= 0
+  lengths, depths = np.unique(length), np.unique(depth[single])
+  share = lambda where: float(right[where].mean()) if where.any() else None
+  return {
+    "recall": share(single),
+    "multi_key_recall": share(~single),
+    "lengths": lengths.tolist(),
+    "depths": depths.tolist(),
+    "recall_map": [
+      [share(single & (length == n) & (depth == d)) for d in depths]
+      for n in lengths
+    ],
+    "multi_key_by_length": [share(~single & (length == n)) for n in lengths],
+  }

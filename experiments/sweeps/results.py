@@ -1,4 +1,4 @@
-"""What a sweep found: `pareto.json` and the table on the terminal."""
+"""The rows of a sweep and the file that they are kept in."""
 
 import hashlib
 import json
@@ -7,13 +7,16 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import rich.box
-import rich.console
-import rich.table
-
-from tokjax.analysis import pareto, plots
+from experiments import typed
+from tokjax.analysis import pareto
 
 Row = dict[str, Any]
+# The method of the unreduced model's row, whose keep is 1.
+WHOLE = "none"
+
+
+class ResultsError(typed.ConfigError):
+  """A file of results that cannot be continued; the message says what to do."""
 
 
 class Results:
@@ -25,6 +28,9 @@ class Results:
   Attributes:
     rows: one for each method and keep ratio; "none" is the unreduced model.
     unreachable: methods and keep ratios that cannot be, with the reason.
+
+  Raises:
+    ResultsError: the file is there and is damaged.
   """
 
   def __init__(self, path: pathlib.Path, config: Mapping[str, Any]):
@@ -34,7 +40,7 @@ class Results:
     self.rows: list[Row] = []
     self.unreachable: list[Row] = []
     if path.exists():
-      found = json.loads(path.read_text())
+      found = _read(path)
       if found["fingerprint"] == self._print:
         self.rows, self.unreachable = found["rows"], found["unreachable"]
       else:
@@ -64,92 +70,75 @@ class Results:
   @property
   def whole(self) -> Row:
     """The row of the unreduced model."""
-    (row,) = [row for row in self.rows if row["method"] == "none"]
+    (row,) = [row for row in self.rows if row["method"] == WHOLE]
     return row
+
+  @property
+  def reduced(self) -> list[Row]:
+    """All other rows."""
+    return [row for row in self.rows if row["method"] != WHOLE]
 
   def curves(
     self, x: Callable[[Row], float], y: Callable[[Row], float]
   ) -> pareto.Curves:
-    """(x, y) of every row of each method but "none"."""
+    """(x, y) of every row of each method but the unreduced model."""
     out: dict[str, list[tuple[float, float]]] = {}
-    for row in self.rows:
-      if row["method"] != "none":
-        out.setdefault(row["method"], []).append((x(row), y(row)))
+    for row in self.reduced:
+      out.setdefault(row["method"], []).append((x(row), y(row)))
     return out
 
-  def lost(self, row: Row) -> float:
-    """Points of accuracy below the unreduced model."""
-    return 100 * (self.whole["accuracy"] - row["accuracy"])
 
-  def share(self, row: Row) -> float:
-    """FLOPs as a share of the unreduced model's."""
-    return row["gflops"] / self.whole["gflops"]
+def writable(folder: str | pathlib.Path, name: str) -> pathlib.Path:
+  """The folder, made unless it is there; `name` is the argument's.
 
-  def ranking(self, shares: Sequence[float]) -> list[pareto.Ranked]:
-    """Methods by accuracy lost at equal cost, see `pareto.rank`."""
-    return pareto.rank(
-      self.curves(self.share, self.lost),
-      self.curves(self.share, lambda row: row["drift"]),
-      shares,
+  Raises:
+    ConfigError: it cannot be made or written to.
+  """
+  path = pathlib.Path(folder)
+  try:
+    if not str(folder):
+      raise NotADirectoryError("it is empty")
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+      raise PermissionError("it is read-only")
+  except OSError as error:
+    reason = error.strerror or str(error)
+    raise typed.ConfigError(
+      f"{name}={str(folder)!r}: must be a directory that can be written"
+      f" ({reason})"
+    ) from error
+  return path
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """The content of a file that `Results.save` wrote."""
+  try:
+    found = json.loads(path.read_text())
+    problem = _problem(found)
+  except (OSError, ValueError, RecursionError) as error:
+    problem = f"{type(error).__name__}: {error}"
+  if problem:
+    raise ResultsError(
+      f"{path}: is damaged and cannot be continued ({problem}); move it away to"
+      " measure anew"
     )
-
-  def draw(self, path: pathlib.Path, *, title: str, note: str) -> None:
-    """Accuracy and drift against FLOPs saved and time saved."""
-    saved = lambda row: 1 / self.share(row)
-    faster = lambda row: row["speedup"]
-    lost = plots.Axis(
-      f"points of accuracy lost (of {100 * self.whole['accuracy']:.1f} %)", 1.0
-    )
-    drift = plots.Axis("answers moved by (KL divergence, nats)", 1e-3)
-    of_drift = lambda row: row["drift"]
-    panels = [
-      [(lost, self.curves(x, self.lost)) for x in (saved, faster)],
-      [(drift, self.curves(x, of_drift)) for x in (saved, faster)],
-    ]
-    labels = ("times fewer FLOPs", "times faster, measured")
-    plots.draw_pareto(panels, labels, path, title=title, note=note)
+  return found
 
 
-def show(results: Results, shares: Sequence[float]) -> None:
-  """Prints the table: one line a method, the smallest loss at the top."""
-  whole = results.whole
-  table = rich.table.Table(
-    box=rich.box.SIMPLE_HEAD,
-    title=f"Points of accuracy lost at equal cost; unreduced:"
-    f" {whole['accuracy']:.2%}, {whole['gflops']:.3g} GFLOPs an image,"
-    f" {whole['images_per_second']:.0f} images/s",
-    caption="cost: FLOPs of the compiled program, selection included, as a"
-    " share of the unreduced model's; drift: KL divergence of the answers in"
-    " nats, decides ties; keep: accuracy and measured speed-up; * on the Pareto"
-    " front; - not reached",
-  )
-  table.add_column("method")
-  for share in shares:
-    table.add_column(f"at {share:.0%}", justify="right")
-  table.add_column(f"drift at {shares[0]:.0%}", justify="right")
-  keeps = sorted({row["keep"] for row in results.rows} - {1.0}, reverse=True)
-  for keep in keeps:
-    table.add_column(f"keep {keep:g}", justify="right")
-  for ranked in results.ranking(shares):
-    losses = ["-" if x != x else f"{x:.1f}" for x in ranked.loss]
-    drift = "-" if ranked.drift != ranked.drift else f"{ranked.drift:.0e}"
-    name = f"{ranked.method} *" if ranked.on_front else ranked.method
-    cells = [_cell(results, ranked.method, keep) for keep in keeps]
-    table.add_row(name, *losses, drift, *cells)
-  console = rich.console.Console()
-  if not console.is_terminal:
-    console = rich.console.Console(width=140)
-  console.print(table)
-  for row in results.unreachable:
-    console.print(
-      f"{row['method']} at keep {row['keep']}: {row['reason']}",
-      style="dim", highlight=False,
-    )  # fmt: skip
-
-
-def _cell(results: Results, method: str, keep: float) -> str:
-  """Accuracy and measured speed-up of one row."""
-  for row in results.rows:
-    if (row["method"], row["keep"]) == (method, keep):
-      return f"{100 * row['accuracy']:.1f} {row['speedup']:.2f}x"
-  return "-"
+def _problem(found: Any) -> str | None:
+  """What is wrong with the content of a file; None: nothing."""
+  if not isinstance(found, dict):
+    return "it holds no JSON object"
+  wanted = {"fingerprint": str, "rows": list, "unreachable": list}
+  for key, kind in wanted.items():
+    if not isinstance(found.get(key), kind):
+      return f"{key!r} is missing or no {kind.__name__}"
+  for key, names in (("rows", ()), ("unreachable", ("reason",))):
+    for i, row in enumerate(found[key]):
+      if not isinstance(row, dict) or row.keys() != found[key][0].keys():
+        return f"{key}[{i}] has other columns than the first"
+      if missing := {"method", "keep", *names} - row.keys():
+        return f"{key}[{i}] has no {sorted(missing)[0]!r}"
+  if sum(row["method"] == WHOLE for row in found["rows"]) > 1:
+    return f"two rows of the method {WHOLE!r}"
+  return None

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,51 +11,46 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import typed
-from experiments.tasks import auxiliary
-from experiments.tasks.distillation import distance
-
-Auxiliary = Annotated[Any, typed.OneOf(auxiliary.AUXILIARY)]
-Batch = dict[str, Any]
-Metrics = dict[str, jax.Array]
+from experiments.tasks.task import Auxiliary, Batch, Metrics, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Task):
   """Cross entropy with label smoothing, mixup, a teacher, auxiliary losses.
 
   A batch holds "image" `[b, height, width, c]` and "label" `[b]` or, once
   prepared, `[b, classes]`.
 
   Attributes:
+    distill, temperature: see `Task`.
     label_smoothing: probability mass given to all classes evenly.
     mixup: parameter of the Beta distribution; 0: none.
-    distill: weight of the teacher's answers against the labels.
-    temperature: that both answers are divided by; None: the teacher's best
-      class counts as the label (DeiT's hard distillation).
-    auxiliary: further losses, besides those of the recipe.
+    auxiliary: further losses, in addition to those of the recipe.
   """
 
   label_smoothing: float = 0.0
   mixup: float = 0.0
-  distill: float = 0.5
-  temperature: float | None = 1.0
   auxiliary: tuple[Auxiliary, ...] = ()
 
   unit = "images"
 
   def __post_init__(self):
-    for name in ("label_smoothing", "distill"):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1]")
-    if self.mixup < 0:
+    super().__post_init__()
+    if not 0 <= self.label_smoothing <= 1:
+      raise ValueError(
+        f"label_smoothing={self.label_smoothing}: must be in [0, 1]"
+      )
+    if not self.mixup >= 0:
       raise ValueError(f"mixup={self.mixup}: must be 0 or more")
-    if self.temperature is not None and self.temperature <= 0:
-      raise ValueError(f"temperature={self.temperature}: must be positive")
 
   def inputs(self, batch: Batch) -> jax.Array:
     """What the model is called with."""
     return batch["image"]
+
+  def distribution(self, batch: Batch, classes: int) -> jax.Array:
+    """Of a prepared batch, `[b, classes]`."""
+    del classes
+    return batch["label"]
 
   def units(self, data: Any) -> int:
     """How many images an example is, for the throughput."""
@@ -76,36 +71,14 @@ class Classification:
     share = jax.random.beta(key, self.mixup, self.mixup)
     return {**batch, **{k: _mix(batch[k], share) for k in ("image", "label")}}
 
-  def loss(
-    self,
-    model: nn.Module,
-    params: Any,
-    batch: Batch,
-    key: jax.Array,
-    teacher: jax.Array | None = None,
+  def compare(
+    self, logits: jax.Array, batch: Batch
   ) -> tuple[jax.Array, Metrics]:
-    """Loss and metrics of a prepared batch, means over its rows.
-
-    Args:
-      teacher: logits of the teacher on the same batch, `[b, classes]`.
-    """
-    images, target = batch["image"], batch["label"]
-    (logits, out), sown = model.apply(
-      {"params": params}, images, key=key, train=True, mutable=["losses"]
-    )
-    out = {**out, "sown": sown.get("losses", {})}
-    logits = logits.astype(jnp.float32)
+    """Cross entropy, and the share of images whose best class is right."""
+    target = batch["label"]
     loss = optax.softmax_cross_entropy(logits, target).mean()
     hit = logits.argmax(-1) == target.argmax(-1)
-    metrics = {"accuracy": hit.mean()}
-    if teacher is not None:
-      metrics["distill"] = distance(logits, teacher, self.temperature)
-      loss = (1 - self.distill) * loss + self.distill * metrics["distill"]
-    if losses := (*model.slots.losses, *self.auxiliary):
-      view = auxiliary.View(model, params, images, target, key, logits, out)
-      extra, values = auxiliary.total(losses, view)
-      loss, metrics = loss + extra, {**metrics, **values}
-    return loss, {"loss": loss, **metrics}
+    return loss, {"accuracy": hit.mean()}
 
   def evaluate(
     self, model: nn.Module, params: Any, batches: Iterable[Batch]

@@ -12,44 +12,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.tasks.distillation import distance
-
-Batch = dict[str, Any]
+from experiments.tasks.task import Batch, Metrics, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Language:
+class Language(Task):
   """Cross entropy of the next token.
 
   A batch holds "tokens" `[b, n + 1]`: inputs are all but the last, targets
   all but the first. Or it holds "tokens" and "target" `[b, n]`, where a target
   of -1 is not asked for. The model maps `[b, n]` to logits
   `[b, n, vocabulary]`.
-
-  Attributes:
-    distill, temperature: see `Classification`.
   """
 
-  distill: float = 0.5
-  temperature: float | None = 1.0
-
   unit = "tokens"
-
-  def __post_init__(self):
-    if not 0 <= self.distill <= 1:
-      raise ValueError(f"distill={self.distill}: must be in [0, 1]")
-    if self.temperature is not None and self.temperature <= 0:
-      raise ValueError(f"temperature={self.temperature}: must be positive")
 
   def inputs(self, batch: Batch) -> jax.Array:
     """What the model is called with."""
     return batch["tokens"] if "target" in batch else batch["tokens"][:, :-1]
 
   def targets(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """What is to be said `[b, n]`, and where, as weights 0 or 1."""
+    """Expected ids `[b, n]`, and weights: 0 where nothing is asked, else 1."""
     target = batch.get("target", batch["tokens"][:, 1:])
     target = jnp.asarray(target)
     return jnp.maximum(target, 0), (target >= 0).astype(jnp.float32)
+
+  def distribution(self, batch: Batch, classes: int) -> jax.Array:
+    """All mass on the expected id, `[b, n, classes]`; zero where not asked."""
+    target, asked = self.targets(batch)
+    return jax.nn.one_hot(target, classes) * asked[..., None]
 
   def units(self, data: Any) -> int:
     """How many tokens an example is, for the throughput."""
@@ -60,32 +51,20 @@ class Language:
     del data, key
     return batch
 
-  def loss(
-    self,
-    model: nn.Module,
-    params: Any,
-    batch: Batch,
-    key: jax.Array,
-    teacher: jax.Array | None = None,
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss in nats a token, and metrics, means over the batch."""
-    logits, _ = model.apply(
-      {"params": params}, self.inputs(batch), key=key, train=True
-    )
-    logits, (target, asked) = logits.astype(jnp.float32), self.targets(batch)
+  def compare(
+    self, logits: jax.Array, batch: Batch
+  ) -> tuple[jax.Array, Metrics]:
+    """Cross entropy in nats per token, and the same in bits; accuracy."""
+    target, asked = self.targets(batch)
     mean = lambda x: (x * asked).sum() / jnp.maximum(asked.sum(), 1)
     loss = mean(_cross_entropy(logits, target))
     metrics = {"accuracy": mean(logits.argmax(-1) == target)}
-    metrics["bits_per_token"] = loss / math.log(2)
-    if teacher is not None:
-      metrics["distill"] = distance(logits, teacher, self.temperature)
-      loss = (1 - self.distill) * loss + self.distill * metrics["distill"]
-    return loss, {"loss": loss, **metrics}
+    return loss, {**metrics, "bits_per_token": loss / math.log(2)}
 
   def evaluate(
     self, model: nn.Module, params: Any, batches: Iterable[Batch]
   ) -> dict[str, float]:
-    """Loss, accuracy and bits a token over batches with "weight" a row."""
+    """Loss, accuracy and bits per token over batches with "weight" of rows."""
     sums = [_count(self, model, params, batch) for batch in batches]
     if not sums:
       raise ValueError("no batch to evaluate on")

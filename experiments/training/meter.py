@@ -8,27 +8,7 @@ from typing import Any
 import jax
 
 from experiments.training.config import Config
-
-# Dense bf16 FLOP/s of one device, from the makers' data sheets.
-PEAK = {
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12,
-  "TPU v5": 459e12,
-  "TPU v5p": 459e12,
-  "TPU v6 lite": 918e12,
-  "NVIDIA A100": 312e12,
-  "NVIDIA H100": 989e12,
-  "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops(kind: str) -> float | None:
-  """Peak of a device kind; None: not in the table."""
-  for name in sorted(PEAK, key=len, reverse=True):
-    if kind.startswith(name):
-      return PEAK[name]
-  return None
+from tokjax.analysis import cost
 
 
 @dataclasses.dataclass
@@ -60,7 +40,7 @@ class Meter:
       unit=config.task.unit,
       per_step=config.batch_size * config.task.units(config.data),
       flops=0.0,
-      peak=peak_flops(jax.devices()[0].device_kind),
+      peak=cost.peak_flops(jax.devices()[0].device_kind),
       peak_bytes=0,
     )
     meter.runs(compiled)

@@ -149,6 +149,28 @@ def test_mfu_is_known_for_known_devices_only():
   assert cost.mfu(1.0, 1.0) is None, "the CPU's peak is not in the table"
 
 
+@pytest.mark.parametrize(
+  ("kind", "peak"),
+  [
+    ("NVIDIA A100-SXM4-80GB", 312e12),
+    ("NVIDIA A100 80GB PCIe", 312e12),
+    ("NVIDIA A10", 125e12),
+    ("NVIDIA H200", 989e12),
+    ("NVIDIA H200 NVL", 835e12),
+    ("NVIDIA H100 PCIe", 756e12),
+    ("TPU v5", 459e12),
+    ("TPU v5 lite", 197e12),
+    # Not another device whose name begins with these letters, and no part.
+    ("NVIDIA A10G", None),
+    ("NVIDIA L40S", None),
+    ("NVIDIA H100", None),
+    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+  ],
+)
+def test_peaks_are_those_of_the_named_device(kind, peak):
+  assert cost.peak_flops(kind) == peak
+
+
 def test_mfu_rejects_a_time_that_cannot_be():
   with pytest.raises(ValueError, match="seconds=0.0"):
     cost.mfu(1.0, 0.0)

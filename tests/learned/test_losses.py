@@ -1,31 +1,35 @@
 """The numbers that the cards promise of the losses."""
 
 import dataclasses
+import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import recall
+from experiments import train
+from experiments.tasks import TASKS
+from tests.experiments import tiny
 from tests.learned import reference
 from tokjax import losses
+from tokjax.models import Decoder, DecoderConfig
+from tokjax.recipes import registry
 from tokjax.reduce.reduction import Slots
 
 
-@dataclasses.dataclass
-class View:
+class View(losses.View):
   """A training step, with what is not needed left out."""
 
-  out: dict[str, Any]
-  model: Any = None
-  target: Any = None
-  logits: Any = None
-  other: Any = None
-  asked: Any = None
+  def __init__(self, out, model=None, target=None, logits=None, other=None):
+    super().__init__(model, None, None, target, None, logits, out)
+    object.__setattr__(self, "other", other)
 
   def again(self, slots):
-    self.asked = slots
+    object.__setattr__(self, "asked", slots)
     return self.other
 
 
@@ -139,3 +143,107 @@ def test_sown_is_the_mean_over_layers_or_an_error():
   assert losses.Sown("mine")(view) == 3
   with pytest.raises(ValueError, match="'other'.*'sparsifiner'"):
     losses.Sown("other")(view)
+
+
+# ----- Every task adds them -----
+
+
+@dataclasses.dataclass(frozen=True)
+class Confidence:
+  """Mean probability of the right answer, so that it has to be known."""
+
+  weight: float = 0.5
+  name = "confidence"
+
+  def __call__(self, view):
+    sure = jax.nn.softmax(view.logits) * view.target
+    return sure.sum() / view.target.sum()
+
+
+LANGUAGE = DecoderConfig(
+  vocabulary=7, width=8, depth=1, heads=2, kv_heads=1, head_dim=4, mlp_dim=8,
+  length=16,
+)  # fmt: skip
+
+
+def test_a_decoder_trains_with_the_losses_of_its_recipe():
+  rng = np.random.default_rng(0)
+  target = rng.integers(-1, 7, (2, 5))
+  tokens = jnp.asarray(rng.integers(0, 7, (2, 5)))
+  batch = {"tokens": tokens, "target": target}
+  plain = Decoder(LANGUAGE)
+  params = plain.init(jax.random.key(0), tokens)["params"]
+  task, key = TASKS["language"](), jax.random.key(1)
+
+  run = lambda p, slots: task.loss(plain.clone(slots=slots), p, batch, key)[1]
+  with_loss = Slots(losses=(Confidence(),))
+  alone, metrics = jax.jit(lambda p: (run(p, Slots()), run(p, with_loss)))(
+    params
+  )
+  logits = np.asarray(plain.apply({"params": params}, tokens)[0])
+  share = reference.softmax(logits)
+  asked = target >= 0
+  rows = np.take_along_axis(share, np.maximum(target, 0)[..., None], -1)
+  expected = rows[..., 0][asked].mean()
+  np.testing.assert_allclose(metrics["confidence"], expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics["loss"], alone["loss"] + 0.5 * expected, rtol=1e-5
+  )
+  assert metrics["bits_per_token"] == alone["bits_per_token"]
+
+
+def test_the_loop_logs_the_losses_of_a_decoders_recipe(tmp_path, monkeypatch):
+  own = registry.Recipe(
+    "sure", "llm", "-", "both", "-", "",
+    lambda: Slots(losses=(Confidence(),)),
+  )  # fmt: skip
+  monkeypatch.setitem(registry._RECIPES, "sure", own)
+  config = recall.get_config("runlocal")
+  config.recipe.name, config.steps = "sure", 1
+  config.model.update(depth=1, layers=("full",))
+  train.main(config, tmp_path)
+  row = tiny.rows(tmp_path)[1]
+  nats = row["bits_per_token"] * math.log(2)
+  assert row["confidence"] > 0
+  assert row["loss"] == pytest.approx(nats + 0.5 * row["confidence"], rel=1e-5)
+
+
+class Attentive(nn.Module):
+  """A language model that hands out attention, as recipes may ask for."""
+
+  slots: Slots
+  maps: Any
+
+  @nn.compact
+  def __call__(self, tokens, *, key=None, train=False):
+    logits = nn.Embed(7, 7)(tokens)
+    return logits, {"signals": self.maps}
+
+
+def test_diversity_of_a_language_model():
+  a = reference.softmax(np.random.default_rng(0).normal(size=(2, 3, 4, 4)))
+  maps = (type("S", (), {"attention": jnp.asarray(a, jnp.float32)}),)
+  slots = Slots(losses=(losses.Diversity(1.5),), collect=("attention",))
+  model = Attentive(slots, maps)
+  batch = {"tokens": jnp.zeros((2, 5), int)}
+  params = model.init(jax.random.key(0), batch["tokens"])["params"]
+  _, metrics = TASKS["language"]().loss(model, params, batch, jax.random.key(0))
+  expected = np.mean([reference.diversity(x, 1.5) for x in a])
+  np.testing.assert_allclose(metrics["diversity"], expected, rtol=1e-5)
+
+
+def test_a_loss_that_the_model_cannot_feed_is_refused():
+  """Nothing is skipped silently."""
+  model = type("M", (), {"slots": Slots(name="mine")})
+  view = View({"tokens": None, "signals": []}, model=model)
+  for loss, missing in (
+    (losses.Diversity(), "signals"), (losses.Budget(0.5), "kept"),
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match=rf"'mine'.*out\['{missing}'\]"):
+      loss(view)
+
+
+def test_sown_losses_have_exactly_the_name():
+  sown = {"block_0": {"mine_too": (jnp.array(2.0),), "mine": (jnp.array(4.0),)}}
+  model = type("M", (), {"slots": Slots(name="mine")})
+  assert losses.Sown("mine")(View({"sown": sown}, model=model)) == 4

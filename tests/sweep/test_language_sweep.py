@@ -9,9 +9,9 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from configs import kv_pareto
-from experiments import sweep
-from experiments.sweeps import carriers, language_programs
-from experiments.sweeps.programs import Job
+from experiments import sweep, typed
+from experiments.sweeps import carriers, decoding, report
+from experiments.sweeps.subject import UNREDUCED
 from tests.interop import checkpoints
 
 
@@ -39,7 +39,8 @@ def test_writes_rows_table_and_plots(done, capsys):
   assert half["logical_bytes"] < whole["logical_bytes"]
   for name in ("kv_pareto.png", "recall.png"):
     assert (workdir / name).read_bytes().startswith(b"\x89PNG")
-  results.show()
+  subject = sweep.load(kv_pareto.get_config("runlocal")).prepare(workdir)
+  report.show(subject.table(results))
   assert "streaming_llm" in capsys.readouterr().out
 
 
@@ -49,7 +50,7 @@ def test_full_cache_reads_text_as_the_plain_model_does(done):
   n, steps = config.context, config.steps
   subject = config.subject.prepare(workdir, config.grid, 4, n + steps + 1)
   carrier, windows = subject.text, np.asarray(subject.windows)
-  model = carrier.build(Job("none", None).slots())
+  model = carrier.build(UNREDUCED.slots())
   forward = jax.jit(lambda p, x: model.apply({"params": p}, x)[0])
   logits = forward(carrier.params, windows[:, :-1])
   logits = np.asarray(logits, np.float64)
@@ -64,15 +65,23 @@ def test_full_cache_reads_text_as_the_plain_model_does(done):
 def test_goes_on_where_it_was(done, monkeypatch):
   workdir, results = done
   compiled = []
-  compile_one = language_programs.compile_one
+  compile_one = decoding.compile_one
 
   def spy(carrier, job, shape):
     compiled.append(job.method)
     return compile_one(carrier, job, shape)
 
-  monkeypatch.setattr(language_programs, "compile_one", spy)
+  monkeypatch.setattr(decoding, "compile_one", spy)
   again = sweep.main(kv_pareto.get_config("runlocal"), workdir)
   assert not compiled and again.rows == results.rows
+
+
+def test_options_that_a_recipe_lacks_are_refused_before_training(tmp_path):
+  config = kv_pareto.get_config("runlocal")
+  config.options = {"streaming_llm": {"frist": 1}}
+  with pytest.raises(typed.ConfigError, match="'streaming_llm'.*'frist'"):
+    sweep.main(config, tmp_path)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

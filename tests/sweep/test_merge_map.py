@@ -70,7 +70,7 @@ def test_pruned_patches_are_known():
   assert (gone > 0).all()
 
 
-def test_samplers_leave_room_that_stands_for_nothing():
+def test_samplers_leave_room_that_is_padding():
   out = run("ats", 0.5)
   found = merge_map.groups(merge_map.provenance(out["plans"])[-1], (4, 4))
   real = np.asarray(out["tokens"].mask).sum(axis=1) - 1

@@ -1,6 +1,9 @@
 """The sweep from end to end, on models of a second or two."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +12,9 @@ import tensorflow_datasets as tfds
 
 from configs import imagenet_pareto
 from experiments import sweep, typed
-from experiments.sweeps import programs
+from experiments.sweeps import classification
+from experiments.sweeps.results import Results
+from experiments.sweeps.subject import Job
 from tests.experiments import tiny
 from tokjax import interop
 from tokjax.models import ViT, ViTConfig
@@ -64,7 +69,7 @@ def test_accuracy_is_that_of_the_model_applied_plainly(done):
   workdir, results = done
   made = sweep.load(config())
   subject = made.subject.prepare(workdir)
-  job = programs.Job("topk", 0.2)
+  job = Job("topk", 0.2)
   model = subject.build(job.slots())
   hits = 0
   for batch in subject.batches(180):
@@ -79,13 +84,14 @@ def test_accuracy_is_that_of_the_model_applied_plainly(done):
 def test_goes_on_where_it_was_and_keeps_the_numbers(done, monkeypatch):
   workdir, results = done
   compiled = []
-  compile_one = programs.compile_one
+  kind = classification.ClassificationSubject
+  compile_one = kind.compile
 
-  def spy(subject, job, images):
+  def spy(subject, job):
     compiled.append((job.method, job.keep))
-    return compile_one(subject, job, images)
+    return compile_one(subject, job)
 
-  monkeypatch.setattr(programs, "compile_one", spy)
+  monkeypatch.setattr(kind, "compile", spy)
   path = workdir / "pareto.json"
   whole = json.loads(path.read_text())
   rows = [r for r in whole["rows"] if (r["method"], r["keep"]) != ("topk", 0.2)]
@@ -103,10 +109,10 @@ def test_another_subject_does_not_mix_with_the_rows(tmp_path):
   made = sweep.load(config())
   other = sweep.load(config(batch_size=45))
   path = tmp_path / "pareto.json"
-  first = sweep.results_lib.Results(path, sweep.fingerprint(made))
+  first = Results(path, made.fingerprint())
   first.save([{"method": "topk", "keep": 0.5}])
-  assert sweep.results_lib.Results(path, sweep.fingerprint(made)).rows
-  assert not sweep.results_lib.Results(path, sweep.fingerprint(other)).rows
+  assert Results(path, made.fingerprint()).rows
+  assert not Results(path, other.fingerprint()).rows
   assert len(list(tmp_path.glob("pareto.*.json"))) == 1
 
 
@@ -114,6 +120,11 @@ def test_another_subject_does_not_mix_with_the_rows(tmp_path):
   ("changes", "message"),
   [
     ({"keeps": (0.0,)}, "not in"),
+    ({"keeps": (1.0000001,)}, "not in"),
+    ({"keeps": (float("nan"),)}, "nan"),
+    ({"keeps": (True,)}, "keeps.0.=True"),
+    ({"picture_keep": 0.0}, "picture_keep"),
+    ({"shares": ()}, "shares"),
     ({"rounds": 0}, "rounds=0"),
     ({"keep": 0.5}, "config.keep: unknown key"),
     ({"subject": {"name": "magic"}}, "must be one of"),
@@ -127,6 +138,67 @@ def test_bad_configs_are_refused(changes, message):
 def test_unknown_recipes_are_refused_before_training(tmp_path):
   with pytest.raises(KeyError, match="tome"):
     sweep.main(config(recipes=("tomee",)), tmp_path)
+
+
+def test_unknown_names_are_config_errors(tmp_path):
+  """One line on the command line; nothing is written."""
+  for changes, message in (
+    ({"recipes": ("tomee",)}, "unknown recipe 'tomee'; did you mean"),
+    ({"families": ("visions",), "recipes": ()}, "'visions' is not among"),
+  ):
+    with pytest.raises(typed.ConfigError) as error:
+      sweep.main(config(**changes), tmp_path / "new")
+    assert message in str(error.value) and not str(error.value)[0] == '"'
+  assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("workdir", ["", __file__, __file__ + "/below"])
+def test_a_workdir_that_cannot_be_written_is_refused(workdir):
+  with pytest.raises(typed.ConfigError, match="workdir=.*must be a directory"):
+    sweep.main(config(), workdir)
+
+
+ROW = {"method": "topk", "keep": 0.5, "accuracy": 0.5}
+WELL = {"fingerprint": "0" * 16, "config": {}, "rows": [ROW], "unreachable": []}
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"", b"{", b"\xff\x00", b"[1, 2]", b"[" * 100_000,
+    *(
+      json.dumps({**WELL, **changes}).encode()
+      for changes in (
+        {"fingerprint": None}, {"rows": {}}, {"rows": [3]},
+        {"rows": [ROW, {"method": "topk", "keep": 0.2}]},
+        {"rows": [{"accuracy": 0.5}]}, {"unreachable": [ROW]},
+        {"rows": [{**ROW, "method": "none"}] * 2},
+      )
+    ),
+  ],
+  ids=range(12),
+)  # fmt: skip
+def test_damaged_results_are_named_before_training(tmp_path, content):
+  path = tmp_path / "pareto.json"
+  path.write_bytes(content)
+  with pytest.raises(typed.ConfigError, match="pareto.json: is damaged"):
+    sweep.main(config(), tmp_path)
+  assert path.read_bytes() == content and not (tmp_path / "train").exists()
+
+
+def test_the_command_answers_in_one_line(tmp_path):
+  command = [sys.executable, "-m", "experiments.sweep", "--workdir"]
+  done = subprocess.run(
+    [
+      *command, str(tmp_path), "--config", "configs/digits_pareto.py:runlocal",
+      "--config.recipes=('tomee',)",
+    ],
+    cwd=pathlib.Path(__file__).resolve().parents[2], text=True,
+    capture_output=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith("error: unknown recipe")
+  assert "Traceback" not in done.stderr
 
 
 # ----- A published checkpoint and a data set by name -----

@@ -21,9 +21,10 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# Dense bfloat16 peak of one JAX device, FLOP/s. Sources: cloud.google.com/tpu
-# /docs/{v4,v5e,v5p,v6e} ("peak compute per chip"); NVIDIA's data sheets of
-# A100, A10, L4, H100 and H200 (the figures "with sparsity" halved).
+# Dense bfloat16 peak of one JAX device, FLOP/s, by the words that its kind
+# begins with. Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} ("peak
+# compute per chip"); NVIDIA's data sheets of A100, A10, L4, H100 and H200 (the
+# figures "with sparsity" halved).
 PEAK_FLOPS = {
   "TPU v4": 275e12,
   "TPU v5 lite": 197e12,
@@ -33,14 +34,13 @@ PEAK_FLOPS = {
   "TPU v6 lite": 918e12,
   "TPU v6e": 918e12,
   "NVIDIA A10": 125e12,
-  "NVIDIA A100-PCIE-40GB": 312e12,
-  "NVIDIA A100 80GB PCIe": 312e12,
-  "NVIDIA A100-SXM4-40GB": 312e12,
-  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA A100": 312e12,
   "NVIDIA L4": 121e12,
   "NVIDIA H100 PCIe": 756e12,
+  "NVIDIA H100 NVL": 835e12,
   "NVIDIA H100 80GB HBM3": 989e12,
   "NVIDIA H200": 989e12,
+  "NVIDIA H200 NVL": 835e12,
 }
 
 BLOCK = r"(?:^|/)(block_\d+)(?:/|$)"
@@ -127,6 +127,22 @@ def by_block(
   return {name: _cost(_part(jaxpr, parts, name)) for name in names}
 
 
+def peak_flops(device_kind: str) -> float | None:
+  """Peak of a device, FLOP/s; None: not known.
+
+  Args:
+    device_kind: as JAX names it. Whole words count, the longest name first:
+      "NVIDIA A100-SXM4-80GB" is an A100, "NVIDIA A10G" is no A10. A part of a
+      device (MIG) is not known.
+  """
+  if " MIG " in f"{device_kind} ":
+    return None
+  for name in sorted(PEAK_FLOPS, key=len, reverse=True):
+    if re.fullmatch(rf"{re.escape(name)}(?![A-Za-z0-9]).*", device_kind):
+      return PEAK_FLOPS[name]
+  return None
+
+
 def mfu(
   flops: float, seconds: float, device_kind: str | None = None
 ) -> float | None:
@@ -142,7 +158,7 @@ def mfu(
     raise ValueError(f"seconds={seconds}: must be positive")
   if device_kind is None:
     device_kind = jax.devices()[0].device_kind
-  peak = PEAK_FLOPS.get(device_kind)
+  peak = peak_flops(device_kind)
   return None if peak is None else flops / seconds / peak
 
 
@@ -199,7 +215,7 @@ def _further_rounds(jaxpr: core.Jaxpr) -> Cost:
       body = eqn.params["body_jaxpr"]
       total += dataclasses.replace(_further_rounds(body.jaxpr), exact=False)
     elif eqn.primitive.name == "cond":
-      # As the compiler does: the dearest branch.
+      # As the compiler does: the most expensive branch.
       branches = [_further_rounds(b.jaxpr) for b in eqn.params["branches"]]
       total += max(branches, key=lambda cost: cost.flops)
     elif eqn.primitive.name != "pallas_call":

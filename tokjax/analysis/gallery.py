@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib import figure
 
+from tokjax.analysis import drawing
 from tokjax.analysis.merge_map import Groups, paint
 
 INK, QUIET, PAPER = "#202020", "#707070", 255
@@ -31,12 +31,12 @@ def draw_methods(
     path: the PNG written.
     title: one line above.
     side: smallest side of a picture in pixels.
-    columns: methods beside each other.
+    columns: methods next to each other.
   """
   images = np.stack([enlarge(image, side) for image in images])
   count, tall, wide, _ = images.shape
   gap = max(3, wide // 16)
-  columns = min(columns, len(maps))
+  columns = max(min(columns, len(maps)), 1)
   rows = math.ceil(len(maps) / columns)
   strip, label = count * (wide + gap), 20
   height, width = tall + label, strip + 6 * gap
@@ -73,15 +73,15 @@ def draw_blocks(
   columns: int | None = None,
   line: int = 1,
 ) -> None:
-  """One image, then its merge map behind each block.
+  """One image, then its merge map after each block.
 
   Args:
     image: what the model saw, uint8.
     blocks: a caption and the groups of a batch of one, for each picture.
     path: the PNG written.
     title, note: in the line above.
-    columns: pictures beside each other; None: up to six in a row, more in a
-      block.
+    columns: pictures next to each other; None: up to six in a row, more in
+      several rows.
     line: width of outlines in pixels.
   """
   pictures = [("input", np.broadcast_to(image, (*image.shape[:2], 3)))]
@@ -127,7 +127,7 @@ def _write(canvas, texts, title: str, path: pathlib.Path) -> None:
   )
   whole[head : head + height, border : border + width] = canvas
   high, wide = whole.shape[:2]
-  fig = figure.Figure(figsize=(wide / DPI, high / DPI), dpi=DPI)
+  fig = drawing.figure(figsize=(wide / DPI, high / DPI), dpi=DPI)
   fig.figimage(whole)
   lines = [(border, 26, title, 11.0)]
   lines += [(x + border, y + head, text, 8.5) for x, y, text in texts]

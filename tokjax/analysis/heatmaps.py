@@ -4,7 +4,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import figure
+
+from tokjax.analysis import drawing
 
 INK = "#262626"
 COLUMNS = 6
@@ -32,7 +33,7 @@ def draw_recall(
     raise ValueError("maps: there is no method to draw")
   columns = min(COLUMNS, len(maps))
   rows = -(-len(maps) // columns)
-  fig = figure.Figure(
+  fig = drawing.figure(
     figsize=(1.9 * columns + 0.8, 1.35 * rows + 0.7),
     dpi=110,
     layout="constrained",

@@ -52,9 +52,9 @@ def provenance(plans: Sequence[Sequence[Plan]]) -> list[Plan | None]:
     plans: `out["plans"]`: a list of batched plans for every block.
 
   Returns:
-    One plan a block; None as long as nothing has been reduced. A plan that was
-    undone behind its sub-layer (`around_attention`) shows in its own block
-    only: the next plan starts from all tokens again.
+    One plan for each block; None as long as nothing has been reduced. A plan
+    that is undone after its sub-layer shows in its own block only: the next
+    plan starts from all tokens again.
   """
   out: list[Plan | None] = []
   whole: Plan | None = None
@@ -112,14 +112,14 @@ def look(
   *,
   every: bool = True,
 ) -> list[Groups]:
-  """Runs a model and says where the patches are behind each block.
+  """Runs a model and says where the patches are after each block.
 
   Args:
     model: built with the slots of a recipe.
     params: its parameters.
     images: prepared.
     key: for random recipes.
-    every: False: behind the last block only; compiles faster.
+    every: False: after the last block only; compiles faster.
   """
 
   @quick.jit

@@ -3,11 +3,11 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib import axes, figure, ticker
 
-from tokjax.analysis import pareto
+from tokjax.analysis import drawing, pareto
 
 # Okabe and Ito's colours, told apart by colour-blind readers; yellow left out.
 COLOURS = (
@@ -65,7 +65,7 @@ def draw_pareto(
   """
   rows, columns = len(panels), len(panels[0])
   colours = _colours([c for row in panels for _, c in row], reference)
-  fig = figure.Figure(figsize=(6.0 * columns, 3.9 * rows + 0.5), dpi=110)
+  fig = drawing.figure(figsize=(6.0 * columns, 3.9 * rows + 0.5), dpi=110)
   # Names are placed by where lines end on the page, so the page comes first.
   # They stand between the columns; a letter is 0.082 inches wide.
   longest = max(len(name) for row in panels for _, c in row for name in c)
@@ -131,7 +131,8 @@ def _panel(place, axis: Axis, curves, colours, reference) -> None:
   _names(place, ends)
 
 
-def _style(place: axes.Axes, axis: Axis, curves: pareto.Curves) -> None:
+def _style(place: Any, axis: Axis, curves: pareto.Curves) -> None:
+  (ticker,) = drawing.matplotlib("ticker")
   place.set_yscale("function", functions=(axis.squash, axis.expand))
   losses = [loss for curve in curves.values() for _, loss in curve]
   worst, best = max([*losses, axis.linear]), min([*losses, 0.0])
@@ -153,7 +154,7 @@ def _style(place: axes.Axes, axis: Axis, curves: pareto.Curves) -> None:
     place.spines[side].set_visible(False)
 
 
-def _names(place: axes.Axes, ends) -> None:
+def _names(place: Any, ends) -> None:
   """Names at the right edge, moved apart; a thin leader from each line."""
   page = place.transData + place.transAxes.inverted()
   at = [(*page.transform((x, y)), *rest) for x, y, *rest in ends]

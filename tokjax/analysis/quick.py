@@ -1,4 +1,4 @@
-"""Compiling quickly what runs once, such as the maps behind a picture."""
+"""Compiling quickly what runs once, such as the maps of a picture."""
 
 import functools
 from collections.abc import Callable

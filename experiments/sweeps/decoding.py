@@ -1,7 +1,6 @@
-"""Recipes on a decoder as two compiled programs: prefill, and decode steps.
+"""A decoder with a recipe as two compiled programs: prefill and decode steps.
 
-What the sweep of language models measures of each is here: answers to probes,
-likelihood of text, bytes of the cache, seconds.
+`ask` and `read` measure with them: answers to probes, likelihood of text.
 """
 
 import dataclasses
@@ -16,10 +15,8 @@ import optax
 
 from experiments.sweeps.carriers import Carrier
 from experiments.sweeps.probes import Probe
-from experiments.sweeps.programs import Job, Unfit
-from tokjax.models import generation
-from tokjax.models import prefill as prompting
-from tokjax.models.decoder import cache_of
+from experiments.sweeps.subject import Job, Unfit
+from tokjax.models import Generator, generation
 
 
 class Shape(NamedTuple):
@@ -30,27 +27,28 @@ class Shape(NamedTuple):
   steps: int
 
 
-class Said(NamedTuple):
-  """What a model said at each step, `[b, steps]`.
+class Answers(NamedTuple):
+  """What a model answers at each step, `[b, steps]`.
 
   Attributes:
     token: the most probable token.
-    loss: of the token meant there, in nats.
+    loss: of the expected token, in nats.
   """
 
   token: jax.Array
   loss: jax.Array
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Program:
   """A recipe on one carrier, compiled for one shape.
 
   Attributes:
     params: the carrier's.
     shape: of the batch.
-    prefill: `(params, tokens [b, n], length [b]) -> Going`, as its leaves.
-    decode: `(params, leaves, fed [b, steps], meant [b, steps]) -> Said`.
+    prefill: `(params, tokens [b, n], length [b]) -> leaves`, those of a
+      `tokjax.models.generation.Going`.
+    decode: `(params, leaves, fed [b, steps], expected [b, steps]) -> Answers`.
     logical: `(leaves) -> bytes that count, [b]`.
     physical: bytes allocated for the batch.
   """
@@ -62,25 +60,30 @@ class Program:
   logical: Any
   physical: int
 
-  def start(self, tokens: np.ndarray, length: np.ndarray):
-    """The batch behind its prompts."""
+  def start(self, tokens: np.ndarray, length: np.ndarray) -> list[jax.Array]:
+    """The leaves after the prompts of a batch."""
     return self.prefill(self.params, jnp.asarray(tokens), jnp.asarray(length))
 
-  def go_on(self, going, fed: np.ndarray, meant: np.ndarray) -> Said:
-    """The steps after that."""
-    return self.decode(self.params, going, jnp.asarray(fed), jnp.asarray(meant))
+  def steps(
+    self, leaves: list[jax.Array], fed: np.ndarray, expected: np.ndarray
+  ) -> Answers:
+    """Answers at the steps after that."""
+    fed, expected = jnp.asarray(fed), jnp.asarray(expected)
+    return self.decode(self.params, leaves, fed, expected)
 
 
 def compile_one(carrier: Carrier, job: Job, shape: Shape) -> Program:
   """Builds the carrier with the recipe and compiles both programs.
 
   Raises:
-    Unfit: the recipe cannot be had on this model, in this shape.
+    Unfit: the model cannot be built with the recipe, or not for this shape.
   """
   try:
     model = carrier.build(job.slots())
     params = carrier.params_for(model)
-    prompting.check(model, shape.prompt, shape.steps, None)
+    generator = Generator(
+      model, params, capacity=shape.prompt, decode=shape.steps
+    )
   except ValueError as error:
     raise Unfit(job, str(error)) from error
   of = lambda *size: jax.ShapeDtypeStruct(size, jnp.int32)
@@ -91,7 +94,7 @@ def compile_one(carrier: Carrier, job: Job, shape: Shape) -> Program:
   leaves = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in lowered.out_info]
   tree, of_states = notes[-1]
   decode = jax.jit(functools.partial(_decode, model, tree))
-  logical = jax.jit(functools.partial(_logical, model, tree))
+  logical = jax.jit(functools.partial(_logical, generator, tree))
   return Program(
     params,
     shape,
@@ -103,32 +106,30 @@ def compile_one(carrier: Carrier, job: Job, shape: Shape) -> Program:
 
 
 def _prefill(model, steps, notes, params, tokens, length):
-  """The leaves; notes their tree and how many, the first, are of states."""
+  """The leaves; notes their tree, and how many of the first are states."""
   going = generation.prefill(model, params, tokens, length, steps)
   leaves, tree = jax.tree.flatten(going)
   notes.append((tree, len(jax.tree.leaves(going.states))))
   return leaves
 
 
-def _decode(model, tree, params, leaves, fed, meant):
+def _decode(model, tree, params, leaves, fed, expected):
   going = tree.unflatten(leaves)
 
   def step(going, at):
-    fed, meant = at
+    fed, expected = at
     going = generation.decode_step(model, params, going, fed)
     loss = optax.softmax_cross_entropy_with_integer_labels(
-      going.logits, jnp.maximum(meant, 0)
+      going.logits, jnp.maximum(expected, 0)
     )
-    return going, Said(going.logits.argmax(-1), loss)
+    return going, Answers(going.logits.argmax(-1), loss)
 
-  _, said = jax.lax.scan(step, going, (fed.T, meant.T))
-  return jax.tree.map(jnp.transpose, said)
+  _, answers = jax.lax.scan(step, going, (fed.T, expected.T))
+  return jax.tree.map(jnp.transpose, answers)
 
 
-def _logical(model, tree, leaves):
-  cache, layers = cache_of(model.slots), model.layers
-  parts = zip(layers, tree.unflatten(leaves).states, strict=True)
-  return sum(cache.bytes(layer, state).logical for layer, state in parts)
+def _logical(generator, tree, leaves):
+  return generator.bytes(tree.unflatten(leaves)).logical
 
 
 def ask(program: Program, probes: Sequence[Probe]) -> np.ndarray:
@@ -145,27 +146,27 @@ def ask(program: Program, probes: Sequence[Probe]) -> np.ndarray:
     for row, prompt in zip(tokens, prompts, strict=True):
       row[: len(prompt)] = prompt
     fed = np.array([probe.asked for probe in part], np.int32)
-    meant = np.array([probe.answer for probe in part], np.int32)
-    said = program.go_on(program.start(tokens, length), fed, meant)
-    asked = meant >= 0
-    right = (np.asarray(said.token) == meant) & asked
+    expected = np.array([probe.answer for probe in part], np.int32)
+    answers = program.steps(program.start(tokens, length), fed, expected)
+    asked = expected >= 0
+    right = (np.asarray(answers.token) == expected) & asked
     out.append((right.sum(axis=1) / asked.sum(axis=1))[:real])
   return np.concatenate(out)
 
 
 def read(program: Program, windows: np.ndarray) -> float:
-  """Nats a token of texts behind their prompts.
+  """Nats per token of texts after their prompts.
 
   Args:
     program: compiled for prompts and steps that together are the windows.
     windows: `[texts, prompt + steps + 1]`; the token after the prompt is fed,
-      not counted, since no cache has been read when it is said.
+      not counted, since no cache is read to predict it.
   """
   size, n, _ = program.shape
   losses = []
   for begin in range(0, len(windows) - size + 1, size):
     part = windows[begin : begin + size].astype(np.int32)
-    going = program.start(part[:, :n], np.full(size, n, np.int32))
-    said = program.go_on(going, part[:, n:-1], part[:, n + 1 :])
-    losses.append(np.asarray(said.loss))
+    leaves = program.start(part[:, :n], np.full(size, n, np.int32))
+    answers = program.steps(leaves, part[:, n:-1], part[:, n + 1 :])
+    losses.append(np.asarray(answers.loss))
   return float(np.mean(losses))
