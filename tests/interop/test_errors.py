@@ -7,6 +7,7 @@ import re
 import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from tests.interop.helpers import (
@@ -189,9 +190,7 @@ def test_hub_id_is_found_in_a_local_cache(folder, tmp_path, monkeypatch):
   folder.rename(snapshot)
   (repo / "refs").mkdir()
   (repo / "refs" / "main").write_text(commit)
-  monkeypatch.setattr(
-    huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache")
-  )
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
   model, _, _ = interop.load("owner/cached")
   assert model.config == config()
 

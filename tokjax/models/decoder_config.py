@@ -1,8 +1,10 @@
 """The architecture of a decoder-only language model."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
+from tokjax.models import faults
 from tokjax.models.activations import ACTIVATIONS
 from tokjax.models.rotary import Rotary
 
@@ -67,29 +69,45 @@ class DecoderConfig:
   tied: bool = True
 
   def __post_init__(self):
+    faults.check(self._fields())
+    faults.check(self._relations())
+
+  def _fields(self) -> Iterator[str]:
+    """Faults of single fields."""
     sizes = ("vocabulary", "width", "depth", "heads", "kv_heads", "mlp_dim")
-    for name in (*sizes, "length"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
+    yield from faults.integers(self, (*sizes, "length"), 1)
+    maybe = [n for n in ("head_dim", "window") if getattr(self, n) is not None]
+    yield from faults.integers(self, maybe, 1)
+    real = ("epsilon", "query_scale", "attention_softcap", "logit_softcap")
+    yield from faults.positives(self, real)
+    if self.epsilon is None:
+      yield "epsilon=None: must be a finite number above 0"
+    if not self.layers or set(self.layers) - set(LAYERS):
+      yield f"layers={self.layers}: entries must be of {LAYERS}"
+    if self.activation not in ACTIVATIONS:
+      yield (
+        f"activation={self.activation!r}: must be one of {sorted(ACTIVATIONS)}"
+      )
+
+  def _relations(self) -> Iterator[str]:
+    """Faults between fields that are each allowed."""
     if self.head_dim is None and self.width % self.heads:
-      raise ValueError(
+      yield (
         f"width={self.width}: must be a multiple of heads={self.heads}, or"
         " head_dim be given"
       )
-    if self.features % 2:
-      raise ValueError(f"{self.features} features a head: must be even")
+    elif self.features % 2:
+      yield f"{self.features} features a head: must be even"
     if self.heads % self.kv_heads:
-      raise ValueError(
+      yield (
         f"heads={self.heads}: must be a multiple of kv_heads={self.kv_heads}"
       )
-    if not self.layers or set(self.layers) - set(LAYERS):
-      raise ValueError(f"layers={self.layers}: entries must be of {LAYERS}")
-    if "sliding" in self.layers and (self.window is None or self.window < 1):
-      raise ValueError(f"window={self.window}: sliding layers need 1 or more")
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(
-        f"activation={self.activation!r}: must be one of {sorted(ACTIVATIONS)}"
-      )
+    if "sliding" in self.layers and self.window is None:
+      yield f"window={self.window}: sliding layers need 1 or more"
+    if self.features < 4 and "dynamic" in (
+      rotary.scaling for rotary in (self.rotary, self.local_rotary) if rotary
+    ):
+      yield f"{self.features} features a head: dynamic positions need 4 or more"
 
   @property
   def features(self) -> int:

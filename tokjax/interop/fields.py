@@ -1,0 +1,223 @@
+"""Values of published JSON files: checked by kind, and reported together.
+
+A reader takes `(part, name)`, a JSON object and a key, and returns the value
+as ours. What it refuses it says with the key, the value and what is allowed;
+`Problems` collects that over a file and raises one error.
+"""
+
+import contextlib
+import dataclasses
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+Json = Mapping[str, Any]
+Reader = Callable[[Json, str], Any]
+
+
+class ConfigError(ValueError):
+  """A published JSON file that cannot be followed; lists every reason.
+
+  Attributes:
+    found: the reasons, without the name of the file.
+  """
+
+  def __init__(self, source: str, found: Iterable[str]):
+    self.found = tuple(found)
+    many = f"{len(self.found)} faults\n  " if len(self.found) > 1 else ""
+    super().__init__(f"{source}: {many}" + "\n  ".join(self.found))
+
+
+class Problems:
+  """Faults of one file, collected while it is read.
+
+  Attributes:
+    source: the file's name, for the message.
+    found: the faults so far.
+  """
+
+  def __init__(self, source: str):
+    self.source, self.found = source, []
+
+  @contextlib.contextmanager
+  def collect(self) -> Iterator[None]:
+    """Keeps a fault that is raised inside, and goes on after the block."""
+    try:
+      yield
+    except ConfigError as error:
+      self.found += error.found
+    except ValueError as error:
+      self.found.append(str(error))
+
+  def check(self) -> None:
+    """Raises ConfigError if there were faults."""
+    if self.found:
+      raise ConfigError(self.source, self.found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One value of a config.json.
+
+  Attributes:
+    ours, theirs: its names.
+    read: `(part, their name) -> our value`.
+    write: `(our value, the whole configuration) -> their value`.
+  """
+
+  ours: str
+  theirs: str
+  read: Reader
+  write: Callable[[Any, Any], Any] = lambda value, config: value
+
+
+def read_fields(
+  fields: Iterable[Field], part: Json, problems: Problems
+) -> dict[str, Any]:
+  """Our values of those fields that can be read; the rest are problems."""
+  values = {}
+  for field in fields:
+    with problems.collect():
+      values[field.ours] = field.read(part, field.theirs)
+  return values
+
+
+def wrong(name: str, value: Any, allowed: str) -> ValueError:
+  """The error for a value that is not allowed."""
+  return ValueError(f"{name}={reprlib.repr(value)}: must be {allowed}")
+
+
+def get(part: Json, name: str) -> Any:
+  """A value that must be there, of any kind."""
+  if name not in part:
+    raise ValueError(f"has no {name!r}")
+  return part[name]
+
+
+def is_integer(value: Any) -> bool:
+  """JSON's `true` is a Python integer, but no number."""
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+  """A finite number; Python reads `NaN`, `Infinity` and `1e999` as well."""
+  if isinstance(value, float):
+    return math.isfinite(value)
+  # Integers beyond float64's range are not numbers that can be computed with.
+  return is_integer(value) and abs(value) < 2**1000
+
+
+def integer(part: Json, name: str) -> int:
+  """An integer of 1 or more."""
+  value = get(part, name)
+  if not is_integer(value) or value < 1:
+    raise wrong(name, value, "an integer of 1 or more")
+  return value
+
+
+def natural(part: Json, name: str) -> int:
+  """An integer of 0 or more."""
+  value = get(part, name)
+  if not is_integer(value) or value < 0:
+    raise wrong(name, value, "an integer of 0 or more")
+  return value
+
+
+def number(part: Json, name: str) -> float:
+  """A finite number."""
+  value = get(part, name)
+  if not is_number(value):
+    raise wrong(name, value, "a finite number")
+  return float(value)
+
+
+def positive(part: Json, name: str) -> float:
+  """A finite number above 0."""
+  value = get(part, name)
+  if not is_number(value) or value <= 0:
+    raise wrong(name, value, "a finite number above 0")
+  return float(value)
+
+
+def flag(part: Json, name: str) -> bool:
+  """True or false."""
+  value = get(part, name)
+  if not isinstance(value, bool):
+    raise wrong(name, value, "true or false")
+  return value
+
+
+def optional(read: Reader, default: Any = None) -> Reader:
+  """A reader for which absent and null mean `default`."""
+
+  def reader(part: Json, name: str) -> Any:
+    return default if part.get(name) is None else read(part, name)
+
+  return reader
+
+
+def one_of(names: Mapping[str, Any]) -> Reader:
+  """A reader of a name; returns what it means here."""
+
+  def reader(part: Json, name: str) -> Any:
+    value = get(part, name)
+    if not isinstance(value, str) or value not in names:
+      raise wrong(name, value, f"one of {sorted(names)}")
+    return names[value]
+
+  return reader
+
+
+def numbers(part: Json, name: str) -> tuple[float, ...]:
+  """A list of finite numbers."""
+  value = get(part, name)
+  if not isinstance(value, list | tuple) or not all(map(is_number, value)):
+    raise wrong(name, value, "a list of finite numbers")
+  return tuple(float(x) for x in value)
+
+
+def strings(part: Json, name: str) -> tuple[str, ...]:
+  """A list of strings."""
+  value = get(part, name)
+  if not isinstance(value, list | tuple) or not all(
+    isinstance(x, str) for x in value
+  ):
+    raise wrong(name, value, "a list of strings")
+  return tuple(value)
+
+
+def mapping(part: Json, name: str) -> Json:
+  """A JSON object; absent or null: an empty one."""
+  value = part.get(name)
+  if value is None:
+    return {}
+  if not isinstance(value, Mapping):
+    raise wrong(name, value, "a JSON object")
+  return value
+
+
+def size(part: Json, name: str) -> int | tuple[int, int]:
+  """One side for both, or height and width; equal ones are one number."""
+  value = get(part, name)
+  sides = value if isinstance(value, list | tuple) else (value, value)
+  if len(sides) != 2 or not all(is_integer(x) and x > 0 for x in sides):
+    raise wrong(name, value, "an integer of 1 or more, or [height, width]")
+  return sides[0] if sides[0] == sides[1] else tuple(sides)
+
+
+def square(part: Json, name: str) -> int:
+  """A side, given once or as two equal ones."""
+  sides = size(part, name)
+  if not isinstance(sides, int):
+    raise wrong(name, part[name], "square")
+  return sides
+
+
+def refuse(part: Json, names: Iterable[str], problems: Problems) -> None:
+  """Adds a problem for each key that is there and neither null nor false."""
+  problems.found += [
+    f"{name}={reprlib.repr(part[name])}: is not supported"
+    for name in names
+    if part.get(name) not in (None, False)
+  ]
