@@ -114,7 +114,7 @@ def test_shards_hold_the_same_tensors(folder, tmp_path):
     ({"architectures": ["ResNetModel"]}, "ResNetModel.*ViTForImageClassif"),
     ({"architectures": None}, "no architectures"),
     ({"hidden_act": "relu"}, "hidden_act='relu': must be one of"),
-    ({"image_size": [32, 64]}, "image_size=.*must be square"),
+    ({"patch_size": [8, 16]}, "patch_size=.*must be square"),
     ({"hidden_size": 33}, "width=33: must be a multiple of heads=4"),
   ],
 )

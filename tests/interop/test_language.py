@@ -20,7 +20,7 @@ def pair(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp(request.param)
   theirs.save_pretrained(folder, max_shard_size="30KB")
   assert (folder / files.INDEX).exists()
-  model, params, tokenizer = interop.load_decoder(folder)
+  model, params, tokenizer = interop.load(folder)
   assert tokenizer is None
   return theirs, model, params
 

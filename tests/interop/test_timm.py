@@ -170,7 +170,7 @@ def test_other_architectures_are_refused(name):
   [
     ({"qk_norm": True}, r"\['qk_norm'\] are not supported"),
     ({"global_pool": "map"}, "global_pool='map'"),
-    ({"img_size": [32, 64]}, "must be square"),
+    ({"patch_size": [8, 16]}, "must be square"),
   ],
 )
 def test_other_arguments_are_refused(args, message):

@@ -9,11 +9,13 @@ import contextlib
 import dataclasses
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 Json = Mapping[str, Any]
 Reader = Callable[[Json, str], Any]
+# Far above every published depth.
+MOST_BLOCKS = 10_000
 
 
 class ConfigError(ValueError):
@@ -41,7 +43,7 @@ class Problems:
     self.source, self.found = source, []
 
   @contextlib.contextmanager
-  def collect(self) -> Iterator[None]:
+  def collect(self) -> Generator[None]:
     """Keeps a fault that is raised inside, and goes on after the block."""
     try:
       yield
@@ -54,6 +56,18 @@ class Problems:
     """Raises ConfigError if there were faults."""
     if self.found:
       raise ConfigError(self.source, self.found)
+
+
+  def build(self, make: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    """An object of these values.
+
+    Raises:
+      ConfigError: there were faults, or `make` finds some.
+    """
+    self.check()
+    with self.collect():
+      return make(**values)
+    raise ConfigError(self.source, self.found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +130,14 @@ def integer(part: Json, name: str) -> int:
   return value
 
 
+def depth(part: Json, name: str) -> int:
+  """A number of blocks, small enough to list them."""
+  value = integer(part, name)
+  if value > MOST_BLOCKS:
+    raise wrong(name, value, f"{MOST_BLOCKS} or less")
+  return value
+
+
 def natural(part: Json, name: str) -> int:
   """An integer of 0 or more."""
   value = get(part, name)
@@ -169,6 +191,14 @@ def one_of(names: Mapping[str, Any]) -> Reader:
   return reader
 
 
+def string(part: Json, name: str) -> str:
+  """A string."""
+  value = get(part, name)
+  if not isinstance(value, str):
+    raise wrong(name, value, "a string")
+  return value
+
+
 def numbers(part: Json, name: str) -> tuple[float, ...]:
   """A list of finite numbers."""
   value = get(part, name)
@@ -206,6 +236,18 @@ def size(part: Json, name: str) -> int | tuple[int, int]:
   return sides[0] if sides[0] == sides[1] else tuple(sides)
 
 
+def input_size(part: Json, name: str) -> tuple[int, int, int]:
+  """Channels, height and width, as timm gives them."""
+  value = get(part, name)
+  if (
+    not isinstance(value, list | tuple)
+    or len(value) != 3
+    or not all(is_integer(x) and x > 0 for x in value)
+  ):
+    raise wrong(name, value, "[channels, height, width]")
+  return value[0], value[1], value[2]
+
+
 def square(part: Json, name: str) -> int:
   """A side, given once or as two equal ones."""
   sides = size(part, name)
@@ -217,7 +259,43 @@ def square(part: Json, name: str) -> int:
 def refuse(part: Json, names: Iterable[str], problems: Problems) -> None:
   """Adds a problem for each key that is there and neither null nor false."""
   problems.found += [
-    f"{name}={reprlib.repr(part[name])}: is not supported"
+    f"{name}={reprlib.repr(part[name])} is not supported"
     for name in names
     if part.get(name) not in (None, False)
   ]
+
+
+# Packed weights; their tensors have other names, shapes and types.
+QUANTISED = ("quantization_config", "compression_config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """How the classes of one `model_type` write their config.json.
+
+  Attributes:
+    model_type: as `transformers` calls it.
+    fields: the values read and written.
+    defaults: those that config.json may leave out.
+    implied: our values that follow from the family.
+    refused: keys of config.json that must be absent, null or false.
+  """
+
+  model_type: str
+  fields: tuple[Field, ...]
+  defaults: Json
+  implied: Json
+  refused: tuple[str, ...] = ()
+
+  def read(self, part: Json, problems: Problems) -> dict[str, Any]:
+    """Our values of a config.json (or of a tower's part of one).
+
+    What cannot be read is added to `problems` and is not among the values.
+    """
+    part = {**self.defaults, **part}
+    refuse(part, (*QUANTISED, *self.refused), problems)
+    return {**self.implied, **read_fields(self.fields, part, problems)}
+
+  def their_name(self, ours: str) -> str:
+    """What config.json calls one of our fields; ours if it states none."""
+    return next((f.theirs for f in self.fields if f.ours == ours), ours)
