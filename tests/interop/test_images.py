@@ -43,7 +43,8 @@ def test_16_bit_grey_is_scaled(kind):
   assert 100 < expected.mean() < 160
   for value in (read, Image.fromarray(deep), deep, deep[..., None]):
     np.testing.assert_array_equal(np.asarray(to_pillow(value, 1)), expected)
-    np.testing.assert_array_equal(np.asarray(to_pillow(value))[..., 2], expected)
+    blue = np.asarray(to_pillow(value))[..., 2]
+    np.testing.assert_array_equal(blue, expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -74,7 +75,8 @@ def test_transparency_is_put_on_white():
   rgba = np.concatenate([colour, alpha[..., None]], axis=-1)
   share = alpha[..., None] / 255
   expected = np.round(colour * share + 255 * (1 - share))
-  for value in (rgba, Image.fromarray(rgba), file_of(Image.fromarray(rgba), "PNG")):
+  image = Image.fromarray(rgba)
+  for value in (rgba, image, file_of(image, "PNG")):
     np.testing.assert_array_equal(np.asarray(to_pillow(value)), expected)
   palette = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
   palette.putpalette([5, 6, 7, 8, 9, 10])

@@ -48,6 +48,7 @@ def check(model: Decoder, prompt: int, decode: int, chunk: int | None) -> None:
     prompt, decode: capacities in tokens.
     chunk: tokens of a prompt taken at a time; None: all.
   """
+  model.config.check_generation(prompt, decode)
   slots = model.slots
   attend, cache = attend_of(slots), cache_of(slots)
   for layer in model.layers:
@@ -95,6 +96,7 @@ def start(
   model: Decoder, rows: Rows, decode: int, first: int = 0, stop: int = -1
 ) -> States:
   """States before the first token, of the blocks from `first` to `stop`."""
+  model.config.check_generation(rows.token.shape[1], decode)
   layers = model.layers[first : len(model.layers) if stop < 0 else stop]
   cache, (b, n) = cache_of(model.slots), rows.token.shape
   return tuple(cache.init(layer, b, n, decode) for layer in layers)
