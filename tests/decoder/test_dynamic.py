@@ -26,9 +26,8 @@ def test_decoding_within_the_length_equals_the_whole_text(chunk):
   whole = apply(maker.params, TEXT[None])[0]
   for i in range(8, 12):
     np.testing.assert_allclose(going.logits[0], whole[i - 1], atol=1e-5)
-    going = generation.decode_step(
-      model, maker.params, going, jnp.asarray(TEXT[None, i])[0]
-    )
+    token = jnp.asarray(TEXT[i : i + 1], jnp.int32)
+    going = generation.decode_step(model, maker.params, going, token)
 
 
 @pytest.mark.parametrize("chunk", [None, 4])

@@ -1,6 +1,7 @@
 """Images of every mode, dtype and orientation, and timm's own transforms."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from experiments.data import images as data_images
 from experiments.data.errors import DataError
 from tokjax.interop import Preprocessing
 from tokjax.interop.images import to_pillow
-from tokjax.interop.preprocessing_files import from_hf, from_timm
+from tokjax.interop.preprocessing_files import from_hf, from_timm, read
 
 HALF = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
 RNG = np.random.default_rng(0)
@@ -213,3 +214,16 @@ def test_one_mean_for_all_channels_and_the_processor_of_a_model():
     from_hf({}, "siglip2")
   with pytest.raises(ValueError, match="image_mean=.*of 1 channels"):
     from_hf({}, "vit", channels=1)
+
+
+def test_the_one_file_of_a_processor_of_transformers_5(tmp_path):
+  part = {"image_processor_type": "CLIPImageProcessor", "resample": 2}
+  (tmp_path / "config.json").write_text("{}")
+  whole = tmp_path / "processor_config.json"
+  whole.write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+  assert read(tmp_path) is None
+  whole.write_text(json.dumps({"image_processor": part}))
+  assert read(tmp_path) == from_hf(part)
+  whole.write_text(json.dumps({"image_processor": [part]}))
+  with pytest.raises(ValueError, match=r"processor_config.json: image_proc.*="):
+    read(tmp_path)

@@ -110,23 +110,23 @@ def get(part: Json, name: str) -> Any:
 
 
 def is_integer(value: Any) -> bool:
-  """JSON's `true` is a Python integer, but no number."""
-  return isinstance(value, int) and not isinstance(value, bool)
+  """An integer of 32 bits; JSON's `true` is a Python integer, but no number."""
+  whole = isinstance(value, int) and not isinstance(value, bool)
+  return whole and abs(value) < 2**31
 
 
 def is_number(value: Any) -> bool:
   """A finite number; Python reads `NaN`, `Infinity` and `1e999` as well."""
   if isinstance(value, float):
     return math.isfinite(value)
-  # Integers beyond float64's range are not numbers that can be computed with.
-  return is_integer(value) and abs(value) < 2**1000
+  return is_integer(value)
 
 
 def integer(part: Json, name: str) -> int:
   """An integer of 1 or more."""
   value = get(part, name)
   if not is_integer(value) or value < 1:
-    raise wrong(name, value, "an integer of 1 or more")
+    raise wrong(name, value, "an integer of 1 or more, below 2^31")
   return value
 
 
@@ -142,7 +142,7 @@ def natural(part: Json, name: str) -> int:
   """An integer of 0 or more."""
   value = get(part, name)
   if not is_integer(value) or value < 0:
-    raise wrong(name, value, "an integer of 0 or more")
+    raise wrong(name, value, "an integer of 0 or more, below 2^31")
   return value
 
 

@@ -12,6 +12,8 @@ from tokjax.interop.images import to_pillow
 
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 ROUNDINGS = ("floor", "half_even")
+# Of a side. Far above every published size; an image of this side is 3 GiB.
+MOST_PIXELS = 2**15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Preprocessing:
     if not fields.is_number(fraction) or not 0 < fraction <= 1:
       found.append(f"crop_fraction={fraction}: must be in (0, 1]")
     problems.check()
+    if max(self._resized()) > MOST_PIXELS:
+      raise fields.ConfigError(
+        "preprocessing",
+        [f"resize_to={self.resize_to}: must be at most {MOST_PIXELS} pixels"],
+      )
 
   @property
   def sides(self) -> tuple[int, int]:

@@ -1,14 +1,16 @@
 """Preprocessing as `transformers` and timm publish it."""
 
+import contextlib
 import math
 import pathlib
+from collections.abc import Generator
 from typing import Any
 
 from tokjax.interop import fields, files
 from tokjax.interop.fields import Json, Problems
 from tokjax.interop.preprocessing import Preprocessing, fraction
 
-HF_FILE = "preprocessor_config.json"
+HF_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 # Pillow's numbers, as transformers stores them.
 RESAMPLE = {
   0: "nearest",
@@ -90,9 +92,16 @@ def read(folder: pathlib.Path, channels: int = 3) -> Preprocessing | None:
     ConfigError: it asks for something that `Preprocessing` does not do.
   """
   whole = files.read_json(folder / "config.json")
+  model = whole.get("model_type")
   if (folder / HF_FILE).exists():
-    model = whole.get("model_type")
     return from_hf(files.read_json(folder / HF_FILE), model, channels)
+  if (folder / PROCESSOR_FILE).exists():
+    # transformers 5 saves the parts of a processor in one file.
+    parts = files.read_json(folder / PROCESSOR_FILE)
+    if parts.get("image_processor") is not None:
+      with problems_of(PROCESSOR_FILE):
+        part = fields.mapping(parts, "image_processor")
+        return from_hf(part, model, channels)
   published = timm_part(whole)
   if {"mean", "std"} & published.keys():
     return from_timm(published, channels)
@@ -107,10 +116,17 @@ def timm_part(whole: Json) -> Json:
   """
   if "pretrained_cfg" not in whole:
     return whole if "architecture" in whole else {}
-  problems = Problems("config.json")
-  with problems.collect():
+  with problems_of("config.json"):
     return fields.mapping(whole, "pretrained_cfg")
-  raise fields.ConfigError(problems.source, problems.found)
+
+
+@contextlib.contextmanager
+def problems_of(source: str) -> Generator[None]:
+  """A fault inside becomes a ConfigError of this file."""
+  problems = Problems(source)
+  with problems.collect():
+    yield
+  problems.check()
 
 
 def processor_of(whole: Json, model_type: Any) -> str:
