@@ -217,7 +217,8 @@ class Diversity:
 
   def __call__(self, view: View) -> Array:
     one = lambda a: attention_diversity(a, self.factor)
-    layers = [jax.vmap(one)(s.of(Attention)).mean() for s in view.out["signals"]]
+    collected = view.given("signals", self.name)
+    layers = [jax.vmap(one)(s.of(Attention)).mean() for s in collected]
     return jnp.stack(layers).mean()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from experiments.data import tfds_source
 from experiments.data.errors import DataError
 from experiments.data.randaugment import rand_augment
+from tokjax.interop.images import to_pillow
 
 Element = dict[str, Any]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -147,8 +148,11 @@ class Files:
     try:
       with Image.open(path) as image:
         image.load()
+      image = to_image(image)
     except OSError as error:
       raise DataError(f"{path}: is no readable image ({error})") from error
+    except DataError as error:
+      raise DataError(f"{path}: {error}") from error
     return {"image": image, "label": label}
 
 
@@ -180,11 +184,18 @@ def _files(
 
 
 def to_image(value: Any) -> Image.Image:
-  """An RGB Pillow image of one, or of an array `[h, w, c]`, c 1 or 3."""
-  if not isinstance(value, Image.Image):
-    value = np.asarray(value)
-    value = Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value)
-  return value.convert("RGB")
+  """An upright, opaque 8-bit RGB image, see `tokjax.interop.images.to_pillow`.
+
+  Args:
+    value: of Pillow, or an array `[h, w]` or `[h, w, c]` of uint8 or uint16.
+
+  Raises:
+    DataError: another mode, dtype or shape.
+  """
+  try:
+    return to_pillow(value)
+  except ValueError as error:
+    raise DataError(str(error)) from error
 
 
 def random_resized_crop(

@@ -102,7 +102,7 @@ class Pretrained:
   """A published checkpoint.
 
   Attributes:
-    checkpoint: folder or hub id, see `tokjax.interop.load_decoder`.
+    checkpoint: folder or hub id, see `tokjax.interop.load`.
     revision: on the hub.
     precision: of activations, caches and parameters.
   """
@@ -124,7 +124,7 @@ class Pretrained:
 @functools.lru_cache(maxsize=1)
 def _read(checkpoint: str, revision: str | None, precision: str) -> Carrier:
   dtype = config_lib.DTYPES[precision]
-  model, params, tokenizer = interop.load_decoder(
+  model, params, tokenizer = interop.load(
     checkpoint, dtype=dtype, param_dtype=dtype, revision=revision
   )
   if tokenizer is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.decoder.models import params_of
 from tokjax.interop import convert, files
-from tokjax.interop.language import LANGUAGE
+from tokjax.interop.architectures_language import LANGUAGE
 
 QWEN = {
   "architectures": ["Qwen2ForCausalLM"],
@@ -25,7 +25,7 @@ def write(folder: pathlib.Path, **changes: Any) -> None:
   """config.json, with changes, and the tensors in shards."""
   whole, language = {**QWEN, **changes}, LANGUAGE["Qwen2ForCausalLM"]
   config = language.read(whole)
-  found = convert.entries(language.table(), config, "model.")
+  found = convert.entries(language.table(config), config, "model.")
   tensors = convert.write_tensors(params_of(config), found, config, None)
   files.write_json(folder / "config.json", whole)
   files.write_tensors(folder, tensors, shard_bytes=4000)

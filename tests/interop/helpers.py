@@ -19,7 +19,7 @@ def config(**changes) -> ViTConfig:
 
 def random_params(config: ViTConfig, seed: int = 0):
   """Parameters that are all drawn, and different from each other."""
-  images = np.zeros((1, config.image_size, config.image_size, 3), np.float32)
+  images = np.zeros((1, *config.image_sides, 3), np.float32)
   shapes = jax.eval_shape(ViT(config).init, jax.random.key(0), images)
   leaves, tree = jax.tree.flatten(shapes["params"])
   rng = np.random.default_rng(seed)

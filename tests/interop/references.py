@@ -84,6 +84,9 @@ REFERENCES = {
     hidden_act="gelu_pytorch_tanh",
     layer_norm_eps=1e-3,
   ),
+  "vit-rectangle": classifier(
+    "ViTForImageClassification", "ViTConfig", image_size=(24, 40)
+  ),
   "vit-model": vision("ViTModel", "ViTConfig", "pooler_output"),
   "deit": classifier("DeiTForImageClassification", "DeiTConfig"),
   "deit-teacher": classifier(

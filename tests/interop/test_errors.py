@@ -7,6 +7,7 @@ import re
 import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from tests.interop.helpers import (
@@ -113,7 +114,7 @@ def test_shards_hold_the_same_tensors(folder, tmp_path):
     ({"architectures": ["ResNetModel"]}, "ResNetModel.*ViTForImageClassif"),
     ({"architectures": None}, "no architectures"),
     ({"hidden_act": "relu"}, "hidden_act='relu': must be one of"),
-    ({"image_size": [32, 64]}, "image_size=.*must be square"),
+    ({"patch_size": [8, 16]}, "patch_size=.*must be square"),
     ({"hidden_size": 33}, "width=33: must be a multiple of heads=4"),
   ],
 )
@@ -189,9 +190,7 @@ def test_hub_id_is_found_in_a_local_cache(folder, tmp_path, monkeypatch):
   folder.rename(snapshot)
   (repo / "refs").mkdir()
   (repo / "refs" / "main").write_text(commit)
-  monkeypatch.setattr(
-    huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache")
-  )
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
   model, _, _ = interop.load("owner/cached")
   assert model.config == config()
 

@@ -20,7 +20,7 @@ def pair(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp(request.param)
   theirs.save_pretrained(folder, max_shard_size="30KB")
   assert (folder / files.INDEX).exists()
-  model, params, tokenizer = interop.load_decoder(folder)
+  model, params, tokenizer = interop.load(folder)
   assert tokenizer is None
   return theirs, model, params
 
@@ -40,3 +40,28 @@ def test_logits_equal_the_reference_alone_and_padded(pair, record_property):
     worst = np.abs(ours[row, :length] - expected).max()
     record_property("max_abs_difference", float(worst))
     assert worst < BOUND
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tied_model_whose_file_has_an_output_matrix(same, tmp_path):
+  """`transformers` ties only if the two tensors are equal; so do we."""
+  theirs = make("qwen2-yarn")
+  theirs.save_pretrained(tmp_path)
+  path = tmp_path / files.SINGLE
+  with files.opened(path) as file:
+    tensors = {name: file.get_tensor(name) for name in file.keys()}
+  assert "lm_head.weight" not in tensors
+  head = tensors["model.embed_tokens.weight"].copy()
+  head[7] += 0.0 if same else 1.0
+  files.save_file(
+    {**tensors, "lm_head.weight": head}, path, metadata={"format": "pt"}
+  )
+  theirs = type(theirs).from_pretrained(tmp_path).eval()
+  model, params, _ = interop.load(tmp_path)
+  assert model.config.tied == same == ("head" not in params)
+  assert interop.config_from(tmp_path) == model.config
+  tokens = np.random.default_rng(1).integers(3, 50, (1, 6)).astype(np.int32)
+  with torch.no_grad():
+    expected = theirs(torch.tensor(tokens).long()).logits.numpy()
+  ours = jax.jit(lambda p, t: model.apply({"params": p}, t)[0])(params, tokens)
+  assert np.abs(np.asarray(ours) - expected).max() < BOUND

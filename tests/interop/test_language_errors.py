@@ -13,8 +13,8 @@ from tests.interop import checkpoints
 from tests.interop.checkpoints import QWEN
 from tokjax import interop
 from tokjax.interop import files
-from tokjax.interop.language import LANGUAGE
-from tokjax.models import Rotary
+from tokjax.interop.architectures_language import LANGUAGE
+from tokjax.models import Decoder, Rotary
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def rewrite(folder, change):
 
 
 def test_reads_what_was_written(folder):
-  model, params, tokenizer = interop.load_decoder(folder)
-  assert model.config == interop.decoder_config(folder)
+  model, params, tokenizer = interop.load(folder)
+  assert model.config == interop.config_from(folder)
   assert model.config.qkv_bias and not model.config.tied
   jax.tree.map(np.testing.assert_array_equal, params, params_of(model.config))
   assert tokenizer is None
@@ -54,7 +54,7 @@ def test_all_that_is_wrong_is_in_one_message(folder):
 
   rewrite(folder, change)
   with pytest.raises(interop.CheckpointError) as error:
-    interop.load_decoder(folder)
+    interop.load(folder)
   message = str(error.value)
   assert "3 tensors do not fit" in message
   for word in ("missing: ", "misshapen: ", "extra: model.layers.0.surplus"):
@@ -65,10 +65,10 @@ def test_a_truncated_shard_names_the_file(folder):
   path = sorted(folder.glob("model-*.safetensors"))[1]
   path.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(interop.CheckpointError, match="truncated or damaged"):
-    interop.load_decoder(folder)
+    interop.load(folder)
   path.unlink()
   with pytest.raises(FileNotFoundError, match=re.escape(path.name)):
-    interop.load_decoder(folder)
+    interop.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,18 @@ def test_what_cannot_be_followed(folder, changes, message):
   whole = {name: value for name, value in whole.items() if value is not None}
   files.write_json(folder / "config.json", whole)
   with pytest.raises(ValueError, match=message):
-    interop.load_decoder(folder)
-
-
-def test_a_language_model_is_no_vision_model(folder):
-  with pytest.raises(ValueError, match="Qwen2ForCausalLM"):
     interop.load(folder)
+
+
+def test_one_load_for_every_kind_of_model(folder):
+  model, params, _ = interop.load(folder, epsilon=1e-3)
+  assert isinstance(model, Decoder)
+  assert model.config.epsilon == 1e-3
+  assert params["embed"]["embedding"].shape == (40, 16)
+  with pytest.raises(TypeError, match="no option 'image_size'.*DecoderConfig"):
+    interop.load(folder, image_size=48)
+  with pytest.raises(interop.CheckpointError, match="misshapen: embed/embedd"):
+    interop.load(folder, vocabulary=50)
 
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -168,12 +174,12 @@ def test_the_checkpoints_own_tokenizer(folder):
   made = Tokenizer(models.WordLevel({"a": 3, "b": 4, "[UNK]": 0}, "[UNK]"))
   made.pre_tokenizer = pre_tokenizers.Whitespace()
   made.save(str(folder / "tokenizer.json"))
-  tokenizer = interop.load_decoder(folder)[2]
+  tokenizer = interop.load(folder)[2]
   assert tokenizer.encode("b a zzz") == [4, 3, 0]
   assert tokenizer.decode([3, 4]) == "a b"
   assert tokenizer.ends == (5, 7)
   files.write_json(folder / "generation_config.json", {"eos_token_id": 9})
-  assert interop.load_decoder(folder)[2].ends == (9,)
+  assert interop.load(folder)[2].ends == (9,)
   (folder / "tokenizer.json").write_text(json.dumps({"model": "none"}))
   with pytest.raises(ValueError, match="tokenizer.json: cannot be read"):
-    interop.load_decoder(folder)
+    interop.load(folder)

@@ -46,7 +46,7 @@ def pair(request, tmp_path_factory):
 
 def test_output_and_features_equal_the_reference(pair, record_property):
   reference, theirs, _, model, params = pair
-  x = images()
+  x = images(*model.config.image_sides)
   ours, out = apply(model, params, x)
   expected = theirs(as_torch(x))
   worst = difference(ours, getattr(expected, reference.output))
@@ -89,7 +89,7 @@ def test_round_trip_is_exact_and_loads_in_transformers(pair, tmp_path):
   assert not info["unexpected_keys"]
   assert not info["mismatched_keys"]
   assert all("mask_token" in key for key in info["missing_keys"])
-  x = as_torch(images())
+  x = as_torch(images(*model.config.image_sides))
   with torch.no_grad():
     before, after = theirs(x).to_tuple(), back.eval()(x).to_tuple()
   for a, b in zip(before, after, strict=True):
@@ -206,10 +206,10 @@ def test_half_precision_checkpoints(name, tmp_path):
 
 
 def test_defaults_of_config_files_are_those_of_transformers():
-  from tokjax.interop.architectures import ARCHITECTURES
+  from tokjax.interop.architectures_vision import VISION
 
   seen = {}
-  for architecture in ARCHITECTURES.values():
+  for architecture in VISION.values():
     family = architecture.family
     config = transformers.AutoConfig.for_model(family.model_type)
     for field in family.fields:

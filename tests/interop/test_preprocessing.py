@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.interop.helpers import config, random_params
 from tokjax import interop
-from tokjax.interop.preprocessing import from_hf, from_timm, to_hf
+from tokjax.interop.preprocessing_files import from_hf, from_timm, to_hf
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 NORMAL = {"image_mean": MEAN, "image_std": STD, "do_normalize": True}
@@ -113,10 +113,17 @@ def test_reads_timm():
   assert value(photograph()).shape == (224, 224, 3)
 
 
-@pytest.mark.parametrize("layout", ["ViTForImageClassification", "timm"])
+LAYOUTS = {"ViTForImageClassification": "floor", "timm": "half_even"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_travels_with_the_checkpoint(layout, tmp_path):
   value = interop.Preprocessing(
-    mean=tuple(MEAN), std=tuple(STD), image_size=32, crop_fraction=0.8
+    mean=tuple(MEAN),
+    std=tuple(STD),
+    image_size=32,
+    crop_fraction=0.8,
+    crop_rounding=LAYOUTS[layout],
   )
   interop.save(
     tmp_path,
@@ -133,7 +140,7 @@ def test_travels_with_the_checkpoint(layout, tmp_path):
   [
     ({"do_resize": False}, "do_resize=False is not supported"),
     ({"rescale_factor": 1.0}, "rescale_factor=1.0 is not supported"),
-    ({"size": {"height": 32, "width": 48}}, "must be square"),
+    ({"size": {"height": 32}}, "size=.*must be a number or height and width"),
   ],
 )
 def test_requests_that_are_refused(changes, message):
@@ -141,15 +148,21 @@ def test_requests_that_are_refused(changes, message):
     from_hf({"size": 32, **NORMAL, **changes})
 
 
-def test_squashed_images_cannot_be_written_for_timm(tmp_path):
-  value = interop.Preprocessing((0.5,) * 3, (0.5,) * 3, 32, keep_aspect=False)
-  with pytest.raises(ValueError, match="keep_aspect=False cannot be written"):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_crops_that_a_layout_rounds_otherwise_are_not_written(layout, tmp_path):
+  other = {"floor": "half_even", "half_even": "floor"}[LAYOUTS[layout]]
+  value = interop.Preprocessing(
+    (0.5,) * 3, (0.5,) * 3, 32, crop_rounding=other
+  )
+  message = f"crop_rounding='{other}' cannot be written"
+  with pytest.raises(ValueError, match=message):
     interop.save(
-      tmp_path,
+      tmp_path / "new",
       config(),
       random_params(config()),
-      layout="timm",
+      layout=layout,
       preprocessing=value,
     )
+  assert not (tmp_path / "new").exists()
   with pytest.raises(ValueError, match="interpolation='cubic'"):
     interop.Preprocessing((0.5,), (0.5,), 32, interpolation="cubic")

@@ -33,6 +33,8 @@ VARIANTS = {
     "fc_norm": False,
   },
   "registers": {"reg_tokens": 3, "no_embed_class": True, "init_values": 1e-5},
+  "registers-with-positions": {"reg_tokens": 2},
+  "rectangle": {"img_size": (24, 40)},
   "pre-norm-features": {"pre_norm": True, "num_classes": 0},
 }
 
@@ -75,7 +77,7 @@ def difference(ours, theirs):
 
 def test_logits_equal_the_reference(pair):
   _, theirs, _, model, params = pair
-  x = images()
+  x = images(*model.config.image_sides)
   assert difference(apply(model, params, x)[0], theirs(as_torch(x))) < 1e-4
 
 
@@ -104,7 +106,7 @@ def test_timm_itself_agrees(pair, tmp_path):
   )
   options, theirs, folder, model, params = pair
   interop.save(tmp_path, model.config, params, layout="timm")
-  x = as_torch(images())
+  x = as_torch(images(*model.config.image_sides))
   for path in (folder, tmp_path):
     distilled = "_distilled" if options.get("distilled") else ""
     if path == folder and distilled:
@@ -170,7 +172,7 @@ def test_other_architectures_are_refused(name):
   [
     ({"qk_norm": True}, r"\['qk_norm'\] are not supported"),
     ({"global_pool": "map"}, "global_pool='map'"),
-    ({"img_size": [32, 64]}, "must be square"),
+    ({"patch_size": [8, 16]}, "must be square"),
   ],
 )
 def test_other_arguments_are_refused(args, message):

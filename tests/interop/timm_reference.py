@@ -92,7 +92,9 @@ class VisionTransformer(nn.Module):
     distilled=False,
   ):
     super().__init__()
-    width, self.grid = embed_dim, img_size // patch_size
+    width = embed_dim
+    sides = img_size if isinstance(img_size, tuple) else (img_size, img_size)
+    self.grid = tuple(side // patch_size for side in sides)
     norm = lambda on: nn.LayerNorm(width, eps=1e-6) if on else nn.Identity()
     token = lambda n: nn.Parameter(torch.zeros(1, n, width)) if n else None
     pooled = global_pool == "avg" if fc_norm is None else fc_norm
@@ -102,7 +104,7 @@ class VisionTransformer(nn.Module):
     self.reg_token = token(reg_tokens)
     self.front = class_token + distilled + reg_tokens
     lead = 0 if no_embed_class else self.front
-    self.pos_embed = token(lead + self.grid**2)
+    self.pos_embed = token(lead + self.grid[0] * self.grid[1])
     self.patch_embed = PatchEmbed(width, patch_size, not pre_norm)
     self.norm_pre = norm(pre_norm)
     hidden = int(width * mlp_ratio)
@@ -117,10 +119,10 @@ class VisionTransformer(nn.Module):
     self.head, self.head_dist = head(), head() if distilled else None
 
   def positions(self, grid):
-    front = self.pos_embed.shape[1] - self.grid**2
+    front = self.pos_embed.shape[1] - self.grid[0] * self.grid[1]
     table = self.pos_embed[:, front:].transpose(1, 2)
-    table = table.reshape(1, -1, self.grid, self.grid)
-    if grid != (self.grid, self.grid):
+    table = table.reshape(1, -1, *self.grid)
+    if grid != self.grid:
       table = nn.functional.interpolate(
         table, grid, mode="bicubic", antialias=True
       )

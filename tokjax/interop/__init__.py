@@ -1,8 +1,7 @@
 """Pretrained weights in and out, as tables of names and shapes."""
 
 from tokjax.interop.convert import CheckpointError
-from tokjax.interop.language import decoder_config
-from tokjax.interop.language import load_decoder
+from tokjax.interop.fields import ConfigError
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.pretrained import config_from
 from tokjax.interop.pretrained import layouts
@@ -14,12 +13,11 @@ from tokjax.interop.tokenizer import Tokenizer
 __all__ = [
   "Bytes",
   "CheckpointError",
+  "ConfigError",
   "Preprocessing",
   "Tokenizer",
   "config_from",
-  "decoder_config",
   "layouts",
   "load",
-  "load_decoder",
   "save",
 ]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from tokjax.interop import tables
 from tokjax.interop.tables import Row
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
@@ -18,6 +19,8 @@ from tokjax.models.vit import ViT, ViTConfig
 
 Config = ViTConfig | DecoderConfig
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+# Values that are looked at together, so that a check needs little memory.
+CHUNK = 2**24
 
 
 class CheckpointError(ValueError):
@@ -47,13 +50,57 @@ def specimen(config: Any) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
 
 @specimen.register
 def _(config: ViTConfig):
-  shape = (1, config.image_size, config.image_size, config.channels)
+  shape = (1, *config.image_sides, config.channels)
   return ViT(config), jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 @specimen.register
 def _(config: DecoderConfig):
   return Decoder(config), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+
+
+def sizes_of(config: Config) -> dict[str, int]:
+  """The fields of a configuration that are an axis of some parameter."""
+  names = ("width", "heads", "mlp_dim")
+  if isinstance(config, DecoderConfig):
+    names += ("vocabulary", "kv_heads", "head_dim")
+    derived = {"heads": config.heads * config.features}
+  else:
+    names += ("channels", "patch_size", "registers", "pooler", "projection")
+    names += ("num_classes",)
+    derived = {"image_size": config.num_patches}
+  return {n: getattr(config, n) or 0 for n in names} | derived
+
+
+def check_sizes(
+  config: Config,
+  headers: Mapping[str, Header],
+  their_name: Callable[[str], str],
+  source: str,
+) -> None:
+  """Refuses sizes that no tensor has, before anything of them is made.
+
+  Shapes are compared tensor by tensor afterwards; but to know the model's own
+  shapes takes time and memory that grow with the sizes.
+
+  Raises:
+    CheckpointError: lists every size beyond the largest axis of the tensors,
+      and a depth beyond their number.
+  """
+  largest = max((n for h in headers.values() for n in h.shape), default=0)
+  wrong = [
+    f"config.json: {their_name(name)} asks for an axis of {size}, but no tensor"
+    f" has one longer than {largest}"
+    for name, size in sizes_of(config).items()
+    if size > largest
+  ]
+  if config.depth > len(headers):
+    wrong.append(
+      f"config.json: {their_name('depth')}={config.depth}, but there are"
+      f" {len(headers)} tensors"
+    )
+  if wrong:
+    raise CheckpointError(f"{source}: " + "\n  ".join(wrong))
 
 
 @functools.lru_cache(maxsize=32)
@@ -69,12 +116,13 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
 def matches(rows: Iterable[Row], config: Config, prefix: str) -> list[Entry]:
   """The rows a configuration uses, one for each block where they repeat."""
   shapes, found = shapes_of(config), []
+  head = tables.head_prefix(prefix)
   for row in rows:
     blocks = range(config.depth) if "{i}" in row.theirs else range(1)
     for i in blocks:
       ours = tuple(name.format(i=i) for name in row.ours)
       if all(name in shapes for name in ours):
-        found.append(Entry(ours, row.theirs.format(i=i, p=prefix), row))
+        found.append(Entry(ours, row.theirs.format(i=i, p=prefix, h=head), row))
   return found
 
 
@@ -126,18 +174,47 @@ def read_params(
 
   Raises:
     CheckpointError: lists every tensor that is missing, left over, of another
-      shape or not of a floating type.
+      shape or not of a floating type; or else every one with values that are
+      not finite, or not in `dtype`.
   """
   shapes = shapes_of(config)
   wanted = {entry.theirs: published_shape(entry, shapes) for entry in found}
   check(headers, wanted, ignored, source)
-  tensors, flat = read(list(wanted)), {}
+  tensors, flat, wrong = dict(read(list(wanted))), {}, []
   for entry in found:
-    parts = np.split(tensors[entry.theirs], len(entry.ours), axis=0)
+    tensor = tensors.pop(entry.theirs)
+    value = cast(tensor, dtype)
+    if not is_finite(value):
+      wrong.append(not_finite(entry.theirs, tensor, value.dtype))
+    parts = np.split(value, len(entry.ours), axis=0)
     for name, part in zip(entry.ours, parts, strict=True):
-      value = entry.row.arrange.read(part, shapes[name])
-      flat[name] = jnp.asarray(value, dtype or value.dtype)
+      flat[name] = jnp.asarray(entry.row.arrange.read(part, shapes[name]))
+  report(wrong, source)
   return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def cast(tensor: np.ndarray, dtype: Any) -> np.ndarray:
+  """A tensor in a dtype (None: its own, as far as JAX has it enabled).
+
+  Values beyond the dtype's range become infinite, without a warning.
+  """
+  wanted = jax.dtypes.canonicalize_dtype(dtype or tensor.dtype)
+  with np.errstate(over="ignore"):
+    return tensor.astype(wanted, copy=False)
+
+
+def is_finite(x: np.ndarray) -> bool:
+  """True if no value is NaN or infinite; looks at a part at a time."""
+  flat = x.reshape(-1)
+  parts = range(0, flat.size, CHUNK)
+  return all(bool(np.isfinite(flat[i : i + CHUNK]).all()) for i in parts)
+
+
+def not_finite(name: str, tensor: np.ndarray, dtype: np.dtype) -> str:
+  """What is wrong with a tensor of which not all values are finite."""
+  if not is_finite(tensor):
+    return f"not finite: {name} holds NaN or infinity"
+  return f"overflow: {name} holds values beyond the range of {dtype}"
 
 
 def check(
@@ -198,7 +275,7 @@ def write_tensors(
 
 
 def adapt(
-  params: Mapping[str, Any], own: ViTConfig, config: ViTConfig, source: str
+  params: Mapping[str, Any], own: Config, config: Config, source: str
 ) -> dict[str, Any]:
   """Parameters of one configuration for another one of the same family.
 
@@ -206,14 +283,23 @@ def adapt(
   interpolated; all else must fit.
   """
   flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
-  lead = own.positions_in_front
-  if own.grid != config.grid and lead == config.positions_in_front:
-    table = flat["embed/position"]
-    body = resize_table(
-      table[:, lead:], own.grid, config.grid, config.position_resize
-    )
-    flat["embed/position"] = jnp.concatenate([table[:, :lead], body], axis=1)
+  if isinstance(own, ViTConfig) and isinstance(config, ViTConfig):
+    flat |= adapt_positions(flat, own, config)
   wanted = shapes_of(config)
   headers = {n: Header(x.shape, str(x.dtype)) for n, x in flat.items()}
   check(headers, wanted, lambda name: True, f"{source} with other options")
   return traverse_util.unflatten_dict({n: flat[n] for n in wanted}, sep="/")
+
+
+def adapt_positions(
+  flat: Mapping[str, Any], own: ViTConfig, config: ViTConfig
+) -> dict[str, Any]:
+  """The position table of another grid, if it has the same rows in front."""
+  lead = own.positions_in_front
+  if own.grid == config.grid or lead != config.positions_in_front:
+    return {}
+  table = flat["embed/position"]
+  body = resize_table(
+    table[:, lead:], own.grid, config.grid, config.position_resize
+  )
+  return {"embed/position": jnp.concatenate([table[:, :lead], body], axis=1)}

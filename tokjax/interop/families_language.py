@@ -1,15 +1,8 @@
-"""Families of language models: config.json as values of `DecoderConfig`.
+"""Families of language models: config.json as values of `DecoderConfig`."""
 
-Both spellings are read: `rope_theta` with `rope_scaling`, as published, and
-`rope_parameters`, as `transformers` 5 writes.
-"""
-
-import math
-from collections.abc import Mapping
-from typing import Any
-
-from tokjax.interop.families_vision import Family, Field, Json
-from tokjax.models.rotary import Rotary
+from tokjax.interop import fields
+from tokjax.interop.fields import Family, Field, Json, Reader
+from tokjax.interop.rope import rotary
 
 ACTIVATIONS = {
   "silu": "silu",
@@ -18,161 +11,94 @@ ACTIVATIONS = {
   "gelu_pytorch_tanh": "gelu_tanh",
   "gelu_new": "gelu_tanh",
 }
-# Their names of the rules of `Rotary`.
-SCALINGS = {
-  "default": "none",
-  "linear": "linear",
-  "dynamic": "dynamic",
-  "llama3": "llama3",
-  "yarn": "yarn",
-}
 
 
-def activation(value: str, whole: Json) -> str:
-  """The activation a name stands for."""
-  del whole
-  if value not in ACTIVATIONS:
-    raise ValueError(f"{value!r}: must be one of {sorted(ACTIVATIONS)}")
-  return ACTIVATIONS[value]
-
-
-def kv_heads(value: int | None, whole: Json) -> int:
+def kv_heads(part: Json, name: str) -> int:
   """Absent: as many as there are query heads."""
-  return whole["num_attention_heads"] if value is None else value
+  absent = part.get(name) is None
+  return fields.integer(part, "num_attention_heads" if absent else name)
 
 
-def number(value: int | float | None, whole: Json) -> float | None:
-  """Written as an integer or not."""
-  del whole
-  return None if value is None else float(value)
+def listed_layers(part: Json) -> tuple[str, ...]:
+  """`layer_types`, one for each block."""
+  names = fields.strings(part, "layer_types")
+  known = {"full_attention": "full", "sliding_attention": "sliding"}
+  if unknown := sorted(set(names) - set(known)):
+    raise ValueError(f"layer_types has {unknown}, not {list(known)}")
+  depth = fields.depth(part, "num_hidden_layers")
+  if len(names) != depth:
+    raise ValueError(f"layer_types has {len(names)} entries for {depth} layers")
+  return tuple(known[name] for name in names)
 
 
-def bias(value: bool | None, whole: Json) -> bool:
-  """Absent: none."""
-  del whole
-  return bool(value)
-
-
-def sliding_from(value: int, whole: Json) -> tuple[str, ...]:
-  """Qwen: blocks from `max_window_layers` on slide, if any do."""
-  if not whole.get("use_sliding_window") or whole["sliding_window"] is None:
-    return ("full",)
-  depth = whole["num_hidden_layers"]
-  return ("full",) * min(value, depth) + ("sliding",) * max(depth - value, 0)
-
-
-def sliding_all(value: int | None, whole: Json) -> tuple[str, ...]:
-  """Mistral: every block slides where there is a window."""
-  del whole
-  return ("full",) if value is None else ("sliding",)
-
-
-def sliding_but(value: int, whole: Json) -> tuple[str, ...]:
-  """Gemma: every `value`-th block is full."""
-  del whole
-  return ("sliding",) * (value - 1) + ("full",)
-
-
-def layers(otherwise):
+def layers(otherwise: Reader) -> Reader:
   """`layer_types` where config.json lists them, else by the family's rule."""
 
-  def read(value: Any, whole: Json) -> tuple[str, ...]:
-    names = whole.get("layer_types")
-    if names is None:
-      return otherwise(value, whole)
-    known = {"full_attention": "full", "sliding_attention": "sliding"}
-    if unknown := sorted(set(names) - set(known)):
-      raise ValueError(f"{value}: layer_types has {unknown}, not {list(known)}")
-    return tuple(known[name] for name in names)
+  def read(part: Json, name: str) -> tuple[str, ...]:
+    if part.get("layer_types") is not None:
+      return listed_layers(part)
+    return otherwise(part, name)
 
   return read
 
 
-def rope(part: Json, layer_type: str) -> Mapping[str, Any]:
-  """The entries that say how positions turn, in either spelling."""
-  entries = part.get("rope_parameters") or {}
-  entries = entries.get(layer_type) or entries
-  if layer_type == "sliding_attention" and not entries:
-    # Gemma 3 as published: local layers have a base and no scaling.
-    return {"rope_theta": part["rope_local_base_freq"]}
-  published = {"rope_theta": part["rope_theta"]}
-  return {**published, **(part.get("rope_scaling") or {}), **entries}
+def sliding_from(part: Json, name: str) -> tuple[str, ...]:
+  """Qwen: blocks from `max_window_layers` on slide, if any do."""
+  if not fields.optional(fields.flag)(part, "use_sliding_window"):
+    return ("full",)
+  if part["sliding_window"] is None:
+    return ("full",)
+  first = fields.natural(part, name)
+  depth = fields.depth(part, "num_hidden_layers")
+  return ("full",) * min(first, depth) + ("sliding",) * max(depth - first, 0)
 
 
-def rotary(part: Json, layer_type: str = "full_attention") -> Rotary:
-  """The positions of one kind of layer.
-
-  Raises:
-    ValueError: a scaling rule that `Rotary` does not have.
-  """
-  entries = rope(part, layer_type)
-  name = entries.get("rope_type", entries.get("type", "default"))
-  if name not in SCALINGS:
-    raise ValueError(f"rope_type={name!r}: must be one of {sorted(SCALINGS)}")
-  if entries.get("partial_rotary_factor", 1.0) != 1.0:
-    raise ValueError("partial_rotary_factor: only 1.0 is supported")
-  base, scaling = float(entries["rope_theta"]), SCALINGS[name]
-  if scaling == "none":
-    return Rotary(base)
-  longest = part["max_position_embeddings"]
-  known = entries.get("original_max_position_embeddings") or longest
-  if scaling == "linear":
-    return Rotary(base, "linear", float(entries["factor"]))
-  if scaling == "dynamic":
-    return Rotary(base, "dynamic", float(entries["factor"]), longest)
-  if scaling == "llama3":
-    low, high = entries["low_freq_factor"], entries["high_freq_factor"]
-    factor = float(entries["factor"])
-    return Rotary(base, "llama3", factor, known, float(low), float(high))
-  factor = float(entries.get("factor") or longest / known)
-  return Rotary(
-    base,
-    "yarn",
-    factor,
-    known,
-    slow=float(entries.get("beta_slow") or 1),
-    fast=float(entries.get("beta_fast") or 32),
-    attention_factor=attention_factor(entries, factor),
-    truncate=entries.get("truncate", True),
-  )
+def sliding_all(part: Json, name: str) -> tuple[str, ...]:
+  """Mistral: every block slides where there is a window."""
+  return ("full",) if part[name] is None else ("sliding",)
 
 
-def attention_factor(entries: Json, factor: float) -> float | None:
-  """YaRN's, which some configurations state through two `mscale`."""
-  top, bottom = entries.get("mscale"), entries.get("mscale_all_dim")
-  if entries.get("attention_factor") is None and top and bottom:
-    of = lambda scale: 0.1 * scale * math.log(factor) + 1
-    return of(top) / of(bottom)
-  return entries.get("attention_factor")
+def sliding_but(part: Json, name: str) -> tuple[str, ...]:
+  """Gemma: the last block of each group of this many is full."""
+  count = fields.integer(part, name)
+  depth = fields.depth(part, "num_hidden_layers")
+  return ("sliding",) * min(count - 1, depth) + ("full",)
 
 
+def window(part: Json, name: str) -> int | None:
+  """Null: no window. Qwen states one also where `use_sliding_window` is off."""
+  return fields.optional(fields.integer)(part, name)
+
+
+OPTIONAL_FLAG = fields.optional(fields.flag, False)
 SHARED = (
-  Field("vocabulary", "vocab_size"),
-  Field("width", "hidden_size"),
-  Field("depth", "num_hidden_layers"),
-  Field("heads", "num_attention_heads"),
+  Field("vocabulary", "vocab_size", fields.integer),
+  Field("width", "hidden_size", fields.integer),
+  Field("depth", "num_hidden_layers", fields.depth),
+  Field("heads", "num_attention_heads", fields.integer),
   Field("kv_heads", "num_key_value_heads", kv_heads),
-  Field("head_dim", "head_dim"),
-  Field("mlp_dim", "intermediate_size"),
-  Field("length", "max_position_embeddings"),
-  Field("epsilon", "rms_norm_eps"),
-  Field("tied", "tie_word_embeddings"),
-  Field("rotary", "rope_theta", lambda base, whole: rotary(whole)),
+  Field("head_dim", "head_dim", fields.optional(fields.integer)),
+  Field("mlp_dim", "intermediate_size", fields.integer),
+  Field("length", "max_position_embeddings", fields.integer),
+  Field("epsilon", "rms_norm_eps", fields.positive),
+  Field("tied", "tie_word_embeddings", fields.flag),
+  Field("rotary", "rope_theta", lambda part, name: rotary(part)),
 )
-SILU = Field("activation", "hidden_act", activation)
-WINDOW = Field("window", "sliding_window")
-QKV_BIAS = Field("qkv_bias", "attention_bias", bias)
-OUT_BIAS = Field("out_bias", "attention_bias", bias)
+SILU = Field("activation", "hidden_act", fields.one_of(ACTIVATIONS))
+WINDOW = Field("window", "sliding_window", window)
+QKV_BIAS = Field("qkv_bias", "attention_bias", OPTIONAL_FLAG)
+OUT_BIAS = Field("out_bias", "attention_bias", OPTIONAL_FLAG)
 SLIDING_FROM = Field("layers", "max_window_layers", layers(sliding_from))
+MAYBE_POSITIVE = fields.optional(fields.positive)
 GEMMA = (
   *SHARED,
-  Field("activation", "hidden_activation", activation),
+  Field("activation", "hidden_activation", fields.one_of(ACTIVATIONS)),
   WINDOW,
   QKV_BIAS,
   OUT_BIAS,
-  Field("query_scale", "query_pre_attn_scalar", number),
-  Field("attention_softcap", "attn_logit_softcapping", number),
-  Field("logit_softcap", "final_logit_softcapping", number),
+  Field("query_scale", "query_pre_attn_scalar", MAYBE_POSITIVE),
+  Field("attention_softcap", "attn_logit_softcapping", MAYBE_POSITIVE),
+  Field("logit_softcap", "final_logit_softcapping", MAYBE_POSITIVE),
   Field("layers", "sliding_window_pattern", layers(sliding_but)),
 )
 
@@ -208,7 +134,7 @@ LLAMA = Family(
     SILU,
     QKV_BIAS,
     OUT_BIAS,
-    Field("mlp_bias", "mlp_bias", bias),
+    Field("mlp_bias", "mlp_bias", OPTIONAL_FLAG),
   ),
   {
     **BASE,
@@ -258,7 +184,7 @@ GEMMA2 = Family(
     "max_position_embeddings": 8192,
   },
   GEMMA_IMPLIED,
-  {"use_bidirectional_attention": True},
+  ("use_bidirectional_attention",),
 )
 GEMMA3 = Family(
   "gemma3_text",
@@ -267,7 +193,7 @@ GEMMA3 = Family(
     Field(
       "local_rotary",
       "rope_local_base_freq",
-      lambda base, whole: rotary(whole, "sliding_attention"),
+      lambda part, name: rotary(part, "sliding_attention"),
     ),
   ),
   {
@@ -281,5 +207,5 @@ GEMMA3 = Family(
     "max_position_embeddings": 131_072,
   },
   {**GEMMA_IMPLIED, "qk_norm": True},
-  {"use_bidirectional_attention": True},
+  ("use_bidirectional_attention",),
 )

@@ -1,14 +1,13 @@
-"""Families of published models: config.json as values of `ViTConfig`.
+"""Families of vision models: config.json as values of `ViTConfig`.
 
 A family is all classes of one `model_type` of `transformers`; it states which
 values its config.json holds, under which names, and which are implied.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
 
+from tokjax.interop import fields
+from tokjax.interop.fields import Family, Field, Json
 from tokjax.models.vit import ViTConfig
 
 ACTIVATIONS = {
@@ -17,76 +16,65 @@ ACTIVATIONS = {
   "gelu_new": "gelu_tanh",
   "quick_gelu": "quick_gelu",
 }
-Json = Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
-  """One value of a config.json.
-
-  Attributes:
-    ours, theirs: its names.
-    read: `(their value, the whole config.json) -> ours`.
-    write: `(our value, the whole configuration) -> theirs`.
-  """
-
-  ours: str
-  theirs: str
-  read: Callable[[Any, Json], Any] = lambda value, whole: value
-  write: Callable[[Any, ViTConfig], Any] = lambda value, whole: value
-
-
-def square(value: Any, whole: Json) -> int:
-  """A side given as a number or as two equal ones."""
-  del whole
-  sides = value if isinstance(value, list | tuple) else (value, value)
-  if len(set(sides)) != 1:
-    raise ValueError(f"{value}: images and patches must be square")
-  return sides[0]
-
-
-def activation(value: str, whole: Json) -> str:
-  """The activation a name stands for in `transformers`."""
-  del whole
-  if value not in ACTIVATIONS:
-    raise ValueError(f"{value!r}: must be one of {sorted(ACTIVATIONS)}")
-  return ACTIVATIONS[value]
-
-
-def activation_name(value: str, whole: ViTConfig) -> str:
+def activation_name(value: str, config: ViTConfig) -> str:
   """The name of an activation in `transformers`."""
-  del whole
+  del config
   return {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[value]
 
 
+def mlp_dim(part: Json, name: str, of: str = "hidden_size") -> int:
+  """Width of the MLP, stated as a multiple of the model's."""
+  ratio, width = fields.positive(part, name), part[of]
+  if not fields.is_number(width) or not math.isfinite(ratio * width):
+    raise fields.wrong(name, ratio, f"a multiple of {of}={width!r}")
+  return int(ratio * width)
+
+
+def image_side(part: Json, name: str) -> int:
+  """Side of the image whose position table has this many patches."""
+  patches = fields.integer(part, name)
+  if math.isqrt(patches) ** 2 != patches:
+    raise fields.wrong(name, patches, "a square number")
+  return math.isqrt(patches) * fields.square(part, "patch_size")
+
+
+def pool(part: Json, name: str) -> str:
+  """SigLIP's attention pooling, or none."""
+  return "map" if fields.flag(part, name) else "none"
+
+
 SHARED = (
-  Field("patch_size", "patch_size", square),
-  Field("channels", "num_channels"),
-  Field("width", "hidden_size"),
-  Field("depth", "num_hidden_layers"),
-  Field("heads", "num_attention_heads"),
-  Field("activation", "hidden_act", activation, activation_name),
-  Field("epsilon", "layer_norm_eps"),
+  Field("patch_size", "patch_size", fields.square),
+  Field("channels", "num_channels", fields.integer),
+  Field("width", "hidden_size", fields.integer),
+  Field("depth", "num_hidden_layers", fields.depth),
+  Field("heads", "num_attention_heads", fields.integer),
+  Field(
+    "activation", "hidden_act", fields.one_of(ACTIVATIONS), activation_name
+  ),
+  Field("epsilon", "layer_norm_eps", fields.positive),
 )
-IMAGE = Field("image_size", "image_size", square)
-MLP = Field("mlp_dim", "intermediate_size")
-QKV_BIAS = Field("qkv_bias", "qkv_bias")
+IMAGE = Field("image_size", "image_size", fields.size)
+MLP = Field("mlp_dim", "intermediate_size", fields.integer)
+QKV_BIAS = Field("qkv_bias", "qkv_bias", fields.flag)
 MLP_RATIO = Field(
   "mlp_dim",
   "mlp_ratio",
-  lambda ratio, whole: int(ratio * whole["hidden_size"]),
+  mlp_dim,
   lambda dim, config: dim // config.width,
 )
 NUM_PATCHES = Field(
   "image_size",
   "num_patches",
-  lambda n, whole: math.isqrt(n) * whole["patch_size"],
+  image_side,
   lambda size, config: config.num_patches,
 )
 USE_HEAD = Field(
   "pool",
   "vision_use_head",
-  lambda use, whole: "map" if use else "none",
+  pool,
   lambda pool, config: pool == "map",
 )
 
@@ -124,25 +112,6 @@ DINO_DEFAULTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-  """How the classes of one `model_type` write their config.json.
-
-  Attributes:
-    model_type: as `transformers` calls it.
-    fields: the values read and written.
-    defaults: those that config.json may leave out.
-    implied: our values that follow from the family.
-    refused: values of config.json that this model does not have.
-  """
-
-  model_type: str
-  fields: tuple[Field, ...]
-  defaults: Json
-  implied: Json
-  refused: Json = dataclasses.field(default_factory=dict)
-
-
 VIT_FIELDS = (*SHARED, IMAGE, MLP, QKV_BIAS)
 VIT = Family("vit", VIT_FIELDS, VIT_DEFAULTS, {})
 DEIT = Family("deit", VIT_FIELDS, VIT_DEFAULTS, {"distillation_token": True})
@@ -171,12 +140,12 @@ DINO = Family(
   DINO_FIELDS,
   {**DINO_DEFAULTS, "patch_size": 14},
   {"layer_scale": True},
-  {"use_swiglu_ffn": True},
+  ("use_swiglu_ffn",),
 )
 DINO_REGISTERS = Family(
   "dinov2_with_registers",
-  (*DINO_FIELDS, Field("registers", "num_register_tokens")),
+  (*DINO_FIELDS, Field("registers", "num_register_tokens", fields.natural)),
   {**DINO_DEFAULTS, "num_register_tokens": 4},
   {"layer_scale": True, "position_resize": "bicubic_antialias"},
-  {"use_swiglu_ffn": True},
+  ("use_swiglu_ffn",),
 )

@@ -4,8 +4,11 @@ Weights are read from safetensors only; nothing is ever unpickled.
 """
 
 import json
+import math
 import pathlib
 import re
+import reprlib
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +24,10 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".h5", ".msgpack")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# A name in this folder: no separator, and no dot in front.
+PLAIN = re.compile(r"[^/\\:\0.][^/\\:\0]*\.safetensors")
+# Of each of two tensors that are compared.
+EQUAL_BYTES = 2**26
 DTYPES = {
   "F64": "float64",
   "F32": "float32",
@@ -66,13 +73,50 @@ def locate(source: str | pathlib.Path, revision: str | None = None):
     ) from error
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object from a file."""
+def regular(path: pathlib.Path) -> pathlib.Path:
+  """A file that may be opened: a regular one, inside its folder.
+
+  Links are followed as a hub cache has them: from `snapshots/COMMIT` to
+  `blobs` of the same model.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    CheckpointError: a pipe, device or folder, which would block or never end;
+      or a link that leads out of the checkpoint.
+  """
   try:
-    value = json.loads(path.read_text())
+    mode = path.stat().st_mode
   except FileNotFoundError as error:
     raise FileNotFoundError(f"{path.parent}: has no {path.name}") from error
-  except json.JSONDecodeError as error:
+  if not stat.S_ISREG(mode):
+    raise CheckpointError(f"{path}: is no regular file, and is not opened")
+  folder, real = path.parent.resolve(), path.resolve()
+  roots = [folder]
+  if folder.parent.name == "snapshots":
+    roots.append(folder.parent.parent / "blobs")
+  if not any(real.is_relative_to(root) for root in roots):
+    raise CheckpointError(
+      f"{path}: is a link to {real}, outside of the checkpoint, and is not"
+      " opened; put the file itself there"
+    )
+  return path
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object from a file.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: not JSON, not an object, or nested beyond Python's limit.
+  """
+  try:
+    value = json.loads(regular(path).read_text(encoding="utf-8"))
+  except RecursionError as error:
+    raise ValueError(f"{path}: is nested too deeply") from error
+  except CheckpointError:
+    raise
+  except ValueError as error:
+    # Not JSON, not UTF-8, or a number of thousands of digits.
     raise ValueError(f"{path}: is not JSON ({error})") from error
   if not isinstance(value, dict):
     raise ValueError(f"{path}: must be a JSON object")
@@ -94,15 +138,22 @@ class TensorFiles:
   def __init__(self, folder: pathlib.Path):
     self.headers: dict[str, Header] = {}
     self._file: dict[str, pathlib.Path] = {}
+    twice = []
     for path in tensor_files(folder):
       with opened(path) as file:
         for name in file.keys():
+          if name in self._file:
+            twice.append(f"{name} ({self._file[name].name}, {path.name})")
           part = file.get_slice(name)
           dtype = part.get_dtype()
           self.headers[name] = Header(
             tuple(part.get_shape()), DTYPES.get(dtype, dtype)
           )
           self._file[name] = path
+    if twice:
+      raise CheckpointError(
+        f"{folder}: tensors are in two files: {', '.join(twice)}"
+      )
 
   def read(self, names: list[str]) -> dict[str, np.ndarray]:
     """The named tensors."""
@@ -114,6 +165,20 @@ class TensorFiles:
             found[name] = file.get_tensor(name)
     return found
 
+  def equal(self, a: str, b: str) -> bool:
+    """True if two tensors have the same values; reads rows at a time."""
+    shape = self.headers[a].shape
+    if shape != self.headers[b].shape or not shape:
+      return False
+    rows = max(1, EQUAL_BYTES // (4 * max(1, math.prod(shape[1:]))))
+    with opened(self._file[a]) as one, opened(self._file[b]) as other:
+      one, other = one.get_slice(a), other.get_slice(b)
+      # safetensors refuses slices that end beyond an axis.
+      parts = [
+        slice(i, min(i + rows, shape[0])) for i in range(0, shape[0], rows)
+      ]
+      return all(np.array_equal(one[part], other[part]) for part in parts)
+
 
 def opened(path: pathlib.Path):
   """A file of tensors, open for reading.
@@ -122,7 +187,7 @@ def opened(path: pathlib.Path):
     CheckpointError: it ends before its tensors do, or is none.
   """
   try:
-    return safe_open(path, "np")
+    return safe_open(regular(path), "np")
   except SafetensorError as error:
     raise CheckpointError(
       f"{path}: {path.stat().st_size} bytes, truncated or damaged ({error});"
@@ -133,8 +198,7 @@ def opened(path: pathlib.Path):
 def tensor_files(folder: pathlib.Path) -> list[pathlib.Path]:
   """The safetensors of a folder, in the order of their names."""
   if (folder / INDEX).exists():
-    names = set(read_json(folder / INDEX)["weight_map"].values())
-    paths = [folder / name for name in sorted(names)]
+    paths = [folder / name for name in sorted(shards_of(folder / INDEX))]
     if absent := [path.name for path in paths if not path.exists()]:
       raise FileNotFoundError(
         f"{folder}: {INDEX} names files that are not there: {absent}"
@@ -148,6 +212,32 @@ def tensor_files(folder: pathlib.Path) -> list[pathlib.Path]:
     f"{folder}: has neither {SINGLE} nor {INDEX}{hint}. Weights are read from"
     " safetensors only, because unpickling a file runs code in it"
   )
+
+
+def shards_of(index: pathlib.Path) -> set[str]:
+  """Names of the files in an index.
+
+  Raises:
+    CheckpointError: it has no map of names to names, or a name is a path.
+  """
+  found = read_json(index).get("weight_map")
+  if not isinstance(found, dict) or not found:
+    raise CheckpointError(
+      f"{index}: weight_map={reprlib.repr(found)}: must be an object of tensors"
+      " and the files that they are in"
+    )
+  wrong = [
+    f"{name}: {reprlib.repr(file)}"
+    for name, file in found.items()
+    if not isinstance(file, str) or not PLAIN.fullmatch(file)
+  ]
+  if wrong:
+    more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+    raise CheckpointError(
+      f"{index}: {len(wrong)} entries of weight_map do not name a file of this"
+      " folder that ends in .safetensors\n  " + "\n  ".join(wrong[:20]) + more
+    )
+  return set(found.values())
 
 
 def write_tensors(

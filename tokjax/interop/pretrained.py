@@ -1,4 +1,4 @@
-"""Pretrained models: a folder or hub id to a `ViT` with weights, and back."""
+"""Pretrained models: a folder or hub id to a model with weights, and back."""
 
 import dataclasses
 import pathlib
@@ -7,15 +7,18 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tokjax.interop import convert, files, preprocessing
-from tokjax.interop.architectures import ARCHITECTURES, Architecture
+from tokjax.interop import convert, fields, files, preprocessing_files
+from tokjax.interop.architectures_language import LANGUAGE
+from tokjax.interop.architectures_vision import VISION
+from tokjax.interop.convert import Config
+from tokjax.interop.layout import Layout
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.timm import Timm
-from tokjax.models.vit import ViT, ViTConfig
+from tokjax.models.vit import ViTConfig
 from tokjax.reduce.reduction import Slots
 
 PLAIN = Slots()
-LAYOUTS: dict[str, Architecture | Timm] = {**ARCHITECTURES, Timm.name: Timm()}
+LAYOUTS: dict[str, Layout] = {**VISION, **LANGUAGE, Timm.name: Timm()}
 
 
 def layouts() -> tuple[str, ...]:
@@ -31,74 +34,101 @@ def load(
   param_dtype: Any = jnp.float32,
   revision: str | None = None,
   **overrides: Any,
-) -> tuple[ViT, dict[str, Any], Preprocessing | None]:
-  """A published model, built with slots.
+) -> tuple[Any, dict[str, Any], Any]:
+  """A published model of any kind, built with slots.
+
+  `architectures` of config.json (timm: `architecture`) says what it is: a
+  vision tower becomes a `ViT`, a language model a `Decoder`.
 
   Args:
     source: folder with config.json and safetensors, or a hub id.
     slots: the recipe.
-    dtype: of activations.
+    dtype: of activations (of a language model also of caches).
     param_dtype: of parameters; None: as stored.
     revision: branch, tag or commit on the hub.
-    **overrides: fields of `ViTConfig` to change. `image_size` interpolates the
-      position table, `num_classes=None` (or `pooler`, `projection`) leaves
-      that head out; what changes other shapes is an error.
+    **overrides: fields of `ViTConfig` or `DecoderConfig` to change.
+      `image_size` interpolates the position table, `num_classes=None` (or
+      `pooler`, `projection`) leaves that head out; what changes other shapes
+      is an error.
 
   Returns:
-    The model, its parameters (`model.apply({"params": params}, images)`) and
-    the preprocessing, None if the folder does not state it.
+    The model, its parameters, and what makes its inputs. `ViT`: a
+    `Preprocessing` of images, for `model.apply({"params": params}, images)`;
+    None if the folder does not state it. `Decoder`: a `Tokenizer`, for
+    `model.apply({"params": params}, tokens)`; None if the folder has no
+    tokenizer.json.
 
   Raises:
     FileNotFoundError: no such folder, hub id or file.
-    ValueError: a config.json that this model cannot follow.
-    CheckpointError: lists every tensor that does not fit.
+    ConfigError: a JSON file that this model cannot follow; lists all faults.
+      Like CheckpointError it is a ValueError.
+    CheckpointError: lists every tensor that does not fit or holds values that
+      are not finite, or names a file that is damaged or may not be opened.
+    ValueError: a file that is not JSON; a tokenizer with ids beyond the
+      embedding; a recipe that this model cannot carry out.
   """
   folder = files.locate(source, revision)
   layout, own, tensors = open_folder(folder)
+  convert.check_sizes(own, tensors.headers, layout.their_name, str(source))
   prefix = layout.prefix(tensors.headers)
+  config = with_overrides(own, overrides)
+  # Before the tensors, which take time and memory.
+  model = layout.build(config, slots, dtype)
+  inputs = layout.input_of(folder, own)
   params = convert.read_params(
     tensors.headers,
     tensors.read,
     convert.entries(layout.table(own), own, prefix),
     own,
-    ignored=layout.is_ignored,
+    ignored=lambda name: layout.is_ignored(name, own),
     dtype=param_dtype,
     source=str(source),
   )
-  config = with_overrides(own, overrides)
   if config != own:
     params = convert.adapt(params, own, config, str(source))
-  return ViT(config, slots, dtype), params, preprocessing.read(folder)
+  return model, params, inputs
 
 
 def config_from(
   source: str | pathlib.Path, *, revision: str | None = None
-) -> ViTConfig:
-  """The architecture of a folder or hub id, without reading its tensors."""
+) -> Any:
+  """The `ViTConfig` or `DecoderConfig` of a folder or hub id.
+
+  Tensors are not read; except that a tied embedding is compared with the
+  output matrix, if the folder has one.
+  """
   return open_folder(files.locate(source, revision))[1]
 
 
-def open_folder(folder: pathlib.Path):
+def open_folder(folder: pathlib.Path) -> tuple[Layout, Any, files.TensorFiles]:
   """Layout, configuration and tensor files of a folder."""
   whole = files.read_json(folder / "config.json")
-  names = ["timm"] if "architecture" in whole else whole.get("architectures")
-  known = [name for name in names or [] if name in LAYOUTS]
+  names = ("timm",)
+  if "architecture" not in whole:
+    try:
+      names = fields.optional(fields.strings, ())(whole, "architectures")
+    except ValueError as error:
+      source = f"{folder}: config.json"
+      raise fields.ConfigError(source, [str(error)]) from error
+  known = [name for name in names if name in LAYOUTS]
   if not known:
     raise ValueError(
-      f"{folder}: config.json names {names or 'no architectures'}; those that"
-      f" can be read are {', '.join(LAYOUTS)}"
+      f"{folder}: config.json names {list(names) or 'no architectures'}"
+      f" (model_type={whole.get('model_type')!r}), which is no language model"
+      f" and no vision model that can be read; those are {', '.join(LAYOUTS)}"
     )
   layout, tensors = LAYOUTS[known[0]], files.TensorFiles(folder)
-  return layout, layout.read(whole, tensors.headers), tensors
+  config = layout.read(whole, tensors.headers)
+  return layout, layout.settle(config, tensors), tensors
 
 
-def with_overrides(config: ViTConfig, overrides: Mapping[str, Any]):
+def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Any:
   """A configuration with some fields changed."""
-  fields = [field.name for field in dataclasses.fields(config)]
-  if unknown := [name for name in overrides if name not in fields]:
+  names = [field.name for field in dataclasses.fields(config)]
+  if unknown := [name for name in overrides if name not in names]:
     raise TypeError(
-      f"load() has no option {unknown[0]!r}; beside its own, the fields of"
-      f" ViTConfig: {', '.join(fields)}"
+      f"load() has no option {unknown[0]!r}; besides its own, the fields of"
+      f" {type(config).__name__}: {', '.join(names)}"
     )
   return dataclasses.replace(config, **overrides)
 
@@ -122,8 +152,9 @@ def save(
     folder: made if absent; tensor files of an earlier model in it are replaced.
     config: the architecture.
     params: its parameters.
-    layout: one of `layouts()`; None: the first that can hold this model.
-    preprocessing: written beside it, if given.
+    layout: one of `layouts()` that can be written; None: the first that can
+      hold this model.
+    preprocessing: written next to it, if given.
     dtype: of the tensors; None: as they are.
     shard_bytes: a larger model is written as shards with an index.
 
@@ -139,20 +170,26 @@ def save(
     raise ValueError(f"layout={name!r} cannot hold {', '.join(wrong)}")
   found = convert.entries(target.table(config), config, target.prefix(()))
   tensors = convert.write_tensors(params, found, config, dtype)
+  configs = config_files(target, config, preprocessing)
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   files.write_tensors(folder, tensors, shard_bytes)
-  write_configs(folder, target, config, preprocessing)
+  for file, whole in configs.items():
+    files.write_json(folder / file, whole)
 
 
-def write_configs(folder, target, config, value: Preprocessing | None):
-  """Writes config.json and, where that is another file, the preprocessing."""
+def config_files(
+  target: Layout, config: ViTConfig, value: Preprocessing | None
+) -> dict[str, dict[str, Any]]:
+  """config.json and, where that is another file, the preprocessing."""
   whole = target.write(config)
-  if value is not None and isinstance(target, Timm):
-    whole["pretrained_cfg"] |= preprocessing.to_timm(value)
-  elif value is not None:
-    files.write_json(folder / preprocessing.HF_FILE, preprocessing.to_hf(value))
-  files.write_json(folder / "config.json", whole)
+  if value is None:
+    return {"config.json": whole}
+  if isinstance(target, Timm):
+    whole["pretrained_cfg"] |= preprocessing_files.to_timm(value)
+    return {"config.json": whole}
+  published = preprocessing_files.to_hf(value)
+  return {preprocessing_files.HF_FILE: published, "config.json": whole}
 
 
 def writable() -> tuple[str, ...]:
@@ -171,7 +208,7 @@ def choose_layout(config: ViTConfig) -> str:
   )
 
 
-def differences(config: ViTConfig, layout: Architecture | Timm) -> list[str]:
+def differences(config: ViTConfig, layout: Layout) -> list[str]:
   """What would be another value if a layout's reader read what it writes."""
   found = convert.matches(layout.table(config), config, layout.prefix(()))
   names = {entry.theirs for entry in found}

@@ -1,8 +1,9 @@
 """Names and shapes of published checkpoints: one row for each tensor.
 
 A row says which of our parameters hold which of their tensors, and how the
-axes are arranged. `{i}` stands for the number of a block, `{p}` for the
-prefix of the encoder, which differs between a bare model and one with a head.
+axes are arranged. `{i}` is the number of a block, `{p}` the prefix of the
+encoder or decoder, which differs between a bare model and one with a head, and
+`{h}` that of a language model's output matrix.
 Rows of parameters that a configuration does not have are not used, so one
 table serves a family.
 """
@@ -57,6 +58,14 @@ class Row:
   ours: tuple[str, ...]
   theirs: str
   arrange: Arrange = SAME
+
+
+def head_prefix(prefix: str) -> str:
+  """What stands before the output matrix, from the prefix of the decoder.
+
+  The matrix lies next to "model", whatever holds the two.
+  """
+  return prefix.removesuffix("model.") if prefix.endswith(".model.") else ""
 
 
 def one(ours: str, theirs: str, arrange: Arrange = SAME) -> Row:
@@ -215,7 +224,7 @@ DECODER = (
   *linear(f"{LAYER}/mlp/up", f"{HF_LAYER}.mlp.up_proj"),
   *linear(f"{LAYER}/mlp/down", f"{HF_LAYER}.mlp.down_proj"),
   one("norm/scale", "{p}norm.weight"),
-  one("head/kernel", "lm_head.weight", LINEAR),
+  one("head/kernel", "{h}lm_head.weight", LINEAR),
 )
 TWO_NORMS = (
   one(f"{LAYER}/norm2/scale", f"{HF_LAYER}.post_attention_layernorm.weight"),

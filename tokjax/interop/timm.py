@@ -4,12 +4,23 @@ A config.json of timm names an architecture (`vit_base_patch16_224`), from
 which size and details follow, and may override them in `model_args`.
 """
 
+import functools
+import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
-from tokjax.interop import tables
-from tokjax.models.vit import ViTConfig
+from tokjax.interop import (
+  families_vision,
+  fields,
+  preprocessing_files,
+  tables,
+)
+from tokjax.interop.fields import Field, Json, Problems
+from tokjax.interop.layout import Layout
+from tokjax.interop.preprocessing import Preprocessing
+from tokjax.models.vit import ViT, ViTConfig
+from tokjax.reduce.reduction import Slots
 
 NAME = re.compile(
   r"(?P<family>vit|deit|deit3)_(?P<size>tiny|small|medium|base|large|huge)"
@@ -27,28 +38,83 @@ SIZES = {
   "huge": (1280, 32, 16),
 }
 POOLS: dict[str, Any] = {"token": "class", "avg": "mean", "": "none"}
-# Arguments of timm's model that this importer understands.
-KNOWN = {
-  "img_size", "patch_size", "in_chans", "num_classes", "global_pool",
-  "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "init_values",
-  "class_token", "no_embed_class", "reg_tokens", "pre_norm", "fc_norm",
-  "act_layer",
+ACTIVATIONS = {name: name for name in ("gelu", "gelu_tanh", "quick_gelu")}
+
+
+def classes(part: Json, name: str) -> int | None:
+  """0: no classifier."""
+  return fields.natural(part, name) or None
+
+
+def mlp_dim(part: Json, name: str) -> int:
+  """Width of the MLP, stated as a multiple of the model's."""
+  return families_vision.mlp_dim(part, name, "embed_dim")
+
+
+def head_norm(part: Json, name: str) -> str:
+  """Absent: the norm is on pooled features where they are a mean."""
+  pooled = fields.optional(fields.flag, part.get("global_pool") == "avg")
+  return "pooled" if pooled(part, name) else "tokens"
+
+
+def layer_scale(part: Json, name: str) -> bool:
+  """The value initialises a new model; here it says that there are scales."""
+  return bool(fields.optional(fields.number)(part, name))
+
+
+# Arguments of timm's model that can be followed, and their defaults.
+FIELDS = (
+  Field("image_size", "img_size", fields.size),
+  Field("patch_size", "patch_size", fields.square),
+  Field("channels", "in_chans", fields.integer),
+  Field("num_classes", "num_classes", classes),
+  Field("pool", "global_pool", fields.one_of(POOLS)),
+  Field("width", "embed_dim", fields.integer),
+  Field("depth", "depth", fields.depth),
+  Field("heads", "num_heads", fields.integer),
+  Field("mlp_dim", "mlp_ratio", mlp_dim),
+  Field("qkv_bias", "qkv_bias", fields.flag),
+  Field("layer_scale", "init_values", layer_scale),
+  Field("class_token", "class_token", fields.flag),
+  Field("registers", "reg_tokens", fields.natural),
+  Field("pre_norm", "pre_norm", fields.flag),
+  Field("head_norm", "fc_norm", head_norm),
+  Field("activation", "act_layer", fields.one_of(ACTIVATIONS)),
+)
+DEFAULTS: Json = {
+  "in_chans": 3,
+  "num_classes": 1000,
+  "global_pool": "token",
+  "mlp_ratio": 4.0,
+  "qkv_bias": True,
+  "init_values": None,
+  "class_token": True,
+  "no_embed_class": False,
+  "reg_tokens": 0,
+  "pre_norm": False,
+  "fc_norm": None,
+  "act_layer": "gelu",
+}
+NEEDED = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+KNOWN = {*DEFAULTS, *NEEDED}
+# They change training or how images of other sizes are taken, not the model.
+WITHOUT_EFFECT = {
+  "dynamic_img_size", "drop_rate", "pos_drop_rate", "patch_drop_rate",
+  "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init",
+  "fix_init",
 }  # fmt: skip
 
 
-class Timm:
-  """Tables and config.json of timm; the interface of `Architecture`."""
+class Timm(Layout):
+  """Tables and config.json of timm."""
 
   name = "timm"
   written = True
 
-  def prefix(self, names) -> str:
+  def prefix(self, names: Collection[str]) -> str:
+    """None."""
     del names
     return ""
-
-  def is_ignored(self, name: str) -> bool:
-    del name
-    return False
 
   def table(self, config: ViTConfig) -> tuple[tables.Row, ...]:
     """timm calls the final norm by what it acts on."""
@@ -58,49 +124,47 @@ class Timm:
       *(tables.TIMM_POOLED_NORM if pooled else tables.TIMM_NORM),
     )
 
-  def read(self, whole: Mapping[str, Any], names) -> ViTConfig:
+  def build(self, config: ViTConfig, slots: Slots, dtype: Any) -> ViT:
+    """The model."""
+    return ViT(config, slots, dtype)
+
+  def input_of(
+    self, folder: pathlib.Path, config: ViTConfig
+  ) -> Preprocessing | None:
+    """The preprocessing of images, if the folder states one."""
+    return preprocessing_files.read(folder, config.channels)
+
+  def their_name(self, ours: str) -> str:
+    """The argument of timm's model."""
+    return next((f.theirs for f in FIELDS if f.ours == ours), ours)
+
+  def read(self, whole: Json, names: Collection[str]) -> ViTConfig:
     """The configuration in a config.json.
 
-    Args:
-      whole: config.json.
-      names: of the tensors; distillation is visible there.
-
-    Raises:
-      ValueError: an architecture or argument that is not supported.
+    The names of tensors show whether there is a distillation token.
     """
-    args: dict[str, Any] = arguments(whole)
-    if unknown := sorted(set(args) - KNOWN):
-      raise ValueError(f"config.json: model_args {unknown} are not supported")
-    pool = args.get("global_pool", "token")
-    if pool not in POOLS:
-      raise ValueError(
-        f"config.json: global_pool={pool!r}: must be one of {sorted(POOLS)}"
-      )
-    pooled = args.get("fc_norm")
-    pooled = pool == "avg" if pooled is None else pooled
-    width, pre_norm = args["embed_dim"], args.get("pre_norm", False)
-    return ViTConfig(
-      image_size=args["img_size"],
-      patch_size=args["patch_size"],
-      channels=args.get("in_chans", 3),
-      width=width,
-      depth=args["depth"],
-      heads=args["num_heads"],
-      mlp_dim=int(width * args.get("mlp_ratio", 4.0)),
-      class_token=args.get("class_token", True),
-      distillation_token="dist_token" in names,
-      registers=args.get("reg_tokens", 0),
-      pool=POOLS[pool],
-      head_norm="pooled" if pooled else "tokens",
-      pre_norm=pre_norm,
-      patch_bias=not pre_norm,
-      qkv_bias=args.get("qkv_bias", True),
-      position_on_class=not args.get("no_embed_class", False),
-      num_classes=args.get("num_classes", 1000) or None,
-      activation=args.get("act_layer", "gelu"),
-      epsilon=1e-6,
-      layer_scale=bool(args.get("init_values")),
-      position_resize="bicubic_antialias",
+    problems = Problems("config.json")
+    args: dict[str, Any] = {}
+    with problems.collect():
+      args = arguments(whole)
+    problems.check()
+    if unknown := sorted(set(args) - KNOWN - WITHOUT_EFFECT):
+      problems.found.append(f"model_args {unknown} are not supported")
+    args = {**DEFAULTS, **args}
+    values = fields.read_fields(FIELDS, args, problems)
+    with problems.collect():
+      embedded = not fields.flag(args, "no_embed_class")
+      values["position_on_class"] = embedded
+      values["position_on_registers"] = embedded and bool(values["registers"])
+    values["patch_bias"] = not values.get("pre_norm", False)
+    return problems.build(
+      functools.partial(
+        ViTConfig,
+        distillation_token="dist_token" in names,
+        epsilon=1e-6,
+        position_resize="bicubic_antialias",
+      ),
+      values,
     )
 
   def write(self, config: ViTConfig) -> dict[str, Any]:
@@ -131,7 +195,6 @@ class Timm:
     else:
       architecture = "vit_base_patch16_224"
       args["fc_norm"] = config.head_norm == "pooled"
-    side = config.image_size
     return {
       "architecture": architecture,
       "num_classes": config.num_classes or 0,
@@ -139,33 +202,30 @@ class Timm:
       "global_pool": pool,
       "model_args": args,
       "pretrained_cfg": {
-        "input_size": [config.channels, side, side],
+        "input_size": [config.channels, *config.image_sides],
         "num_classes": config.num_classes or 0,
       },
     }
 
 
-def arguments(whole: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(whole: Json) -> dict[str, Any]:
   """The arguments of timm's model: from the name, then from model_args."""
-  name = whole["architecture"]
+  name = fields.string(whole, "architecture")
   match = NAME.fullmatch(name)
   args = from_name(match) if match else {}
-  size = whole.get("pretrained_cfg", {}).get("input_size")
-  if size:
-    args["in_chans"] = size[0]
-    args["img_size"] = _side(size[1:])
+  published = fields.mapping(whole, "pretrained_cfg")
+  if published.get("input_size") is not None:
+    size = fields.input_size(published, "input_size")
+    args |= {"in_chans": size[0], "img_size": size[1:]}
   for key in ("num_classes", "global_pool"):
     if key in whole:
       args[key] = whole[key]
-  args |= whole.get("model_args") or {}
-  needed = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
-  if missing := [key for key in needed if key not in args]:
+  args |= fields.mapping(whole, "model_args")
+  if missing := [key for key in NEEDED if key not in args]:
     raise ValueError(
-      f"config.json: architecture {name!r} is not one of timm's plain ViT,"
-      f" DeiT, DeiT-III or DINOv2 models, and model_args lacks {missing}"
+      f"architecture {name!r} is not one of timm's plain ViT, DeiT, DeiT-III"
+      f" or DINOv2 models, and model_args lacks {missing}"
     )
-  for key in ("img_size", "patch_size"):
-    args[key] = _side(args[key])
   return args
 
 
@@ -187,10 +247,3 @@ def from_name(match: re.Match[str]) -> dict[str, Any]:
   if match["family"] == "deit3":
     args |= {"init_values": 1e-6, "no_embed_class": True}
   return args
-
-
-def _side(value: Any) -> int:
-  sides = value if isinstance(value, list | tuple) else (value, value)
-  if len(set(sides)) != 1:
-    raise ValueError(f"config.json: {value}: images must be square")
-  return sides[0]

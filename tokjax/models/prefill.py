@@ -60,6 +60,7 @@ def check(model: Decoder, prompt: int, decode: int, chunk: int | None) -> None:
     prompt, decode: capacities in tokens.
     chunk: tokens of a prompt taken at a time; None: all.
   """
+  model.config.check_generation(prompt, decode)
   slots = model.slots
   attend, cache = attend_of(slots), cache_of(slots)
   for layer in model.layers:
@@ -151,6 +152,7 @@ def start(
   blocks: int | None = None,
 ) -> States:
   """States before the first token, of all blocks or of the first `blocks`."""
+  model.config.check_generation(rows.token.shape[1], decode)
   cache, (b, n) = cache_of(model.slots), rows.token.shape
   stages = ((),) * len(model.layers) if stages is None else stages
   return tuple(

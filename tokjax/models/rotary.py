@@ -53,15 +53,28 @@ class Rotary:
       raise ValueError(
         f"scaling={self.scaling!r}: must be one of {', '.join(SCALINGS)}"
       )
-    if self.base <= 1 or self.factor < 1:
+    if not (1 < self.base < math.inf and 1 <= self.factor < math.inf):
       raise ValueError(
         f"base={self.base}, factor={self.factor}: the base must be above 1 and"
-        " the factor 1 or more"
+        " the factor 1 or more, both finite"
       )
     if self.scaling not in ("none", "linear") and self.original_length < 1:
       raise ValueError(
         f"scaling={self.scaling!r}: needs original_length, the context before"
         " scaling"
+      )
+    # "llama3" divides by the distance of the two.
+    apart = self.slow < self.fast or (self.scaling == "yarn" and self.slow)
+    bounds = 0 < self.slow <= self.fast < math.inf and apart
+    if self.scaling in ("llama3", "yarn") and not bounds:
+      raise ValueError(
+        f"slow={self.slow}, fast={self.fast}: both must be finite and above 0,"
+        " slow below fast"
+      )
+    factor = self.attention_factor
+    if factor is not None and not 0 < factor < math.inf:
+      raise ValueError(
+        f"attention_factor={factor}: must be a finite number above 0"
       )
 
   @property

@@ -9,12 +9,14 @@ checkpoints onto them.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from tokjax.models import faults
 from tokjax.models.activations import ACTIVATIONS
 from tokjax.models.embed import Embed
 from tokjax.models.encoder import Encoder
@@ -50,7 +52,7 @@ class ViTConfig:
   """Architecture of a vision transformer; the defaults are ViT-B/16.
 
   Attributes:
-    image_size: height and width in pixels.
+    image_size: in pixels; height and width where they differ.
     patch_size: side of a patch; with `stem="conv"` the total stride.
     stem: "patch" is one strided convolution; "conv" two 3x3 convolutions
       before it, for small images.
@@ -66,13 +68,15 @@ class ViTConfig:
     num_classes: None: no head.
     distillation_head: where there is a distillation token, a second classifier
       reads it and the logits are the mean of both.
-    position_on_class: the position table has rows for the tokens in front.
+    position_on_class: the position table has rows for class and distillation
+      token.
+    position_on_registers: it also has rows for registers.
     position_resize: how the position table is interpolated for images of
       another size; one of `positions.RESIZES`.
     layer_scale: learned factor on each residual branch (DeiT-III, DINOv2).
   """
 
-  image_size: int = 224
+  image_size: int | tuple[int, int] = 224
   patch_size: int = 16
   channels: int = 3
   width: int = 768
@@ -89,6 +93,7 @@ class ViTConfig:
   patch_bias: bool = True
   qkv_bias: bool = True
   position_on_class: bool = True
+  position_on_registers: bool = False
   pooler: int | None = None
   projection: int | None = None
   num_classes: int | None = 1000
@@ -101,33 +106,66 @@ class ViTConfig:
   ] = "bicubic"
 
   def __post_init__(self):
-    if self.image_size % self.patch_size:
-      raise ValueError(
+    size = self.image_size
+    if isinstance(size, list | tuple) and len(size) == 2:
+      # Equal configurations compare as equal, also if read from a list.
+      size = size[0] if size[0] == size[1] else tuple(size)
+      object.__setattr__(self, "image_size", size)
+    faults.check(self._fields())
+    faults.check(self._relations())
+
+  def _fields(self) -> Iterator[str]:
+    """Faults of single fields."""
+    sizes = ("patch_size", "channels", "width", "depth", "heads", "mlp_dim")
+    yield from faults.integers(self, sizes, 1)
+    if not all(faults.is_integer(x) and x > 0 for x in self.image_sides):
+      yield (
+        f"image_size={self.image_size!r}: must be 1 or more, or two of these"
+        " (height, width), as integers"
+      )
+    yield from faults.integers(self, ("registers",), 0)
+    heads = ("pooler", "projection", "num_classes")
+    given = [name for name in heads if getattr(self, name) is not None]
+    yield from faults.integers(self, given, 1)
+    yield from faults.positives(self, ("epsilon",))
+    if self.epsilon is None:
+      yield "epsilon=None: must be a finite number above 0"
+    for name, allowed in CHOICES.items():
+      if getattr(self, name) not in allowed:
+        yield f"{name}={getattr(self, name)!r}: must be one of {allowed}"
+
+  def _relations(self) -> Iterator[str]:
+    """Faults between fields that are each allowed."""
+    if any(side % self.patch_size for side in self.image_sides):
+      yield (
         f"image_size={self.image_size}: must be a multiple of"
         f" patch_size={self.patch_size}"
       )
     if self.width % self.heads:
-      raise ValueError(
-        f"width={self.width}: must be a multiple of heads={self.heads}"
-      )
-    for name, allowed in CHOICES.items():
-      if getattr(self, name) not in allowed:
-        raise ValueError(
-          f"{name}={getattr(self, name)!r}: must be one of {allowed}"
-        )
+      yield f"width={self.width}: must be a multiple of heads={self.heads}"
     if self.pool == "class" and not self.class_token:
-      raise ValueError("pool='class': the model has no class token")
+      yield "pool='class': the model has no class token"
     if self.num_classes is not None and self.pool == "none":
-      raise ValueError("pool='none': classes need pooled features")
+      yield "pool='none': classes need pooled features"
     if self.distilled and (self.pool, self.head_norm) != ("class", "tokens"):
-      raise ValueError(
-        "distillation_head=True: needs pool='class' and head_norm='tokens'"
-      )
+      yield "distillation_head=True: needs pool='class' and head_norm='tokens'"
+    before = self.class_token or self.distillation_token
+    if self.position_on_registers and before and not self.position_on_class:
+      yield "position_on_registers=True: needs position_on_class=True"
+
+  @property
+  def image_sides(self) -> tuple[int, int]:
+    """Height and width in pixels."""
+    size = self.image_size
+    if isinstance(size, tuple) and len(size) == 2:
+      return size
+    return size, size
 
   @property
   def grid(self) -> tuple[int, int]:
-    side = self.image_size // self.patch_size
-    return side, side
+    """Rows and columns of patches."""
+    height, width = self.image_sides
+    return height // self.patch_size, width // self.patch_size
 
   @property
   def num_patches(self) -> int:
@@ -145,8 +183,9 @@ class ViTConfig:
   @property
   def positions_in_front(self) -> int:
     """Rows of the position table before those of the patches."""
-    return int(self.position_on_class) * (
-      int(self.class_token) + int(self.distillation_token)
+    first = int(self.class_token) + int(self.distillation_token)
+    return first * self.position_on_class + (
+      self.registers * self.position_on_registers
     )
 
   @property

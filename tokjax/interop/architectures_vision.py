@@ -1,18 +1,23 @@
-"""Published model classes: each with its family, its table and its head."""
+"""Classes of `transformers` for vision: family, table and head of each."""
 
 import dataclasses
+import pathlib
 import re
+from collections.abc import Collection
 from typing import Any
 
 from tokjax.interop import families_vision as families
-from tokjax.interop import tables
-from tokjax.interop.families_vision import Family, Json
+from tokjax.interop import fields, preprocessing_files, tables
+from tokjax.interop.fields import Family, Json, Problems
+from tokjax.interop.layout import Layout
+from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.tables import Row
-from tokjax.models.vit import ViTConfig
+from tokjax.models.vit import ViT, ViTConfig
+from tokjax.reduce.reduction import Slots
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture:
+class Architecture(Layout):
   """A class of `transformers`.
 
   Attributes:
@@ -40,7 +45,7 @@ class Architecture:
   ignored: str = r".*position_ids"
   written: bool = True
 
-  def prefix(self, names) -> str:
+  def prefix(self, names: Collection[str]) -> str:
     """The prefix that a file's encoder has (the usual one if none fits)."""
     for prefix in self.prefixes:
       if any(name.startswith(f"{prefix}embeddings.") for name in names):
@@ -52,38 +57,58 @@ class Architecture:
     del config
     return self.rows
 
-  def is_ignored(self, name: str) -> bool:
+  def is_ignored(self, name: str, config: ViTConfig) -> bool:
+    """Tensors of a text tower, buffers, and what only pre-training uses."""
+    del config
     return re.fullmatch(self.ignored, name) is not None
 
-  def read(self, whole: Json, names) -> ViTConfig:
+  def their_name(self, ours: str) -> str:
+    """What config.json calls a field of the configuration."""
+    return self.family.their_name(ours)
+
+  def build(self, config: ViTConfig, slots: Slots, dtype: Any) -> ViT:
+    """The model."""
+    return ViT(config, slots, dtype)
+
+  def input_of(
+    self, folder: pathlib.Path, config: ViTConfig
+  ) -> Preprocessing | None:
+    """The preprocessing of images, if the folder states one."""
+    return preprocessing_files.read(folder, config.channels)
+
+  def read(self, whole: Json, names: Collection[str]) -> ViTConfig:
     """The configuration in a config.json.
 
-    Args:
-      whole: config.json.
-      names: of the tensors; a pooler is only visible there.
-
-    Raises:
-      ValueError: a value this model does not support.
+    The names of tensors show whether there is a pooler.
     """
-    part = {**self.family.defaults, **whole.get("vision_config", whole)}
-    for key, value in self.family.refused.items():
-      if part.get(key) == value:
-        raise ValueError(f"config.json: {key}={value} is not supported")
-    values: dict[str, Any] = {**self.family.implied, **self.implied}
-    values["num_classes"] = classes_of(whole) if self.classes else None
-    for field in self.family.fields:
-      try:
-        values[field.ours] = field.read(part[field.theirs], part)
-      except ValueError as error:
-        raise ValueError(f"config.json: {field.theirs}={error}") from error
-    if self.projection:
-      part = {"projection_dim": 512, **part}
-      values["projection"] = whole.get("projection_dim", part["projection_dim"])
-    if self.pooler and f"{self.prefix(names)}pooler.dense.weight" in names:
-      values["pooler"] = part.get("pooler_output_size") or values["width"]
-      if part.get("pooler_act", "tanh") != "tanh":
-        raise ValueError(f"config.json: pooler_act={part['pooler_act']!r}")
-    return ViTConfig(**values)
+    problems = Problems("config.json")
+    values: dict[str, Any] = {}
+    with problems.collect():
+      part = whole
+      if "vision_config" in whole:
+        part = fields.mapping(whole, "vision_config")
+        fields.refuse(whole, fields.QUANTISED, problems)
+      values |= self.family.read(part, problems)
+      values |= self.implied
+      values |= self._heads(whole, part, names, problems)
+    return problems.build(ViTConfig, values)
+
+  def _heads(self, whole: Json, part: Json, names, problems) -> dict[str, Any]:
+    """Which heads there are, and their sizes."""
+    values: dict[str, Any] = {"num_classes": None}
+    with problems.collect():
+      if self.classes:
+        values["num_classes"] = classes_of(whole)
+      if self.projection:
+        where = whole if "projection_dim" in whole else part
+        read = fields.optional(fields.integer, 512)
+        values["projection"] = read(where, "projection_dim")
+    with problems.collect():
+      if self.pooler and f"{self.prefix(names)}pooler.dense.weight" in names:
+        read = fields.optional(fields.integer, part.get("hidden_size", 768))
+        values["pooler"] = read(part, "pooler_output_size")
+        fields.optional(fields.one_of({"tanh": "tanh"}))(part, "pooler_act")
+    return values
 
   def write(self, config: ViTConfig) -> dict[str, Any]:
     """A config.json with all of a configuration that this class can hold."""
@@ -107,9 +132,9 @@ class Architecture:
 
 def classes_of(whole: Json) -> int:
   """Number of classes in a config.json; `transformers` leaves out a 2."""
-  if "id2label" in whole:
-    return len(whole["id2label"])
-  return whole.get("num_labels", 2)
+  if whole.get("id2label") is not None:
+    return len(fields.mapping(whole, "id2label"))
+  return fields.optional(fields.integer, 2)(whole, "num_labels")
 
 
 CLASSIFIER = tables.linear("head/classifier", "classifier")
@@ -120,9 +145,9 @@ TEACHER = (
 TEXT = r"text_model\..*|text_projection\..*|logit_.*|.*position_ids"
 # For pre-training only.
 MASK_TOKEN = r".*mask_token"
-VISION = ("vision_model.", "")
+TOWER = ("vision_model.", "")
 
-ARCHITECTURES = {
+VISION = {
   architecture.name: architecture
   for architecture in (
     Architecture(
@@ -158,40 +183,40 @@ ARCHITECTURES = {
       ignored=r"decoder\..*",
       written=False,
     ),
-    Architecture("CLIPVisionModel", families.CLIP, tables.CLIP, VISION),
+    Architecture("CLIPVisionModel", families.CLIP, tables.CLIP, TOWER),
     Architecture(
       "CLIPVisionModelWithProjection",
       families.CLIP,
       tables.CLIP,
-      VISION,
+      TOWER,
       projection=True,
     ),
     Architecture(
       "CLIPModel",
       families.CLIP,
       tables.CLIP,
-      VISION,
+      TOWER,
       projection=True,
       ignored=TEXT,
       written=False,
     ),
-    Architecture("SiglipVisionModel", families.SIGLIP, tables.SIGLIP, VISION),
+    Architecture("SiglipVisionModel", families.SIGLIP, tables.SIGLIP, TOWER),
     Architecture(
       "SiglipModel",
       families.SIGLIP,
       tables.SIGLIP,
-      VISION,
+      TOWER,
       ignored=TEXT,
       written=False,
     ),
     Architecture(
-      "Siglip2VisionModel", families.SIGLIP2, tables.SIGLIP2, VISION
+      "Siglip2VisionModel", families.SIGLIP2, tables.SIGLIP2, TOWER
     ),
     Architecture(
       "Siglip2Model",
       families.SIGLIP2,
       tables.SIGLIP2,
-      VISION,
+      TOWER,
       ignored=TEXT,
       written=False,
     ),

@@ -1,0 +1,70 @@
+"""What `load` and `save` ask of a published layout of checkpoints."""
+
+import abc
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+from tokjax.interop import fields
+from tokjax.interop.files import TensorFiles
+from tokjax.interop.tables import Row
+from tokjax.reduce.reduction import Slots
+
+
+class Layout(abc.ABC):
+  """One class of models of one library.
+
+  Attributes:
+    name: of the class, or of the library if it has one layout.
+    written: models can be exported to it.
+  """
+
+  name: str
+  written: bool = False
+
+  @abc.abstractmethod
+  def prefix(self, names: Collection[str]) -> str:
+    """What stands before the model's tensors in a file with these names."""
+
+  @abc.abstractmethod
+  def table(self, config: Any) -> tuple[Row, ...]:
+    """The rows that a file of this layout may have."""
+
+  @abc.abstractmethod
+  def read(self, whole: fields.Json, names: Collection[str]) -> Any:
+    """The configuration in a config.json.
+
+    Args:
+      whole: config.json.
+      names: of the tensors, for what only they show.
+
+    Raises:
+      ConfigError: lists every value that is absent, of another type or not
+        supported.
+    """
+
+  @abc.abstractmethod
+  def build(self, config: Any, slots: Slots, dtype: Any) -> Any:
+    """The model."""
+
+  @abc.abstractmethod
+  def input_of(self, folder: pathlib.Path, config: Any) -> Any:
+    """What makes the model's inputs; None if the folder does not state it."""
+
+  def settle(self, config: Any, tensors: TensorFiles) -> Any:
+    """The configuration, where values of tensors decide something in it."""
+    del tensors
+    return config
+
+  def is_ignored(self, name: str, config: Any) -> bool:
+    """True for tensors that belong to other parts than the model."""
+    del name, config
+    return False
+
+  def their_name(self, ours: str) -> str:
+    """What config.json calls a field of the configuration."""
+    return ours
+
+  def write(self, config: Any) -> dict[str, Any]:
+    """The config.json of a configuration."""
+    raise NotImplementedError(f"{self.name}: {config} cannot be written")
