@@ -50,10 +50,11 @@ def drop_last(site):
 
 def slots_of(name: str, r: int):
   """The slots of a candidate."""
-  from tokjax import recipes, schedules
-  from tokjax.reduce.reduction import Reduce, Slots
+  from tokjax import budgets, recipes
+  from tokjax.reduce.reduction import Reduce
+  from tokjax.slots import Slots
 
-  schedule = schedules.Constant(r)
+  schedule = budgets.Constant(r)
   if name == "ours_tome":
     return recipes.get("tome", schedule=schedule)
   if name == "ours_shapes":

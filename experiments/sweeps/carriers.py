@@ -15,7 +15,7 @@ from experiments import train
 from experiments.training import config as config_lib
 from tokjax import interop
 from tokjax.models import Decoder, DecoderConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from experiments.data.images import to_image
 from experiments.training import config as config_lib
 from tokjax import interop
 from tokjax.models import ViT, ViTConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from experiments.sweeps.count import Count
 from experiments.sweeps.language import SUBJECTS, Subject
 from experiments.sweeps.language_programs import Program, Shape
 from experiments.sweeps.programs import Job, Unfit
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ from tokjax.analysis import cost
 from tokjax.attention import dense
 from tokjax.learned import sparse_mask
 from tokjax.recipes.vision import baselines
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 Images = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -95,12 +95,12 @@ def by_chance(slots: Slots, kind: str, seed: int) -> Slots:
   """Slots with the counts of `slots` and no idea what to keep."""
   if kind == "mask":
     return Slots(attend=RandomMask(slots.attend.keep, seed), name="random")
-  places = ("before_block", "after_attention")
+  places = ("input", "mlp")
   reduce = tuple(
     dataclasses.replace(
       r,
       rule=baselines.drop_random,
-      at=r.at if r.at in places else "before_block",
+      at=r.at if r.at in places else "input",
       needs=("key",),
       soft=None,
       learned=None,

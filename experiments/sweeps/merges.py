@@ -11,7 +11,7 @@ import numpy as np
 from experiments.sweeps.classification import Subject
 from experiments.sweeps.programs import Job
 from tokjax.analysis import gallery, merge_map
-from tokjax.schedules import ScheduleError
+from tokjax.budgets import BudgetError
 
 
 def draw(
@@ -28,7 +28,7 @@ def draw(
   def one(method: str) -> merge_map.Groups | None:
     try:
       model = subject.build(Job(method, keep).slots())
-    except ScheduleError:
+    except BudgetError:
       return None
     key = jax.random.key(0)
     return merge_map.look(model, subject.params, images, key, every=False)[-1]

@@ -19,8 +19,8 @@ from experiments.sweeps.classification import Subject
 from experiments.sweeps.count import Count
 from tokjax import recipes
 from tokjax.analysis import cost
-from tokjax.reduce.reduction import Slots
-from tokjax.schedules import ScheduleError
+from tokjax.budgets import BudgetError
+from tokjax.slots import Slots
 
 Made = TypeVar("Made")
 
@@ -110,7 +110,7 @@ def compile_one(
     slots = job.slots()
     model = subject.build(slots)
     tokens = tokens_per_block(subject, slots, images, key)
-  except (ScheduleError, ValueError) as error:
+  except (BudgetError, ValueError) as error:
     raise Unfit(job, str(error)) from error
 
   @jax.jit

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from tokjax.losses import Budget, Consistency, Diversity, Ratio
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from experiments.tasks import TASKS
 from experiments.training.checkpoints import Options as Checkpoint
 from experiments.training.mesh import Mesh
 from experiments.training.optim import Optimizer
-from tokjax import schedules
+from tokjax import budgets
 from tokjax.models import Decoder, DecoderConfig, ViT, ViTConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 MODELS = {"vit": ViTConfig, "decoder": DecoderConfig}
 BUILDERS = {ViTConfig: ViT, DecoderConfig: Decoder}
@@ -29,12 +29,12 @@ class Own:
 
 SCHEDULES = {
   "own": Own,
-  "once": schedules.Once,
-  "ratio": schedules.Ratio,
-  "even": schedules.Even,
-  "constant": schedules.Constant,
-  "linear": schedules.Linear,
-  "capped": schedules.Capped,
+  "once": budgets.Once,
+  "ratio": budgets.Ratio,
+  "even": budgets.Even,
+  "constant": budgets.Constant,
+  "linear": budgets.Linear,
+  "capped": budgets.Capped,
 }
 
 
@@ -93,7 +93,7 @@ class Recipe:
   Attributes:
     name: see `tokjax.recipes.names()`.
     keep: fraction of tokens that remain at the end; None: as scheduled.
-    schedule: how many remain where; see `tokjax.schedules`.
+    schedule: how many remain where; see `tokjax.budgets`.
     options: other options of the recipe.
     warmup: begin with more tokens than `keep`; None: with these.
   """

@@ -7,8 +7,9 @@ import pytest
 
 from pallas_kernels import layout as layouts
 from tokjax.attention import BlockSparse, Dense, estimators
+from tokjax.binding import bind
 from tokjax.models import ViT, ViTConfig
-from tokjax.reduce.reduction import Slots, bind
+from tokjax.slots import Slots
 
 B, H, N, D = 2, 2, 22, 8
 

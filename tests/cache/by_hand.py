@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.cache.cases import QUICK
-from tokjax.cache.contract import Arrivals, Layer, Memory
 from tokjax.cache.evict import Prompt, chosen
+from tokjax.layer import Arrivals, Layer, Memory
 
 LAYER = Layer(head_dim=4, scale=1.0)
 ROWS = np.array(

@@ -17,9 +17,9 @@ import numpy as np
 from tokjax import recipes
 from tokjax.attention.causal import Causal
 from tokjax.cache import contract
-from tokjax.cache.contract import Arrivals, Layer
 from tokjax.cache.kv import KV
-from tokjax.reduce.reduction import Slots
+from tokjax.layer import Arrivals, Layer
+from tokjax.slots import Slots
 
 QUICK = {
   "xla_backend_optimization_level": 0,

@@ -15,18 +15,19 @@ from tests.cache.by_hand import (
   quick,
 )
 from tests.cache.cases import Rope
+from tokjax import budgets
 from tokjax.attention import core
 from tokjax.attention.causal import Causal
-from tokjax.cache import budgets, kivi, low_rank, reads, retrieval_heads, shared
+from tokjax.cache import kivi, low_rank, reads, retrieval_heads, shared
 from tokjax.cache import quantisation as few
 from tokjax.cache import scores as importance
 from tokjax.cache.adaptive import shares
-from tokjax.cache.contract import LSE, Arrivals, Layer, Memory
 from tokjax.cache.convolved import Convolved
 from tokjax.cache.entries import Entries
 from tokjax.cache.evict import Evict, Prompt, chosen, plan_of
 from tokjax.cache.kivi import Kivi
 from tokjax.cache.mixed import Mixed
+from tokjax.layer import LSE, Arrivals, Layer, Memory
 
 
 def test_h2o_sums_columns_and_never_normalises():
@@ -77,7 +78,7 @@ def test_snapkv_pools_with_zeros_at_the_border():
 
 
 def test_pyramidkv_counts():
-  pyramid = budgets.Pyramid(budgets.Tokens(128), window=8)
+  pyramid = budgets.Pyramid(budgets.Count(128), window=8)
   counts = [pyramid.count(10**6, layer, 32) - 8 for layer in range(32)]
   assert counts[0] == 234
   assert counts[31] == 17
@@ -249,7 +250,7 @@ def test_lococo_weights():
 
 
 def test_streaming_keeps_the_first_and_the_last():
-  evict = Evict(importance.recent, budgets.Tokens(12), first=4, last=1)
+  evict = Evict(importance.recent, budgets.Count(12), first=4, last=1)
   count, _ = evict.limits(LAYER, 20, jnp.asarray([20]))
   kept = keep(np.arange(20.0), int(count[0]), first=4, last=1)
   assert kept == [0, 1, 2, 3, *range(12, 20)]

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from tests.learned import models, reference
-from tokjax import learned, losses, recipes, schedules
+from tokjax import budgets, learned, losses, recipes
 from tokjax.attention import dense
 from tokjax.recipes.vision import learned as rules
-from tokjax.reduce.reduction import Reduce, Slots
+from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.stage import Stage
+from tokjax.slots import Slots
 from tokjax.tokens import Signals, Tokens
 
 
@@ -58,7 +59,7 @@ def predict(x, policy):
   tokens = jax.vmap(lambda x: Tokens.create(x))(jnp.asarray(x)[None])
   if policy is not None:
     tokens = tokens.replace(policy=jnp.asarray(policy)[None])
-  reduce = Reduce(rules.dynamicvit_rule, schedules.Ratio(0.7))
+  reduce = Reduce(rules.dynamicvit_rule, budgets.Ratio(0.7))
   stage = Stage(reduce, 3, 1, 3, 1, len(x) - 1)
   module = learned.KeepPredictor()
   params = module.init(jax.random.key(0), tokens, Signals(), stage)["params"]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.learned import reference
 from tokjax import losses
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass

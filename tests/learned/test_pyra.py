@@ -7,11 +7,11 @@ import pytest
 
 from tests.learned import models, reference
 from tokjax import learned, recipes
+from tokjax.budgets import Constant
 from tokjax.plan import Assignment, move
 from tokjax.recipes.vision import merging
 from tokjax.reduce.site import Site
 from tokjax.reduce.stage import Stage
-from tokjax.schedules import Constant
 from tokjax.tokens import Kind, Signals, Tokens
 
 R, PATCHES, WIDTH = 4, 12, 6
@@ -30,7 +30,7 @@ def own(params, name, change):
 @pytest.fixture(scope="module")
 def pyra():
   """Model, and parameters as they are before the first step."""
-  model = models.build("pyra", schedule=Constant(4), rank=2)
+  model = models.build("pyra", budget=Constant(4), rank=2)
   return model, models.init(model)
 
 
@@ -40,7 +40,7 @@ def logits(model, params):
 
 def test_it_starts_as_tome(pyra):
   model, params = pyra
-  tome = models.build("tome", schedule=Constant(4))
+  tome = models.build("tome", budget=Constant(4))
   np.testing.assert_array_equal(logits(model, params), logits(tome, params))
   assert model.slots.proportional
 
@@ -115,7 +115,7 @@ def test_against_numpy_in_rank_order():
 
 def test_the_modulation_belongs_to_a_number_of_pairs(pyra):
   _, params = pyra
-  fewer = models.build("pyra", schedule=Constant(3), rank=2)
+  fewer = models.build("pyra", budget=Constant(3), rank=2)
   with pytest.raises(Exception, match="by_rank"):
     logits(fewer, params)
 

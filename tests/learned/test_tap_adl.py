@@ -8,7 +8,7 @@ import pytest
 from tests.learned import models, reference
 from tokjax import learned, recipes
 from tokjax.learned import local_pooling
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 GRID = (9, 9)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tokjax import Reduce, recipes, schedules
+from tokjax import Reduce, budgets, recipes
 from tokjax.models.vit import ViT, ViTConfig
 
 TINY = ViTConfig(
@@ -76,23 +76,23 @@ BUILT = {
     r"keep_area=2.0: must lie in \(0, 1\]",
   ),
   "no such signal": (
-    lambda: Reduce(len, schedules.Even(0.5), needs=("attn",)),
+    lambda: Reduce(len, budgets.Even(0.5), needs=("attn",)),
     r"unknown signals \['attn'\]; known are \('queries'",
   ),
   "no such place": (
-    lambda: Reduce(len, schedules.Even(0.5), at="after_mlp"),
+    lambda: Reduce(len, budgets.Even(0.5), at="after_mlp"),
     r"at='after_mlp': must be one of \['after_attention'",
   ),
   "more than there is": (
-    lambda: vit("topk", schedule=schedules.Constant(5)),
+    lambda: vit("topk", budget=budgets.Constant(5)),
     r"topk: .*block 3: 1 are left and 5 would be removed.*Remove fewer",
   ),
   "more than can pair": (
-    lambda: vit("tome", schedule=schedules.Constant(9)),
+    lambda: vit("tome", budget=budgets.Constant(9)),
     r"tome: block 0 would remove 9 of 16 .*at most 8\. Spread",
   ),
   "a block the model has not": (
-    lambda: vit("topk", schedule=schedules.Ratio(0.5, (4,))),
+    lambda: vit("topk", budget=budgets.Ratio(0.5, (4,))),
     r"layers=4: must be a block in 0\.\.3",
   ),
   "one token, and a share of it": (
@@ -104,11 +104,11 @@ BUILT = {
     r"recipe 'evit' needs \['class_attention'\].*class_token=False.*provides",
   ),
   "attention before there is any": (
-    lambda: vit("zero_tprune", schedule=schedules.Once(0.5, 0)),
+    lambda: vit("zero_tprune", budget=budgets.Once(0.5, 0)),
     r"recipe 'zero_tprune' needs .*before block 0.*schedule it for later",
   ),
   "a grid that is gone": (
-    lambda: vit("avgpool", schedule=schedules.Ratio(0.7)),
+    lambda: vit("avgpool", budget=budgets.Ratio(0.7)),
     r"recipe 'avgpool'.*gone after block 1.*\[1, 2, 3\].*Once or Square",
   ),
 }  # fmt: skip

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.recipes.sites_pruning import WIDTH, rows, stage_of, tokens_of
-from tokjax import recipes, schedules, scores, selection
+from tokjax import budgets, recipes, scores, selection
 from tokjax.plan import move_batch
 from tokjax.recipes.vision.baselines import Downsample
-from tokjax.reduce.reduction import Slots
 from tokjax.reduce.site import Site
+from tokjax.slots import Slots
 from tokjax.tokens import Signals
 
 
@@ -27,7 +27,7 @@ def test_none_is_the_model():
 
 
 def test_random_draws_exact_counts_without_replacement():
-  stage = stage_of("random", 16, 1, schedule=schedules.Once(0.375, 1))
+  stage = stage_of("random", 16, 1, budget=budgets.Once(0.375, 1))
   examples = 2000
   keys = jax.random.split(jax.random.key(0), examples)
   plan = jax.jit(lambda t, k: stage.plan(t, Signals(), keys=k))(
@@ -50,7 +50,7 @@ def test_random_draws_anew_in_every_block():
   keys = jax.random.split(jax.random.key(1), 1)
   sets = set()
   for layer in (1, 2):
-    stage = stage_of("random", 32, layer, schedule=schedules.Once(0.5, layer))
+    stage = stage_of("random", 32, layer, budget=budgets.Once(0.5, layer))
     sets.add(tuple(patches(stage.plan(tokens, Signals(), keys=keys))))
   assert len(sets) == 2
 
@@ -109,7 +109,7 @@ def test_avgpool_averages_cells():
   site = Site(
     tokens_of(x[None]),
     Signals(),
-    reduce.schedule.counts(36, 1)[0],
+    reduce.budget.counts(36, 1)[0],
     grid=(6, 6),
   )
   plan = reduce.rule(site)
@@ -137,7 +137,7 @@ def test_downsample_shrinks_the_image_to_whole_patches(keep, side):
 def test_baselines_only_drop(name):
   tokens = tokens_of(rows(1, 2, 17, WIDTH))
   keys = jax.random.split(jax.random.key(0), 2)
-  stage = stage_of(name, 16, 1, schedule=schedules.Once(0.5, 1))
+  stage = stage_of(name, 16, 1, budget=budgets.Once(0.5, 1))
   plan = stage.plan(tokens, Signals(), keys=keys)
   out = move_batch(plan, tokens)
   assert out.x.shape == (2, 9, WIDTH)

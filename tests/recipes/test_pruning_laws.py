@@ -15,7 +15,7 @@ from tests.recipes.sites_pruning import (
   stage_of,
   tokens_of,
 )
-from tokjax import recipes, schedules
+from tokjax import budgets, recipes
 from tokjax.plan import move_batch
 from tokjax.reduce.site import Site
 from tokjax.reduce.stage import act_table, count_table
@@ -23,11 +23,11 @@ from tokjax.tokens import Signals
 
 # Lengths of one padded batch; the shortest is not reduced where others are.
 LENGTHS = (14, 9, 3)
-ONCE = schedules.Ratio(0.7, (2,), "current", "ceil")
+ONCE = budgets.Ratio(0.7, (2,), "current", "ceil")
 RECIPES = {
   "topk": ONCE,
-  "evit": schedules.Ratio(0.7, (1, 2), "current", "ceil", extra=1),
-  "ats": schedules.Capped(1.0, 2),
+  "evit": budgets.Ratio(0.7, (1, 2), "current", "ceil", extra=1),
+  "ats": budgets.Capped(1.0, 2),
   "zero_tprune": ONCE,
   "random": ONCE,
   "stride": ONCE,
@@ -36,7 +36,7 @@ RECIPES = {
 
 
 def slots_of(name: str):
-  return recipes.get(name, schedule=RECIPES[name])
+  return recipes.get(name, budget=RECIPES[name])
 
 
 def padded(name):
@@ -86,13 +86,13 @@ def test_a_padded_example_equals_the_example_alone(name):
 @pytest.mark.parametrize(
   "schedule",
   [
-    schedules.Even(0.5),
-    schedules.Ratio(0.7),
-    schedules.Ratio(0.7, None, "current", "ceil", extra=1),
-    schedules.Once(0.5),
-    schedules.Square(0.5),
-    schedules.Capped(0.6),
-    schedules.Ratio(0.7).with_keep(0.3),
+    budgets.Even(0.5),
+    budgets.Ratio(0.7),
+    budgets.Ratio(0.7, None, "current", "ceil", extra=1),
+    budgets.Once(0.5),
+    budgets.Square(0.5),
+    budgets.Capped(0.6),
+    budgets.Ratio(0.7).with_keep(0.3),
   ],
 )
 def test_a_shorter_example_never_keeps_more(schedule):

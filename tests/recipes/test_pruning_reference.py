@@ -13,8 +13,8 @@ from tests.recipes.sites_pruning import (
   stage_of,
   tokens_of,
 )
+from tokjax.budgets import Once
 from tokjax.plan import move_batch
-from tokjax.schedules import Once
 
 BATCH, PATCHES = 12, 13
 

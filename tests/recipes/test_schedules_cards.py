@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.recipes import reference_pruning as reference
-from tokjax import schedules
-from tokjax.schedules import ScheduleError
+from tokjax import budgets
+from tokjax.budgets import BudgetError
 
 
 def removed(schedule, tokens, depth):
@@ -23,29 +23,29 @@ def removed(schedule, tokens, depth):
 @pytest.mark.parametrize("slope", [-1.0, -0.5, -1 / 3, 0.0, 0.3, 0.75, 1.0])
 def test_linear_is_tomes_r_with_inflection(slope, depth):
   for r in range(40):
-    schedule = schedules.Linear(r, slope)
+    schedule = budgets.Linear(r, slope)
     expected = reference.tome_removals(r, slope, depth)
     assert removed(schedule, 10**4, depth) == expected
 
 
 def test_linear_of_the_paper_falls_from_twice_r_to_none():
-  assert removed(schedules.Linear(11, -1.0), 196, 12) == [
+  assert removed(budgets.Linear(11, -1.0), 196, 12) == [
     22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0,
   ]  # fmt: skip
 
 
 def test_constant_r_of_tome_on_deit():
-  assert schedules.Constant(13).counts(196, 12) == tuple(
+  assert budgets.Constant(13).counts(196, 12) == tuple(
     196 - 13 * i for i in range(1, 13)
   )
-  first = schedules.Constant(13, first=10).counts(196, 12)
+  first = budgets.Constant(13, first=10).counts(196, 12)
   assert first == (None,) * 10 + (183, 170)
 
 
 @pytest.mark.parametrize("rho", [0.9, 0.7, 0.5, 0.25])
 def test_ratio_of_the_initial_number(rho):
   """TokenReduction's protocol: floor(196 rho^t)."""
-  counts = [c for c in schedules.Ratio(rho).counts(196, 12) if c is not None]
+  counts = [c for c in budgets.Ratio(rho).counts(196, 12) if c is not None]
   assert counts == [int(196 * rho**t) for t in (1, 2, 3)]
 
 
@@ -53,7 +53,7 @@ def test_ratio_of_the_initial_number(rho):
 @pytest.mark.parametrize("rho", [0.9, 0.7, 0.5])
 def test_ratio_of_the_current_number(rho, extra):
   """EViT: ceil(rho (N - 1)) of what is there, fused tokens included."""
-  schedule = schedules.Ratio(rho, None, "current", "ceil", extra=extra)
+  schedule = budgets.Ratio(rho, None, "current", "ceil", extra=extra)
   for tokens in (4, 17, 64, 196, 576):
     left, expected = tokens, [None] * 12
     for layer in (3, 6, 9):
@@ -65,30 +65,30 @@ def test_ratio_of_the_current_number(rho, extra):
 
 
 def test_nothing_happens_where_rounding_keeps_all():
-  schedule = schedules.Ratio(0.7, (0, 1), "current", "ceil", extra=1)
+  schedule = budgets.Ratio(0.7, (0, 1), "current", "ceil", extra=1)
   assert schedule.counts(3, 2) == (None, None)
   assert schedule.counts(4, 2) == (4, 4)
-  assert schedules.Ratio(1.0).counts(196, 12) == (None,) * 12
+  assert budgets.Ratio(1.0).counts(196, 12) == (None,) * 12
 
 
 def test_rounding_does_not_trip_over_decimals():
-  assert schedules.Ratio(0.7, (0,)).counts(10, 1) == (7,)
-  assert schedules.Ratio(0.29, (0,)).counts(100, 1) == (29,)
-  up = schedules.Ratio(0.07, (0,), rounding="ceil")
+  assert budgets.Ratio(0.7, (0,)).counts(10, 1) == (7,)
+  assert budgets.Ratio(0.29, (0,)).counts(100, 1) == (29,)
+  up = budgets.Ratio(0.07, (0,), rounding="ceil")
   assert up.counts(100, 1) == (7,)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4, 6, 12, 24])
 def test_stages_are_quarters(depth):
-  assert all(0 < layer < depth for layer in schedules.stages(depth))
-  assert schedules.stages(12) == (3, 6, 9)
+  assert all(0 < layer < depth for layer in budgets.stages(depth))
+  assert budgets.stages(12) == (3, 6, 9)
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.9, 0.5, 0.2, 0.05])
 @pytest.mark.parametrize("tokens", [16, 64, 196])
 def test_even_ends_where_it_should_in_even_steps(tokens, keep):
   for first in (0, 2):
-    steps = removed(schedules.Even(keep, first), tokens, 12)
+    steps = removed(budgets.Even(keep, first), tokens, 12)
     assert tokens - sum(steps) == max(1, round(tokens * keep))
     assert not any(steps[:first])
     assert max(steps[first:]) - min(steps[first:]) <= 1
@@ -97,77 +97,77 @@ def test_even_ends_where_it_should_in_even_steps(tokens, keep):
 @pytest.mark.parametrize("keep", [0.9, 0.5, 0.2])
 def test_keep_ends_a_ratio_there(keep):
   """Each of three floors and a rounded rho lose less than a token."""
-  counts = schedules.Ratio(0.7).with_keep(keep).counts(196, 12)
+  counts = budgets.Ratio(0.7).with_keep(keep).counts(196, 12)
   assert 0 <= keep * 196 - counts[9] < 1 + 196e-6 * 3
   assert counts[3] > counts[6] > counts[9]
 
 
 def test_once_square_capped_fixed():
-  assert schedules.Once(0.5).counts(64, 3) == (32, None, None)
-  assert schedules.Once(0.5, 0.75).counts(64, 4) == (None, None, None, 32)
-  assert schedules.Once(0.001).counts(64, 1) == (1,)
+  assert budgets.Once(0.5).counts(64, 3) == (32, None, None)
+  assert budgets.Once(0.5, 0.75).counts(64, 4) == (None, None, None, 32)
+  assert budgets.Once(0.001).counts(64, 1) == (1,)
   for keep in np.linspace(0.05, 1, 20):
-    (count,) = schedules.Square(float(keep)).counts(64, 1)[:1]
+    (count,) = budgets.Square(float(keep)).counts(64, 1)[:1]
     assert count is None or math.isqrt(count) ** 2 == count
-  assert schedules.Capped(0.25, 0.5).counts(64, 4) == (None, None, 16, 16)
-  assert schedules.Fixed((None, 9)).counts(64, 2) == (None, 9)
+  assert budgets.Capped(0.25, 0.5).counts(64, 4) == (None, None, 16, 16)
+  assert budgets.Fixed((None, 9)).counts(64, 2) == (None, 9)
 
 
 @pytest.mark.parametrize(
   "schedule",
   [
-    schedules.Constant(3),
-    schedules.Linear(3),
-    schedules.Removals((3, 1)),
-    schedules.Even(0.7, 1),
-    schedules.Ratio(0.7),
-    schedules.Ratio(0.7).with_keep(0.4),
-    schedules.Once(0.5, 1),
-    schedules.Square(0.5),
-    schedules.Capped(1.0, 0.25),
-    schedules.Fixed((None, 5, None, None)),
+    budgets.Constant(3),
+    budgets.Linear(3),
+    budgets.Removals((3, 1)),
+    budgets.Even(0.7, 1),
+    budgets.Ratio(0.7),
+    budgets.Ratio(0.7).with_keep(0.4),
+    budgets.Once(0.5, 1),
+    budgets.Square(0.5),
+    budgets.Capped(1.0, 0.25),
+    budgets.Fixed((None, 5, None, None)),
   ],
 )
 def test_every_schedule_is_a_hashable_turnable_value(schedule):
-  assert isinstance(schedule, schedules.Schedule)
+  assert isinstance(schedule, budgets.Budget)
   turned = schedule.with_keep(0.5)
   assert hash(turned) == hash(schedule.with_keep(0.5))
   assert type(turned)(**vars(turned)) == turned
   left = [c for c in turned.counts(64, 4) if c is not None]
   assert abs(left[-1] - 32) <= 7
-  if not isinstance(turned, schedules.Capped):
+  if not isinstance(turned, budgets.Capped):
     assert all(c is None for c in schedule.with_keep(1.0).counts(64, 4))
 
 
 @pytest.mark.parametrize(
   ("build", "message"),
   [
-    (lambda: schedules.Constant(-1), r"r=-1: .*non-negative"),
-    (lambda: schedules.Constant(2.5), r"r=2.5: .*integer"),
-    (lambda: schedules.Constant(1, 4).counts(9, 4), r"first=4: .*0..3"),
-    (lambda: schedules.Linear(3, 2.0), r"slope=2.0: .*\[-1, 1\]"),
-    (lambda: schedules.Removals((1, -2)), r"r\[1\]=-2"),
-    (lambda: schedules.Even(0.0), r"keep=0.0: .*\(0, 1\]"),
-    (lambda: schedules.Even(0.5, -1).counts(9, 4), r"first=-1: .*0..3"),
-    (lambda: schedules.Ratio(1.2), r"rho=1.2: .*\(0, 1\]"),
-    (lambda: schedules.Ratio(float("nan")), r"rho=nan: .*\(0, 1\]"),
-    (lambda: schedules.Ratio("0.5"), r"rho='0.5': .*\(0, 1\]"),
-    (lambda: schedules.Ratio(0.5, base="all"), r"base='all': .*current"),
-    (lambda: schedules.Ratio(0.5, rounding="up"), r"rounding='up': .*ceil"),
-    (lambda: schedules.Ratio(0.5, extra=-1), r"extra=-1: .*non-negative"),
-    (lambda: schedules.Ratio(0.5, (3, 9)).counts(9, 4), r"layers=9: .*0..3"),
-    (lambda: schedules.Ratio(0.5).with_keep(0), r"keep=0: .*\(0, 1\]"),
-    (lambda: schedules.Once(1.5), r"keep=1.5: .*\(0, 1\]"),
-    (lambda: schedules.Once(0.5, 1.0).counts(9, 4), r"layer=1.0: .*below 1.0"),
-    (lambda: schedules.Capped(0.5, 7).counts(9, 4), r"layer=7: .*0..3"),
-    (lambda: schedules.Fixed((1.5,)), r"after\[0\]=1.5: .*integer"),
-    (lambda: schedules.Fixed((3,)).counts(9, 4), r"1 entries.*4 blocks"),
+    (lambda: budgets.Constant(-1), r"r=-1: .*non-negative"),
+    (lambda: budgets.Constant(2.5), r"r=2.5: .*integer"),
+    (lambda: budgets.Constant(1, 4).counts(9, 4), r"first=4: .*0..3"),
+    (lambda: budgets.Linear(3, 2.0), r"slope=2.0: .*\[-1, 1\]"),
+    (lambda: budgets.Removals((1, -2)), r"r\[1\]=-2"),
+    (lambda: budgets.Even(0.0), r"keep=0.0: .*\(0, 1\]"),
+    (lambda: budgets.Even(0.5, -1).counts(9, 4), r"first=-1: .*0..3"),
+    (lambda: budgets.Ratio(1.2), r"rho=1.2: .*\(0, 1\]"),
+    (lambda: budgets.Ratio(float("nan")), r"rho=nan: .*\(0, 1\]"),
+    (lambda: budgets.Ratio("0.5"), r"rho='0.5': .*\(0, 1\]"),
+    (lambda: budgets.Ratio(0.5, base="all"), r"base='all': .*current"),
+    (lambda: budgets.Ratio(0.5, rounding="up"), r"rounding='up': .*ceil"),
+    (lambda: budgets.Ratio(0.5, extra=-1), r"extra=-1: .*non-negative"),
+    (lambda: budgets.Ratio(0.5, (3, 9)).counts(9, 4), r"layers=9: .*0..3"),
+    (lambda: budgets.Ratio(0.5).with_keep(0), r"keep=0: .*\(0, 1\]"),
+    (lambda: budgets.Once(1.5), r"keep=1.5: .*\(0, 1\]"),
+    (lambda: budgets.Once(0.5, 1.0).counts(9, 4), r"layer=1.0: .*below 1.0"),
+    (lambda: budgets.Capped(0.5, 7).counts(9, 4), r"layer=7: .*0..3"),
+    (lambda: budgets.Fixed((1.5,)), r"after\[0\]=1.5: .*integer"),
+    (lambda: budgets.Fixed((3,)).counts(9, 4), r"1 entries.*4 blocks"),
   ],
 )
 def test_a_bad_argument_is_named_with_what_is_allowed(
   build, message, as_users_run_it
 ):
-  with pytest.raises(ScheduleError, match=message):
+  with pytest.raises(BudgetError, match=message):
     build()
 
 
@@ -182,5 +182,5 @@ def test_a_bad_argument_is_named_with_what_is_allowed(
 def test_what_cannot_be_done_names_recipe_block_and_fix(
   counts, at_most, message
 ):
-  with pytest.raises(ScheduleError, match=message):
-    schedules.check(counts, 10, recipe="some", at_most=at_most)
+  with pytest.raises(BudgetError, match=message):
+    stages.check(counts, 10, recipe="some", at_most=at_most)

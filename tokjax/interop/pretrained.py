@@ -12,7 +12,7 @@ from tokjax.interop.architectures import ARCHITECTURES, Architecture
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.timm import Timm
 from tokjax.models.vit import ViT, ViTConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 PLAIN = Slots()
 LAYOUTS: dict[str, Architecture | Timm] = {**ARCHITECTURES, Timm.name: Timm()}
