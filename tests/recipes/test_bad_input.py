@@ -9,6 +9,7 @@ import pytest
 
 from tokjax import Reduce, budgets, recipes
 from tokjax.models.vit import ViT, ViTConfig
+from tokjax.signals import Keys, Rows
 
 TINY = ViTConfig(
   image_size=16, patch_size=4, width=12, heads=3, mlp_dim=24, depth=4,
@@ -53,11 +54,11 @@ BUILT = {
   ),
   "no such option": (
     lambda: recipes.get("evit", ratio=0.3),
-    r"recipe 'evit': unknown option 'ratio'; its options are keep, schedule",
+    r"recipe 'evit': unknown option 'ratio'; its options are keep, budget",
   ),
-  "a number for a schedule": (
-    lambda: recipes.get("evit", schedule=0.5),
-    r"schedule=0.5: must have `counts`",
+  "a number for a budget": (
+    lambda: recipes.get("evit", budget=0.5),
+    r"budget=0.5: must be a Budget; see tokjax\.budgets",
   ),
   "no such sampling": (
     lambda: recipes.get("ats", sampling="uniform"),
@@ -76,12 +77,16 @@ BUILT = {
     r"keep_area=2.0: must lie in \(0, 1\]",
   ),
   "no such signal": (
-    lambda: Reduce(len, budgets.Even(0.5), needs=("attn",)),
-    r"unknown signals \['attn'\]; known are \('queries'",
+    lambda: Rows(form="attn"),
+    r"form='attn': must be one of \('softmax', 'logits'\)",
+  ),
+  "a block to come": (
+    lambda: Keys(layer=1),
+    r"layer=1: must be 0 or less, relative to the block that asks",
   ),
   "no such place": (
     lambda: Reduce(len, budgets.Even(0.5), at="after_mlp"),
-    r"at='after_mlp': must be one of \['after_attention'",
+    r"at='after_mlp': must be one of \['attention', 'input'",
   ),
   "more than there is": (
     lambda: vit("topk", budget=budgets.Constant(5)),
@@ -101,15 +106,15 @@ BUILT = {
   ),
   "a signal the model has not": (
     lambda: vit("evit", BARE),
-    r"recipe 'evit' needs \['class_attention'\].*class_token=False.*provides",
+    r"recipe 'evit' asks .*\['CLASS'\].*class_token=False.*it has \['PATCH'\]",
   ),
   "attention before there is any": (
     lambda: vit("zero_tprune", budget=budgets.Once(0.5, 0)),
-    r"recipe 'zero_tprune' needs .*before block 0.*schedule it for later",
+    r"recipe 'zero_tprune' asks .*before block 0.*schedule it for later",
   ),
   "a grid that is gone": (
     lambda: vit("avgpool", budget=budgets.Ratio(0.7)),
-    r"recipe 'avgpool'.*gone after block 1.*\[1, 2, 3\].*Once or Square",
+    r"recipe 'avgpool'.*gone after block 1.*for block 2;.*Once or Square",
   ),
 }  # fmt: skip
 

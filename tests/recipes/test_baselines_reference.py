@@ -12,8 +12,8 @@ from tokjax import budgets, recipes, scores, selection
 from tokjax.plan import move_batch
 from tokjax.recipes.vision.baselines import Downsample
 from tokjax.reduce.site import Site
+from tokjax.signals import Answers
 from tokjax.slots import Slots
-from tokjax.tokens import Signals
 
 
 def patches(plan, example=0):
@@ -30,7 +30,7 @@ def test_random_draws_exact_counts_without_replacement():
   stage = stage_of("random", 16, 1, budget=budgets.Once(0.375, 1))
   examples = 2000
   keys = jax.random.split(jax.random.key(0), examples)
-  plan = jax.jit(lambda t, k: stage.plan(t, Signals(), keys=k))(
+  plan, _ = jax.jit(lambda t, k: stage.plan(t, Answers(), keys=k))(
     tokens_of(np.zeros((examples, 17, 1), np.float32)), keys
   )
   kept = np.asarray(plan.anchor)
@@ -51,7 +51,8 @@ def test_random_draws_anew_in_every_block():
   sets = set()
   for layer in (1, 2):
     stage = stage_of("random", 32, layer, budget=budgets.Once(0.5, layer))
-    sets.add(tuple(patches(stage.plan(tokens, Signals(), keys=keys))))
+    plan, _ = stage.plan(tokens, Answers(), keys=keys)
+    sets.add(tuple(patches(plan)))
   assert len(sets) == 2
 
 
@@ -93,7 +94,8 @@ def test_center_keeps_the_nearest_to_the_middle(grid):
   tokens = tokens.replace(position=tokens.position.at[0, 1:].set(place))
   stage = stage_of("center", n, 0)
   expected = sorted(range(n), key=lambda j: (far[j], j))[: stage.keep]
-  assert patches(stage.plan(tokens, Signals())) == sorted(expected)
+  plan, _ = stage.plan(tokens, Answers())
+  assert patches(plan) == sorted(expected)
 
 
 def test_the_middle_is_that_of_the_real_tokens():
@@ -108,7 +110,7 @@ def test_avgpool_averages_cells():
   x = rows(0, 36, 4)
   site = Site(
     tokens_of(x[None]),
-    Signals(),
+    Answers(),
     reduce.budget.counts(36, 1)[0],
     grid=(6, 6),
   )
@@ -138,7 +140,7 @@ def test_baselines_only_drop(name):
   tokens = tokens_of(rows(1, 2, 17, WIDTH))
   keys = jax.random.split(jax.random.key(0), 2)
   stage = stage_of(name, 16, 1, budget=budgets.Once(0.5, 1))
-  plan = stage.plan(tokens, Signals(), keys=keys)
+  plan, _ = stage.plan(tokens, Answers(), keys=keys)
   out = move_batch(plan, tokens)
   assert out.x.shape == (2, 9, WIDTH)
   for e in range(2):

@@ -1,4 +1,4 @@
-"""Schedules give the counts that papers and official code give."""
+"""Budgets give the counts that papers and official code give."""
 
 import math
 
@@ -8,11 +8,12 @@ import pytest
 from tests.recipes import reference_pruning as reference
 from tokjax import budgets
 from tokjax.budgets import BudgetError
+from tokjax.reduce import stages
 
 
-def removed(schedule, tokens, depth):
+def removed(budget, tokens, depth):
   left, out = tokens, []
-  for after in schedule.counts(tokens, depth):
+  for after in budget.counts(tokens, depth):
     after = left if after is None else after
     out.append(left - after)
     left = after
@@ -23,9 +24,9 @@ def removed(schedule, tokens, depth):
 @pytest.mark.parametrize("slope", [-1.0, -0.5, -1 / 3, 0.0, 0.3, 0.75, 1.0])
 def test_linear_is_tomes_r_with_inflection(slope, depth):
   for r in range(40):
-    schedule = budgets.Linear(r, slope)
+    budget = budgets.Linear(r, slope)
     expected = reference.tome_removals(r, slope, depth)
-    assert removed(schedule, 10**4, depth) == expected
+    assert removed(budget, 10**4, depth) == expected
 
 
 def test_linear_of_the_paper_falls_from_twice_r_to_none():
@@ -53,7 +54,7 @@ def test_ratio_of_the_initial_number(rho):
 @pytest.mark.parametrize("rho", [0.9, 0.7, 0.5])
 def test_ratio_of_the_current_number(rho, extra):
   """EViT: ceil(rho (N - 1)) of what is there, fused tokens included."""
-  schedule = budgets.Ratio(rho, None, "current", "ceil", extra=extra)
+  budget = budgets.Ratio(rho, None, "current", "ceil", extra=extra)
   for tokens in (4, 17, 64, 196, 576):
     left, expected = tokens, [None] * 12
     for layer in (3, 6, 9):
@@ -61,13 +62,13 @@ def test_ratio_of_the_current_number(rho, extra):
       if kept == left:
         continue
       left = expected[layer] = kept + extra
-    assert schedule.counts(tokens, 12) == tuple(expected)
+    assert budget.counts(tokens, 12) == tuple(expected)
 
 
 def test_nothing_happens_where_rounding_keeps_all():
-  schedule = budgets.Ratio(0.7, (0, 1), "current", "ceil", extra=1)
-  assert schedule.counts(3, 2) == (None, None)
-  assert schedule.counts(4, 2) == (4, 4)
+  budget = budgets.Ratio(0.7, (0, 1), "current", "ceil", extra=1)
+  assert budget.counts(3, 2) == (None, None)
+  assert budget.counts(4, 2) == (4, 4)
   assert budgets.Ratio(1.0).counts(196, 12) == (None,) * 12
 
 
@@ -114,7 +115,7 @@ def test_once_square_capped_fixed():
 
 
 @pytest.mark.parametrize(
-  "schedule",
+  "budget",
   [
     budgets.Constant(3),
     budgets.Linear(3),
@@ -128,15 +129,15 @@ def test_once_square_capped_fixed():
     budgets.Fixed((None, 5, None, None)),
   ],
 )
-def test_every_schedule_is_a_hashable_turnable_value(schedule):
-  assert isinstance(schedule, budgets.Budget)
-  turned = schedule.with_keep(0.5)
-  assert hash(turned) == hash(schedule.with_keep(0.5))
+def test_every_schedule_is_a_hashable_turnable_value(budget):
+  assert isinstance(budget, budgets.Budget)
+  turned = budget.with_keep(0.5)
+  assert hash(turned) == hash(budget.with_keep(0.5))
   assert type(turned)(**vars(turned)) == turned
   left = [c for c in turned.counts(64, 4) if c is not None]
   assert abs(left[-1] - 32) <= 7
   if not isinstance(turned, budgets.Capped):
-    assert all(c is None for c in schedule.with_keep(1.0).counts(64, 4))
+    assert all(c is None for c in budget.with_keep(1.0).counts(64, 4))
 
 
 @pytest.mark.parametrize(
