@@ -101,9 +101,9 @@ def by_chance(slots: Slots, kind: str, seed: int) -> Slots:
       r,
       rule=baselines.drop_random,
       at=r.at if r.at in places else "input",
-      needs=("key",),
       soft=None,
       learned=None,
+      combine=None,
     )
     for r in slots.reduce
   )

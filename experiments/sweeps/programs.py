@@ -178,7 +178,7 @@ def tokens_per_block(
       if table[block] is None:
         continue
       inside = min(inside, table[block])
-      if reduce.at != "around_attention":
+      if not reduce.around:
         left = inside
     out.append(inside + front)
   return tuple(out)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.learned import reference
 from tokjax import losses
+from tokjax.signals import Answers, Attention, Block
 from tokjax.slots import Slots
 
 
@@ -54,7 +55,8 @@ def test_diversity_against_numpy_over_layers_and_batch():
     reference.softmax(2 * rng.normal(size=(2, 3, 9, 9))) for _ in range(2)
   ]
   signals = [
-    type("S", (), {"attention": jnp.asarray(m, jnp.float32)}) for m in maps
+    Answers((Attention(Block(i)),), (jnp.asarray(m, jnp.float32),))
+    for i, m in enumerate(maps)
   ]
   found = losses.Diversity(factor=1.5)(View({"signals": signals}))
   expected = np.mean([reference.diversity(a, 1.5) for m in maps for a in m])

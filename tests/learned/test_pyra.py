@@ -12,7 +12,8 @@ from tokjax.plan import Assignment, move
 from tokjax.recipes.vision import merging
 from tokjax.reduce.site import Site
 from tokjax.reduce.stage import Stage
-from tokjax.tokens import Kind, Signals, Tokens
+from tokjax.signals import Answers, Keys
+from tokjax.tokens import Kind, Tokens
 
 R, PATCHES, WIDTH = 4, 12, 6
 
@@ -83,7 +84,8 @@ def test_against_numpy_in_rank_order():
   tokens = Tokens.create(jnp.asarray(x), kind=kind).replace(
     size=jnp.asarray(size)
   )
-  site = Site(tokens, Signals(keys=jnp.asarray(keys)), PATCHES - R, protected=1)
+  answers = Answers((Keys().answered(0),), (jnp.asarray(keys),))
+  site = Site(tokens, answers, PATCHES - R, protected=1)
   plan = site.lift(merging.tome_rule(site, sides="alternating"))
 
   (reduce,) = recipes.get("pyra").reduce

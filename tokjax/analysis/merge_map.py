@@ -53,7 +53,7 @@ def provenance(plans: Sequence[Sequence[Plan]]) -> list[Plan | None]:
 
   Returns:
     One plan a block; None as long as nothing has been reduced. A plan that was
-    undone behind its sub-layer (`around_attention`) shows in its own block
+    undone behind its sub-layer (`Back("sublayer")`) shows in its own block
     only: the next plan starts from all tokens again.
   """
   out: list[Plan | None] = []
