@@ -54,11 +54,11 @@ def slots_of(name: str, r: int):
   from tokjax.reduce.reduction import Reduce
   from tokjax.slots import Slots
 
-  schedule = budgets.Constant(r)
+  budget = budgets.Constant(r)
   if name == "ours_tome":
-    return recipes.get("tome", schedule=schedule)
+    return recipes.get("tome", budget=budget)
   if name == "ours_shapes":
-    return Slots(Reduce(drop_last, schedule), proportional=True)
+    return Slots(Reduce(drop_last, budget), proportional=True)
   return Slots()
 
 
