@@ -14,7 +14,7 @@ needles are sentences in a text and that model answers both.
 import ml_collections
 
 from configs import common, recall, text
-from tokjax.cache import budgets
+from tokjax import budgets
 
 # Options for contexts of 200 tokens and models of three blocks: the recipes'
 # own defaults are made for contexts of thousands and dozens of blocks.

@@ -14,7 +14,7 @@ from experiments.data import pipeline
 from experiments.training import checkpoints
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 def load_run(

@@ -24,7 +24,7 @@ from experiments import typed
 from experiments.sweeps.carriers import CARRIERS, Carrier
 from experiments.training.config import Recipe
 from tokjax.models import Generator, Sampler, generation
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,14 +50,15 @@ def drop_last(site):
 
 def slots_of(name: str, r: int):
   """The slots of a candidate."""
-  from tokjax import recipes, schedules
-  from tokjax.reduce.reduction import Reduce, Slots
+  from tokjax import budgets, recipes
+  from tokjax.reduce.reduction import Reduce
+  from tokjax.slots import Slots
 
-  schedule = schedules.Constant(r)
+  budget = budgets.Constant(r)
   if name == "ours_tome":
-    return recipes.get("tome", schedule=schedule)
+    return recipes.get("tome", budget=budget)
   if name == "ours_shapes":
-    return Slots(Reduce(drop_last, schedule), proportional=True)
+    return Slots(Reduce(drop_last, budget), proportional=True)
   return Slots()
 
 

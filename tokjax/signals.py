@@ -275,7 +275,7 @@ class Answers:
     """With one more answer, or another answer to a question."""
     kept = [p for p in zip(self.questions, self.values) if p[0] != question]
     kept.append((question, value))
-    return Answers(*map(tuple, zip(*kept)))
+    return Answers(*map(tuple, zip(*kept, strict=True)))
 
   def only(self, wanted: set[Question] | frozenset[Question]) -> "Answers":
     """Those that are still wanted."""

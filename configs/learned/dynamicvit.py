@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   values = base.parse_arg(arg)
   config = base.start(values)
   config.recipe = dict(
-    name="dynamicvit", schedule=dict(name="once", keep=1 / 9, layer=0)
+    name="dynamicvit", budget=dict(name="once", keep=1 / 9, layer=0)
   )
   base.distil(config, values.backbone)
   return config

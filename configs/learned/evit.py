@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = base.start(values)
   config.recipe = dict(
     name="evit",
-    schedule=dict(name="once", keep=1 / 18, layer=0),
+    budget=dict(name="once", keep=1 / 18, layer=0),
     keep=1 / 18,
     warmup=dict(start=0.1, stop=0.5, levels=5, stages=1),
   )

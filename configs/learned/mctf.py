@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   values = base.parse_arg(arg)
   config = base.start(values)
   config.recipe = dict(
-    name="mctf", schedule=dict(name="ratio", rho=0.55, layers="all")
+    name="mctf", budget=dict(name="ratio", rho=0.55, layers="all")
   )
   config.task.auxiliary = (
     dict(

@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   values = base.parse_arg(arg)
   config = base.start(values)
   config.recipe = dict(
-    name="pyra", schedule=dict(name="ratio", rho=0.55, layers="all")
+    name="pyra", budget=dict(name="ratio", rho=0.55, layers="all")
   )
   config.optimizer.freeze = base.only("learned", "adapt_", "head/classifier")
   return config

@@ -16,6 +16,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   values = base.parse_arg(arg)
   config = base.start(values)
   config.recipe = dict(
-    name="token_learner", schedule=dict(name="once", keep=1 / 9, layer=0)
+    name="token_learner", budget=dict(name="once", keep=1 / 9, layer=0)
   )
   return config

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pallas_kernels import block_sparse_attention
 from pallas_kernels import layout as layouts
 from tokjax.attention import BlockSparse, estimators
-from tokjax.reduce.reduction import bind
+from tokjax.binding import bind
 
 
 class Unavailable(Exception):

@@ -41,7 +41,7 @@ from tokjax.analysis import cost
 from tokjax.attention import dense
 from tokjax.learned import sparse_mask
 from tokjax.recipes.vision import baselines
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +98,15 @@ def by_chance(slots: Slots, kind: str, seed: int) -> Slots:
   """Slots with the counts of `slots` that keep random tokens or keys."""
   if kind == "mask":
     return Slots(attend=RandomMask(slots.attend.keep, seed), name="random")
-  places = ("before_block", "after_attention")
+  places = ("input", "mlp")
   reduce = tuple(
     dataclasses.replace(
       r,
       rule=baselines.drop_random,
-      at=r.at if r.at in places else "before_block",
-      needs=("key",),
+      at=r.at if r.at in places else "input",
       soft=None,
       learned=None,
+      combine=None,
     )
     for r in slots.reduce
   )

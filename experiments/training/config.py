@@ -13,9 +13,9 @@ from experiments.tasks import TASKS
 from experiments.training.checkpoints import Options as Checkpoint
 from experiments.training.mesh import Mesh
 from experiments.training.optim import Optimizer
-from tokjax import schedules
+from tokjax import budgets
 from tokjax.models import Decoder, DecoderConfig, ViT, ViTConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 MODELS = {"vit": ViTConfig, "decoder": DecoderConfig}
 BUILDERS = {ViTConfig: ViT, DecoderConfig: Decoder}
@@ -24,17 +24,17 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-  """The recipe's own schedule."""
+  """The recipe's own budget."""
 
 
-SCHEDULES = {
+BUDGETS = {
   "own": Own,
-  "once": schedules.Once,
-  "ratio": schedules.Ratio,
-  "even": schedules.Even,
-  "constant": schedules.Constant,
-  "linear": schedules.Linear,
-  "capped": schedules.Capped,
+  "once": budgets.Once,
+  "ratio": budgets.Ratio,
+  "even": budgets.Even,
+  "constant": budgets.Constant,
+  "linear": budgets.Linear,
+  "capped": budgets.Capped,
 }
 
 
@@ -92,15 +92,15 @@ class Recipe:
 
   Attributes:
     name: see `tokjax.recipes.names()`.
-    keep: fraction of tokens that remain at the end; None: as scheduled.
-    schedule: how many remain where; see `tokjax.schedules`.
+    keep: fraction of tokens that remain at the end; None: as the budget says.
+    budget: how many remain where; see `tokjax.budgets`.
     options: other options of the recipe.
     warmup: begin with more tokens than `keep`; None: with these.
   """
 
   name: str = "none"
   keep: float | None = None
-  schedule: Annotated[Any, typed.OneOf(SCHEDULES)] = Own()
+  budget: Annotated[Any, typed.OneOf(BUDGETS)] = Own()
   options: dict[str, Any] = ()
   warmup: Warmup | None = None
 
@@ -124,8 +124,8 @@ class Recipe:
     if level is not None:
       keep = self.warmup.keep(keep, level)
     given = dict(self.options)
-    if not isinstance(self.schedule, Own):
-      given["schedule"] = self.schedule
+    if not isinstance(self.budget, Own):
+      given["budget"] = self.budget
     if keep is not None:
       given["keep"] = keep
     try:

@@ -8,7 +8,7 @@ import pytest
 from pallas_kernels import layout as layouts
 from tests.attention.estimators_reference import reference
 from tokjax.attention import estimators
-from tokjax.reduce.reduction import bind
+from tokjax.binding import bind
 
 H, G, M, D = 4, 2, 22, 8
 SIZES = {"block_q": 8, "block_k": 4}

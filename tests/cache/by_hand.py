@@ -5,8 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.cache.cases import QUICK
-from tokjax.cache.contract import Arrivals, Layer, Memory
-from tokjax.cache.evict import Prompt, chosen
+from tokjax import budgets
+from tokjax.cache import entries as entries_lib
+from tokjax.cache import workspace
+from tokjax.cache.answers import Observed
+from tokjax.cache.entries import Entries
+from tokjax.cache.evict import evict, evicting
+from tokjax.cache.prompt import Prompt
+from tokjax.layer import Arrivals, Layer, Memory
+from tokjax.reduce.reduction import Reduce
+from tokjax.reduce.rules import keep_top
 
 LAYER = Layer(head_dim=4, scale=1.0)
 ROWS = np.array(
@@ -43,12 +51,27 @@ def pairs(attend, n, token=None, layer=LAYER) -> np.ndarray:
   return np.asarray(quick(see, a))[0, 0]
 
 
+def evicted(reduce: Reduce, k, v) -> Entries:
+  """What a reduction leaves of one head's keys and values, `[n, D]`."""
+  n, width = k.shape
+  layer = Layer(head_dim=width)
+  x = lambda x: jnp.asarray(x, jnp.float32)[None, :, None]
+
+  def run(q, k, v):
+    at, real = jnp.arange(n)[None], jnp.ones((1, n), bool)
+    space = workspace.start(layer, 1, n, 0)
+    space = workspace.add(space, Arrivals(q, k, v, at, real))
+    whole = entries_lib.of_memory(layer, space.memory, rotated=False)
+    return evict(reduce, layer, space, whole)
+
+  few = quick(run, x(np.zeros((n, width))), x(k), x(v))
+  return jax.tree.map(lambda x: np.asarray(x)[0, 0], few)
+
+
 def keep(score, count, **ends):
-  score = jnp.asarray(score, jnp.float32)
-  pick = quick(
-    lambda score: chosen(
-      score, jnp.int32(len(score)), room=len(score), count=count, **ends
-    ),
-    score,
-  )
-  return np.asarray(pick.index)[np.asarray(pick.valid)].tolist()
+  """Positions that stay of the entries of one head with these scores."""
+  n = len(score)
+  given = Observed(fn=lambda prompt: jnp.asarray(score, jnp.float32)[None])
+  reduce = evicting(keep_top(given), budgets.Count(count), **ends)
+  few = evicted(reduce, np.zeros((n, 2)), np.zeros((n, 2)))
+  return few.position[: few.length].tolist()

@@ -16,10 +16,9 @@ import numpy as np
 
 from tokjax import recipes
 from tokjax.attention.causal import Causal
-from tokjax.cache import contract
-from tokjax.cache.contract import Arrivals, Layer
 from tokjax.cache.kv import KV
-from tokjax.reduce.reduction import Slots
+from tokjax.layer import Arrivals, Layer
+from tokjax.slots import Slots, parameters
 
 QUICK = {
   "xla_backend_optimization_level": 0,
@@ -222,7 +221,7 @@ class Case:
 
   def params(self, layer: Layer):
     key = jax.random.fold_in(jax.random.key(5), layer.index)
-    return contract.parameters(self.attend, self.cache, layer, INPUT, key)
+    return parameters(self.attend, self.cache, layer, INPUT, key)
 
   def arguments(self, garbage=np.nan):
     prompts = [

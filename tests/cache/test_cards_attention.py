@@ -15,7 +15,7 @@ from tests.cache.by_hand import (
   prompt_of,
   quick,
 )
-from tokjax import selection
+from tokjax import budgets, selection
 from tokjax.attention.causal import Causal
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.head_chunks import HeadChunks
@@ -26,15 +26,14 @@ from tokjax.attention.recalibrate import Calibrated, FirstToken
 from tokjax.attention.retrieval import Chunk
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.attention.static import Band, Separators
-from tokjax.cache import budgets
-from tokjax.cache.contract import Arrivals, Layer, Memory
 from tokjax.cache.reads import Pages
+from tokjax.layer import Arrivals, Layer, Memory
 from tokjax.models import Rotary
 
 
 def test_quest_bounds_products():
   keys = np.array([[1.0, -2], [-1, 3]])
-  read = Pages(budgets.Tokens(16))
+  read = Pages(budgets.Count(16))
   q = jnp.asarray([[2.0, -1]])
   bound = read.bound(q, jnp.asarray([keys.min(0)]), jnp.asarray([keys.max(0)]))
   assert bound.tolist() == [[4.0]]
@@ -43,7 +42,7 @@ def test_quest_bounds_products():
 
 
 def test_bands():
-  band = lambda total, **more: Band(1, budgets.Tokens(total), **more)
+  band = lambda total, **more: Band(1, budgets.Count(total), **more)
   assert pairs(band(3), 6).sum() == 15
   causal = np.tril(np.ones((6, 6), bool))
   np.testing.assert_array_equal(pairs(band(7), 6), causal)
@@ -51,7 +50,7 @@ def test_bands():
 
 
 def test_sepllm_sees_separators():
-  attend = Separators((9,), 1, budgets.Tokens(2))
+  attend = Separators((9,), 1, budgets.Count(2))
   seen = pairs(attend, 8, token=[0, 0, 0, 9, 0, 0, 0, 0])
   assert np.flatnonzero(seen[7]).tolist() == [0, 3, 6, 7]
   assert np.flatnonzero(seen[2]).tolist() == [0, 1, 2]
@@ -71,7 +70,7 @@ def test_vertical_slash_finds_a_diagonal():
                         prompt.valid))
   )  # fmt: skip
   attend = VerticalSlash(
-    budgets.Tokens(1), budgets.Tokens(2), queries=4, sinks=0, near=1,
+    budgets.Count(1), budgets.Count(2), queries=4, sinks=0, near=1,
     least_vertical=1, least_slash=2, block=1,
   )  # fmt: skip
   vertical, slash = quick(lambda a: attend.mass(layer, a, Memory.of(a)), a)
@@ -83,7 +82,7 @@ def test_vertical_slash_finds_a_diagonal():
     apart = range(-(-n // block))
     wide = [any(abs(o - d * block) < block for o in (0, 3)) for d in apart]
     assert some.tolist() == wide
-  wide = dataclasses.replace(attend, vertical=budgets.Tokens(n))
+  wide = dataclasses.replace(attend, vertical=budgets.Count(n))
   np.testing.assert_array_equal(
     pairs(wide, n, layer=LAYER), np.tril(np.ones((n, n), bool))
   )
@@ -129,7 +128,7 @@ def test_tokenselect_lets_heads_vote_softly():
     logits[None], jnp.asarray([2]), jnp.ones(1, bool), k, k, jnp.int32(3),
     jnp.int32(3),
   )  # fmt: skip
-  attend = SoftVote(first=0, local=1, budget=budgets.Tokens(1), chunk=1)
+  attend = SoftVote(first=0, local=1, budget=budgets.Count(1), chunk=1)
   votes, _ = attend.vote(layer, chunk, logits)
   np.testing.assert_allclose(votes[:2], [1.09, 1.91], atol=0.01)
 
@@ -140,7 +139,7 @@ def test_longheads_represents_equal_keys_by_themselves():
   q, v = jnp.asarray(rng.normal(size=(2, 4, 1, 4)), jnp.float32)
   key = jnp.asarray(rng.normal(size=(1, 1, 4)), jnp.float32)
   k = jnp.broadcast_to(key, (4, 1, 4))
-  attend = HeadChunks(budgets.Tokens(12), 4)
+  attend = HeadChunks(budgets.Count(12), 4)
   chunk = Chunk(
     q, jnp.arange(4), jnp.ones(4, bool), k, v, jnp.int32(4), jnp.int32(4)
   )
@@ -226,7 +225,7 @@ def test_causal_is_the_default():
   )
 
 
-FEW = budgets.Tokens(3)
+FEW = budgets.Count(3)
 
 
 @pytest.mark.parametrize(
@@ -234,11 +233,11 @@ FEW = budgets.Tokens(3)
   [
     (Causal(), None),
     (Causal(), 6),
-    (Band(3, budgets.Tokens(9)), None),
-    (Band(3, budgets.Tokens(9)), 4),
-    (Band(3, budgets.Tokens(9), reindexed=True), None),
-    (Band(3, budgets.Tokens(9), reindexed=True), 4),
-    (Band(0, budgets.Tokens(9), reindexed=True), None),
+    (Band(3, budgets.Count(9)), None),
+    (Band(3, budgets.Count(9)), 4),
+    (Band(3, budgets.Count(9), reindexed=True), None),
+    (Band(3, budgets.Count(9), reindexed=True), 4),
+    (Band(0, budgets.Count(9), reindexed=True), None),
     (Antidiagonal(0.5, 2, 8), None),
     (VerticalSlash(FEW, FEW, 4, 1, 1, 1, 1, block=4), None),
     (VerticalSlash(budgets.Share(0.2), FEW, 4, 0, 0, 1, 1, block=8), None),
@@ -267,7 +266,7 @@ def test_heads_may_see_different_patterns():
   a = arrivals(6, heads=2)
   a = dataclasses.replace(a, k=a.k[:, :, :1], v=a.v[:, :, :1])
   memory = Memory.of(a)
-  patterns = (Band(1, budgets.Tokens(3)), Causal())
+  patterns = (Band(1, budgets.Count(3)), Causal())
   attend = PerHead(patterns, ((0, 1),))
   attend.check(layer, 6)
   seen = np.asarray(attend.seen(layer, a, memory)(jnp.arange(6)))[0]

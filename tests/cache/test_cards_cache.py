@@ -10,23 +10,27 @@ import pytest
 from tests.cache.by_hand import (
   LAYER,
   ROWS,
+  evicted,
   keep,
   prompt_of,
   quick,
 )
 from tests.cache.cases import Rope
+from tokjax import budgets
 from tokjax.attention import core
 from tokjax.attention.causal import Causal
-from tokjax.cache import budgets, kivi, low_rank, reads, retrieval_heads, shared
+from tokjax.cache import kivi, low_rank, reads, retrieval_heads, shared
 from tokjax.cache import quantisation as few
 from tokjax.cache import scores as importance
 from tokjax.cache.adaptive import shares
-from tokjax.cache.contract import LSE, Arrivals, Layer, Memory
 from tokjax.cache.convolved import Convolved
 from tokjax.cache.entries import Entries
-from tokjax.cache.evict import Evict, Prompt, chosen, plan_of
+from tokjax.cache.evict import evicting, limits
 from tokjax.cache.kivi import Kivi
 from tokjax.cache.mixed import Mixed
+from tokjax.cache.prompt import Prompt
+from tokjax.layer import LSE, Arrivals, Layer, Memory
+from tokjax.reduce.rules import KEEP_NEWEST
 
 
 def test_h2o_sums_columns_and_never_normalises():
@@ -77,7 +81,7 @@ def test_snapkv_pools_with_zeros_at_the_border():
 
 
 def test_pyramidkv_counts():
-  pyramid = budgets.Pyramid(budgets.Tokens(128), window=8)
+  pyramid = budgets.Pyramid(budgets.Count(128), window=8)
   counts = [pyramid.count(10**6, layer, 32) - 8 for layer in range(32)]
   assert counts[0] == 234
   assert counts[31] == 17
@@ -197,16 +201,14 @@ def test_razor_compensation_is_exact_for_equal_tokens():
   k[1:5], v[1:5] = k[1], v[1]
   q = rng.normal(size=4)
 
-  def merge(k, v):
-    pick = chosen(jnp.zeros(6), jnp.int32(6), room=2, count=2, first=1, last=1)
-    plan = plan_of(pick, jnp.int32(6), 6, merge=True).weighted(jnp.ones(6))
-    return plan.apply(k), plan.apply(v), plan.total(jnp.ones(6))
-
-  small, values, count = quick(merge, *map(jnp.asarray, (k, v)))
+  ends = dict(first=1, last=1, merge=True)
+  few = evicted(evicting(KEEP_NEWEST, budgets.Count(2), **ends), k, v)
+  small, values, count = few.k, few.v, few.extra["count"]
+  assert few.length == 3
   assert count.tolist() == [1, 4, 1]
-  full, few_ = np.exp(k @ q), np.exp(np.asarray(small) @ q) * count
+  full, merged = np.exp(k @ q), np.exp(small @ q) * count
   np.testing.assert_allclose(
-    few_ @ values / few_.sum(), full @ v / full.sum(), rtol=1e-5
+    merged @ values / merged.sum(), full @ v / full.sum(), rtol=1e-5
   )
 
 
@@ -249,8 +251,8 @@ def test_lococo_weights():
 
 
 def test_streaming_keeps_the_first_and_the_last():
-  evict = Evict(importance.recent, budgets.Tokens(12), first=4, last=1)
-  count, _ = evict.limits(LAYER, 20, jnp.asarray([20]))
+  reduce = evicting(KEEP_NEWEST, budgets.Count(12), first=4, last=1)
+  count, _ = limits(reduce, LAYER, 20, jnp.asarray([20]))
   kept = keep(np.arange(20.0), int(count[0]), first=4, last=1)
   assert kept == [0, 1, 2, 3, *range(12, 20)]
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cache import cases
 from tests.cache.cases import LENGTHS, Case, case
-from tokjax import recipes
+from tokjax import budgets, recipes
 from tokjax.attention import core
 from tokjax.attention.block_memory import BlockMemory
 from tokjax.attention.estimated import Antidiagonal
@@ -21,18 +21,17 @@ from tokjax.attention.landmark import Landmark
 from tokjax.attention.retrieval import Retriever
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.attention.static import Band
-from tokjax.cache import budgets
 from tokjax.cache.combine import ByHead, ByLayer
-from tokjax.cache.contract import Memory
 from tokjax.cache.entries import physical_bytes
 from tokjax.cache.evict import Trim
 from tokjax.cache.kivi import Kivi
 from tokjax.cache.kv import KV
 from tokjax.cache.reads import Pages
-from tokjax.reduce.reduction import Slots
+from tokjax.layer import Memory
+from tokjax.slots import Slots
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-ALL = budgets.Tokens(99)
+ALL = budgets.Count(99)
 
 
 def prompts(outs):
@@ -226,11 +225,11 @@ def refused(slots, message, prompt=cases.PROMPT):
 
 
 def test_what_cannot_be_is_refused_with_the_reason():
-  snap = recipes.get("snapkv", budget=budgets.Tokens(20), window=4).cache
+  snap = recipes.get("snapkv", budget=budgets.Count(20), window=4).cache
   trim = dataclasses.replace(snap, trim=Trim())
   refused(recipes.get("snapkv", keep=0.5), "keeps 16 of 32.*64.*protect fewer")
   refused(recipes.get("adakv", keep=0.5), "keeps 16 of 32.*window=32")
-  refused(recipes.get("streaming_llm", budget=budgets.Tokens(3)), "budget")
+  refused(recipes.get("streaming_llm", budget=budgets.Count(3)), "budget")
   refused(Slots(cache=dataclasses.replace(trim, store=Kivi(2, 4, 8))),
           "stores tokens in groups")  # fmt: skip
   refused(Slots(cache=dataclasses.replace(trim, read=Pages(ALL))),

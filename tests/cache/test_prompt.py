@@ -1,6 +1,9 @@
 """Prompts shortened after a layer: GemFilter and PromptDistill."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,7 +11,12 @@ from tests.cache import cases
 from tests.cache.reference import story
 from tests.cache.reference.story import best, half
 from tokjax import recipes
-from tokjax.cache import PromptSelect
+from tokjax.models.decoder_answers import DecoderAnswers
+from tokjax.reduce.stages import Sequence, asked, plan_stages
+from tokjax.signals import Answers
+from tokjax.tokens import Kind, Tokens
+
+DEPTH = 4
 
 
 def expected(s, keep_last):
@@ -28,16 +36,40 @@ def expected(s, keep_last):
   return best(score, half(s.n))
 
 
+def stages_of(name, keep):
+  """The stages of prompts of the shared length, in a model of some blocks."""
+  slots = recipes.get(name, keep=keep, layer=0, kernel=3)
+  sequence = Sequence(((Kind.TEXT, cases.PROMPT),), cases.PROMPT)
+  return plan_stages(slots.reduce, sequence, DEPTH, recipe=name)
+
+
+def planned(stage, questions):
+  """The plans of the shared prompts after block 0."""
+  arrivals = cases.TEXT.prompt(0, 0, cases.PROMPT)
+  lengths = jnp.asarray(cases.LENGTHS)
+
+  def run(arrivals):
+    b, n = arrivals.valid.shape
+    tokens = Tokens(
+      jnp.zeros((b, n, 1)), jnp.ones((b, n)),
+      arrivals.position[..., None].astype(jnp.float32),
+      jnp.full((b, n), Kind.TEXT, jnp.int32), arrivals.valid,
+    )  # fmt: skip
+    layer = dataclasses.replace(cases.layers()[0], depth=DEPTH)
+    block = DecoderAnswers(layer, arrivals.clean(), tokens, Answers())
+    answers = block.add_to(Answers(), questions)
+    return stage.plan(tokens, answers, due=stage.due(lengths, lengths))[0]
+
+  return jax.jit(run)(arrivals)
+
+
 @pytest.mark.parametrize("name", ["gemfilter", "promptdistill"])
 def test_the_last_query_chooses(name):
-  select = recipes.get(name, keep=0.5, layer=0, kernel=3).prompt
-  assert isinstance(select, PromptSelect)
-  assert select.at(4) == 0
-  layer = cases.layers()[0]
-  plan = jax.jit(lambda a: select.plan(layer, a))(
-    cases.TEXT.prompt(0, 0, cases.PROMPT)
-  )
-  assert plan.anchor.shape[1] == select.count(cases.PROMPT)
+  stages = stages_of(name, 0.5)
+  assert [len(block) for block in stages] == [1, 0, 0, 0]
+  ((stage,), *_), (questions, *_) = stages, asked(stages, DEPTH)
+  plan = planned(stage, questions)
+  assert plan.anchor.shape[1] == half(cases.PROMPT)
   for b in range(len(cases.LENGTHS)):
     s = story(cases.case("full"), b, 0, {})
     kept = np.asarray(plan.anchor[b])[np.asarray(plan.valid[b])]
@@ -45,8 +77,12 @@ def test_the_last_query_chooses(name):
 
 
 def test_keeping_everything_keeps_the_order():
-  select = recipes.get("gemfilter", keep=1.0, layer=0).prompt
-  plan = select.plan(cases.layers()[0], cases.TEXT.prompt(0, 0, cases.PROMPT))
+  assert stages_of("gemfilter", 1.0) == ((),) * DEPTH, "nothing to carry out"
+  stage = dataclasses.replace(
+    stages_of("gemfilter", 0.5)[0][0], keep=cases.PROMPT, room=cases.PROMPT,
+    reduce=recipes.get("gemfilter", keep=1.0, layer=0).reduce[0],
+  )  # fmt: skip
+  plan = planned(stage, asked(((stage,),), DEPTH)[0])
   for b, n in enumerate(cases.LENGTHS):
     assert plan.anchor[b, :n].tolist() == list(range(n))
     assert plan.valid[b].sum() == n

@@ -9,7 +9,7 @@ import numpy as np
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.rotary import Rotary
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 SIZE = dict(
   vocabulary=40,

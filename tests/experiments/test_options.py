@@ -16,7 +16,7 @@ from experiments.training import optim, trees
 from experiments.training import state as state_lib
 from tests.experiments import tiny
 from tokjax import losses, recipes
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 PLAIN = dict(name="classification")
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.interop.helpers import apply, config, images, random_params
-from tokjax import Reduce, Slots, interop, schedules
+from tokjax import Reduce, Slots, budgets, interop
 from tokjax.models import ViT
 from tokjax.recipes.vision.baselines import drop_by_stride
 
-HALF = Slots((Reduce(drop_by_stride, schedules.Once(0.5), at="before_block"),))
+HALF = Slots((Reduce(drop_by_stride, budgets.Once(0.5), at="input"),))
 FAMILIES = {
   "class": {},
   "mean": dict(pool="mean", head_norm="pooled", class_token=False),

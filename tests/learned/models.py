@@ -8,7 +8,7 @@ import numpy as np
 
 from tokjax import recipes
 from tokjax.models import ViT, ViTConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 SMALL = ViTConfig(
   image_size=8,

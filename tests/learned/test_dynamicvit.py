@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from tests.learned import models, reference
-from tokjax import learned, losses, recipes, schedules
+from tokjax import budgets, learned, losses, recipes
 from tokjax.attention import dense
 from tokjax.recipes.vision import learned as rules
-from tokjax.reduce.reduction import Reduce, Slots
+from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.stage import Stage
-from tokjax.tokens import Signals, Tokens
+from tokjax.signals import Answers
+from tokjax.slots import Slots
+from tokjax.tokens import Tokens
 
 
 def attend(logits, policy):
@@ -58,12 +60,12 @@ def predict(x, policy):
   tokens = jax.vmap(lambda x: Tokens.create(x))(jnp.asarray(x)[None])
   if policy is not None:
     tokens = tokens.replace(policy=jnp.asarray(policy)[None])
-  reduce = Reduce(rules.dynamicvit_rule, schedules.Ratio(0.7))
+  reduce = Reduce(rules.dynamicvit_rule, budgets.Ratio(0.7))
   stage = Stage(reduce, 3, 1, 3, 1, len(x) - 1)
   module = learned.KeepPredictor()
-  params = module.init(jax.random.key(0), tokens, Signals(), stage)["params"]
+  params = module.init(jax.random.key(0), tokens, Answers(), stage)["params"]
   params = models.scattered(params)
-  found = module.apply({"params": params}, tokens, Signals(), stage)
+  found = module.apply({"params": params}, tokens, Answers(), stage)
   return found, jax.device_get(params)
 
 
@@ -134,7 +136,7 @@ def test_what_is_dropped_stays_dropped_and_has_a_gradient():
 
 def bits_of_the_rule(site):
   """Hard bits that say what the rule would gather."""
-  score = site.signals.learned[:, 0]
+  score = site.learned[:, 0]
   if site.tokens.policy is not None:
     score = jnp.where(site.free(site.tokens.policy) > 0.5, score, -jnp.inf)
   place = jnp.argsort(jnp.argsort(-score))

@@ -7,12 +7,13 @@ import pytest
 
 from tests.learned import models, reference
 from tokjax import learned, recipes
+from tokjax.budgets import Constant
 from tokjax.plan import Assignment, move
 from tokjax.recipes.vision import merging
 from tokjax.reduce.site import Site
 from tokjax.reduce.stage import Stage
-from tokjax.schedules import Constant
-from tokjax.tokens import Kind, Signals, Tokens
+from tokjax.signals import Answers, Keys
+from tokjax.tokens import Kind, Tokens
 
 R, PATCHES, WIDTH = 4, 12, 6
 
@@ -30,7 +31,7 @@ def own(params, name, change):
 @pytest.fixture(scope="module")
 def pyra():
   """Model, and parameters as they are before the first step."""
-  model = models.build("pyra", schedule=Constant(4), rank=2)
+  model = models.build("pyra", budget=Constant(4), rank=2)
   return model, models.init(model)
 
 
@@ -40,7 +41,7 @@ def logits(model, params):
 
 def test_it_starts_as_tome(pyra):
   model, params = pyra
-  tome = models.build("tome", schedule=Constant(4))
+  tome = models.build("tome", budget=Constant(4))
   np.testing.assert_array_equal(logits(model, params), logits(tome, params))
   assert model.slots.proportional
 
@@ -83,7 +84,8 @@ def test_against_numpy_in_rank_order():
   tokens = Tokens.create(jnp.asarray(x), kind=kind).replace(
     size=jnp.asarray(size)
   )
-  site = Site(tokens, Signals(keys=jnp.asarray(keys)), PATCHES - R, protected=1)
+  answers = Answers((Keys().answered(0),), (jnp.asarray(keys),))
+  site = Site(tokens, answers, PATCHES - R, protected=1)
   plan = site.lift(merging.tome_rule(site, sides="alternating"))
 
   (reduce,) = recipes.get("pyra").reduce
@@ -115,7 +117,7 @@ def test_against_numpy_in_rank_order():
 
 def test_the_modulation_belongs_to_a_number_of_pairs(pyra):
   _, params = pyra
-  fewer = models.build("pyra", schedule=Constant(3), rank=2)
+  fewer = models.build("pyra", budget=Constant(3), rank=2)
   with pytest.raises(Exception, match="by_rank"):
     logits(fewer, params)
 

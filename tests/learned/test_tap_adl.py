@@ -8,7 +8,8 @@ import pytest
 from tests.learned import models, reference
 from tokjax import learned, recipes
 from tokjax.learned import local_pooling
-from tokjax.reduce.reduction import Slots
+from tokjax.signals import Attention
+from tokjax.slots import Slots
 
 GRID = (9, 9)
 
@@ -72,7 +73,8 @@ def test_only_attention_sees_pooled_tokens():
   params = models.init(model)
   _, out = models.apply(model, params, models.images())
   assert len(out["signals"]) == models.SMALL.depth
-  assert out["signals"][0].attention.shape == (3, 2, 17, 17)
+  attention = out["signals"][0].of(Attention)
+  assert attention.shape == (3, 2, 17, 17)
   one = models.build(Slots(attend=learned.TokenAwarePooling(1)))
   same, _ = models.apply(one, models.init(one), models.images())
   plain, _ = models.apply(

@@ -11,7 +11,8 @@ from tokjax.plan import move
 from tokjax.recipes.vision import learned as rules
 from tokjax.reduce.site import Site
 from tokjax.reduce.stage import Stage
-from tokjax.tokens import Kind, Signals, Tokens
+from tokjax.signals import Answers
+from tokjax.tokens import Kind, Tokens
 
 KEEP, PATCHES, WIDTH = 3, 10, 8
 
@@ -29,13 +30,13 @@ def pooled():
 
   batch = lambda x: jax.tree.map(lambda v: v[None], tokens(x))
   x = jnp.zeros((PATCHES + 1, WIDTH))
-  params = module.init(jax.random.key(0), batch(x), Signals(), stage)["params"]
+  params = module.init(jax.random.key(0), batch(x), Answers(), stage)["params"]
   params = models.scattered(params, 0.8)
 
   @jax.jit
   def run(x):
-    logits = module.apply({"params": params}, batch(x), Signals(), stage)[0]
-    site = Site(tokens(x), Signals(learned=logits), KEEP, protected=1)
+    logits = module.apply({"params": params}, batch(x), Answers(), stage)[0]
+    site = Site(tokens(x), Answers(), KEEP, protected=1, learned=logits)
     return move(site.lift(rules.token_learner_rule(site)), site.tokens)
 
   return run, jax.device_get(params)

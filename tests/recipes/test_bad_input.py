@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tokjax import Reduce, recipes, schedules
+from tokjax import Reduce, budgets, recipes
 from tokjax.models.vit import ViT, ViTConfig
+from tokjax.signals import Keys, Rows
 
 TINY = ViTConfig(
   image_size=16, patch_size=4, width=12, heads=3, mlp_dim=24, depth=4,
@@ -53,11 +54,11 @@ BUILT = {
   ),
   "no such option": (
     lambda: recipes.get("evit", ratio=0.3),
-    r"recipe 'evit': unknown option 'ratio'; its options are keep, schedule",
+    r"recipe 'evit': unknown option 'ratio'; its options are keep, budget",
   ),
-  "a number for a schedule": (
-    lambda: recipes.get("evit", schedule=0.5),
-    r"schedule=0.5: must have `counts`",
+  "a number for a budget": (
+    lambda: recipes.get("evit", budget=0.5),
+    r"budget=0.5: must be a Budget; see tokjax\.budgets",
   ),
   "no such sampling": (
     lambda: recipes.get("ats", sampling="uniform"),
@@ -76,23 +77,27 @@ BUILT = {
     r"keep_area=2.0: must lie in \(0, 1\]",
   ),
   "no such signal": (
-    lambda: Reduce(len, schedules.Even(0.5), needs=("attn",)),
-    r"unknown signals \['attn'\]; known are \('queries'",
+    lambda: Rows(form="attn"),
+    r"form='attn': must be one of \('softmax', 'logits'\)",
+  ),
+  "a block to come": (
+    lambda: Keys(layer=1),
+    r"layer=1: must be 0 or less, relative to the block that asks",
   ),
   "no such place": (
-    lambda: Reduce(len, schedules.Even(0.5), at="after_mlp"),
-    r"at='after_mlp': must be one of \['after_attention'",
+    lambda: Reduce(len, budgets.Even(0.5), at="after_mlp"),
+    r"at='after_mlp': must be one of \['attention', 'input'",
   ),
   "more than there is": (
-    lambda: vit("topk", schedule=schedules.Constant(5)),
+    lambda: vit("topk", budget=budgets.Constant(5)),
     r"topk: .*block 3: 1 are left and 5 would be removed.*Remove fewer",
   ),
   "more than can pair": (
-    lambda: vit("tome", schedule=schedules.Constant(9)),
+    lambda: vit("tome", budget=budgets.Constant(9)),
     r"tome: block 0 would remove 9 of 16 .*at most 8\. Spread",
   ),
   "a block the model has not": (
-    lambda: vit("topk", schedule=schedules.Ratio(0.5, (4,))),
+    lambda: vit("topk", budget=budgets.Ratio(0.5, (4,))),
     r"layers=4: must be a block in 0\.\.3",
   ),
   "one token, and a share of it": (
@@ -101,15 +106,15 @@ BUILT = {
   ),
   "a signal the model has not": (
     lambda: vit("evit", BARE),
-    r"recipe 'evit' needs \['class_attention'\].*class_token=False.*provides",
+    r"recipe 'evit' asks .*\['CLASS'\].*class_token=False.*it has \['PATCH'\]",
   ),
   "attention before there is any": (
-    lambda: vit("zero_tprune", schedule=schedules.Once(0.5, 0)),
-    r"recipe 'zero_tprune' needs .*before block 0.*schedule it for later",
+    lambda: vit("zero_tprune", budget=budgets.Once(0.5, 0)),
+    r"recipe 'zero_tprune' asks .*before block 0.*schedule it for later",
   ),
   "a grid that is gone": (
-    lambda: vit("avgpool", schedule=schedules.Ratio(0.7)),
-    r"recipe 'avgpool'.*gone after block 1.*\[1, 2, 3\].*Once or Square",
+    lambda: vit("avgpool", budget=budgets.Ratio(0.7)),
+    r"recipe 'avgpool'.*gone after block 1.*for block 2;.*Once or Square",
   ),
 }  # fmt: skip
 

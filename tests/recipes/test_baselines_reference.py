@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.recipes.sites_pruning import WIDTH, rows, stage_of, tokens_of
-from tokjax import recipes, schedules, scores, selection
+from tokjax import budgets, recipes, scores, selection
 from tokjax.plan import move_batch
 from tokjax.recipes.vision.baselines import Downsample
-from tokjax.reduce.reduction import Slots
 from tokjax.reduce.site import Site
-from tokjax.tokens import Signals
+from tokjax.signals import Answers
+from tokjax.slots import Slots
 
 
 def patches(plan, example=0):
@@ -27,10 +27,10 @@ def test_none_is_the_model():
 
 
 def test_random_draws_exact_counts_without_replacement():
-  stage = stage_of("random", 16, 1, schedule=schedules.Once(0.375, 1))
+  stage = stage_of("random", 16, 1, budget=budgets.Once(0.375, 1))
   examples = 2000
   keys = jax.random.split(jax.random.key(0), examples)
-  plan = jax.jit(lambda t, k: stage.plan(t, Signals(), keys=k))(
+  plan, _ = jax.jit(lambda t, k: stage.plan(t, Answers(), keys=k))(
     tokens_of(np.zeros((examples, 17, 1), np.float32)), keys
   )
   kept = np.asarray(plan.anchor)
@@ -50,8 +50,9 @@ def test_random_draws_anew_in_every_block():
   keys = jax.random.split(jax.random.key(1), 1)
   sets = set()
   for layer in (1, 2):
-    stage = stage_of("random", 32, layer, schedule=schedules.Once(0.5, layer))
-    sets.add(tuple(patches(stage.plan(tokens, Signals(), keys=keys))))
+    stage = stage_of("random", 32, layer, budget=budgets.Once(0.5, layer))
+    plan, _ = stage.plan(tokens, Answers(), keys=keys)
+    sets.add(tuple(patches(plan)))
   assert len(sets) == 2
 
 
@@ -93,7 +94,8 @@ def test_center_keeps_the_nearest_to_the_middle(grid):
   tokens = tokens.replace(position=tokens.position.at[0, 1:].set(place))
   stage = stage_of("center", n, 0)
   expected = sorted(range(n), key=lambda j: (far[j], j))[: stage.keep]
-  assert patches(stage.plan(tokens, Signals())) == sorted(expected)
+  plan, _ = stage.plan(tokens, Answers())
+  assert patches(plan) == sorted(expected)
 
 
 def test_the_middle_is_that_of_the_real_tokens():
@@ -108,8 +110,8 @@ def test_avgpool_averages_cells():
   x = rows(0, 36, 4)
   site = Site(
     tokens_of(x[None]),
-    Signals(),
-    reduce.schedule.counts(36, 1)[0],
+    Answers(),
+    reduce.budget.counts(36, 1)[0],
     grid=(6, 6),
   )
   plan = reduce.rule(site)
@@ -137,8 +139,8 @@ def test_downsample_shrinks_the_image_to_whole_patches(keep, side):
 def test_baselines_only_drop(name):
   tokens = tokens_of(rows(1, 2, 17, WIDTH))
   keys = jax.random.split(jax.random.key(0), 2)
-  stage = stage_of(name, 16, 1, schedule=schedules.Once(0.5, 1))
-  plan = stage.plan(tokens, Signals(), keys=keys)
+  stage = stage_of(name, 16, 1, budget=budgets.Once(0.5, 1))
+  plan, _ = stage.plan(tokens, Answers(), keys=keys)
   out = move_batch(plan, tokens)
   assert out.x.shape == (2, 9, WIDTH)
   for e in range(2):

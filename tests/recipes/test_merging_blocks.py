@@ -10,7 +10,7 @@ import pytest
 from tests.recipes import reference_merging as reference
 from tests.recipes.sites_merging import batch_of
 from tests.recipes.sites_pruning import rows
-from tokjax import recipes, schedules
+from tokjax import budgets, recipes
 from tokjax.models.encoder import Encoder
 
 B, WIDTH, HEADS, DEPTH, EPSILON = 2, 12, 3, 2, 1e-6
@@ -81,8 +81,8 @@ def tomesd(x, size, p, protected):
 
 
 CASES = {
-  "tome": (tome, 2, {"schedule": schedules.Constant(3)}),
-  "mctf": (mctf, 1, {"schedule": schedules.Constant(3)}),
+  "tome": (tome, 2, {"budget": budgets.Constant(3)}),
+  "mctf": (mctf, 1, {"budget": budgets.Constant(3)}),
   "tomesd": (tomesd, 0, {"random": False}),
 }
 

@@ -7,7 +7,7 @@ import pytest
 from tests.recipes import reference_merging as reference
 from tests.recipes.sites_merging import batch_of, reduce_once
 from tests.recipes.sites_pruning import rows
-from tokjax import recipes, schedules, scores
+from tokjax import budgets, recipes, scores
 from tokjax.attention import dense
 from tokjax.models.reducer import merge_map
 
@@ -51,10 +51,10 @@ def test_merging_equal_keys_and_values_changes_no_other_attention():
 
 def test_tome_merges_half_at_most_and_says_so():
   for tokens, r in ((196, 98), (195, 97)):
-    slots = recipes.get("tome", schedule=schedules.Removals((r,)))
+    slots = recipes.get("tome", budget=budgets.Removals((r,)))
     assert slots.counts(tokens, 1) == ((tokens - r,),)
-    slots = recipes.get("tome", schedule=schedules.Removals((r + 1,)))
-    with pytest.raises(schedules.ScheduleError, match="tome: block 0"):
+    slots = recipes.get("tome", budget=budgets.Removals((r + 1,)))
+    with pytest.raises(budgets.BudgetError, match="tome: block 0"):
       slots.counts(tokens, 1)
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from tests.recipes.sites_pruning import WIDTH, chain, rows, tokens_of
-from tokjax import recipes, schedules
+from tokjax import budgets, recipes
 
 # Real tokens of the examples of a batch; two of them are compared alone.
 LENGTHS, ALONE = (15, 10, 10, 2), slice(1, 3)
-HALF = schedules.Ratio(0.6, (1, 2), "current", "ceil")
+HALF = budgets.Ratio(0.6, (1, 2), "current", "ceil")
 CASES = {
   "tome": {},
   "tome_kth": {},
@@ -59,7 +59,7 @@ def without_padding(tokens):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_padded_example_equals_the_example_alone(case):
-  slots = recipes.get(case.split()[0], schedule=HALF, **CASES[case])
+  slots = recipes.get(case.split()[0], budget=HALF, **CASES[case])
   # Noise belongs to a place, so what is random needs its padding at the end.
   tokens = padded(scattered=not slots.needs_key)
   keys = jax.random.split(jax.random.key(0), len(LENGTHS))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests.recipes import reference_merging as reference
+from tests.recipes.answering import answers_of
 from tests.recipes.sites_merging import batch_of, reduce_once, sizes
 from tests.recipes.sites_pruning import rows
 from tokjax import recipes, selection
 from tokjax.plan import move_batch
 from tokjax.reduce.stage import Stage
-from tokjax.tokens import Signals
 
 B, H, WIDTH = 4, 2, 6
 
@@ -169,8 +169,11 @@ def test_mctf_learns_nothing_through_its_weights():
   stage = Stage(recipes.get("mctf").reduce[0], 9, 1, 12, 1, 14)
 
   def loss(received):
-    signals = Signals(attention=attention, received_attention=received)
-    return (move_batch(stage.plan(tokens, signals), tokens).x ** 2).sum()
+    answers = answers_of(
+      stage.reduce, 1, 12, attention=attention, received_attention=received
+    )
+    plan, _ = stage.plan(tokens, answers)
+    return (move_batch(plan, tokens).x ** 2).sum()
 
   assert not np.any(jax.jit(jax.grad(loss))(received))
 

@@ -10,7 +10,8 @@ from tokjax import recipes, scores, selection
 from tokjax.plan import move
 from tokjax.recipes.vision import pruning
 from tokjax.reduce.site import Site
-from tokjax.tokens import Kind, Signals, Tokens
+from tokjax.signals import CLASS, Answers, Values
+from tokjax.tokens import Kind, Tokens
 
 
 def site(score, values, keep):
@@ -21,7 +22,7 @@ def site(score, values, keep):
   attention = jnp.array([[0.0] + list(score)])
   return Site(
     Tokens.create(x, kind=kind),
-    Signals(class_attention=attention),
+    Answers((CLASS.answered(0),), (attention,)),
     keep,
     protected=1,
   )
@@ -106,9 +107,8 @@ def test_ats_samples_a_padded_example_as_if_it_were_alone(rule):
 
 def test_ats_puts_what_it_picked_in_ascending_score():
   at = site((0.4, 0.1, 0.3, 0.2), (1.0, 2.0, 3.0, 4.0), 4)
-  at = dataclasses.replace(
-    at, signals=dataclasses.replace(at.signals, values=jnp.ones((1, 5, 1)))
-  )
+  answers = at.answers.add(Values().answered(0), jnp.ones((1, 5, 1)))
+  at = dataclasses.replace(at, answers=answers)
   plan = pruning.ats_rule(at, sampling="code")
   np.testing.assert_array_equal(plan.anchor[plan.valid], [3, 2, 0])
 

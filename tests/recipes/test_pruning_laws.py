@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.recipes.answering import answers_of
 from tests.recipes.sites_pruning import (
   WIDTH,
   chain,
@@ -15,19 +16,21 @@ from tests.recipes.sites_pruning import (
   stage_of,
   tokens_of,
 )
-from tokjax import recipes, schedules
+from tokjax import budgets, recipes, signals
 from tokjax.plan import move_batch
+from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.site import Site
-from tokjax.reduce.stage import act_table, count_table
-from tokjax.tokens import Signals
+from tokjax.reduce.stages import Sequence, plan_stages
+from tokjax.signals import Answers
+from tokjax.tokens import Kind
 
 # Lengths of one padded batch; the shortest is not reduced where others are.
 LENGTHS = (14, 9, 3)
-ONCE = schedules.Ratio(0.7, (2,), "current", "ceil")
+ONCE = budgets.Ratio(0.7, (2,), "current", "ceil")
 RECIPES = {
   "topk": ONCE,
-  "evit": schedules.Ratio(0.7, (1, 2), "current", "ceil", extra=1),
-  "ats": schedules.Capped(1.0, 2),
+  "evit": budgets.Ratio(0.7, (1, 2), "current", "ceil", extra=1),
+  "ats": budgets.Capped(1.0, 2),
   "zero_tprune": ONCE,
   "random": ONCE,
   "stride": ONCE,
@@ -36,7 +39,7 @@ RECIPES = {
 
 
 def slots_of(name: str):
-  return recipes.get(name, schedule=RECIPES[name])
+  return recipes.get(name, budget=RECIPES[name])
 
 
 def padded(name):
@@ -84,64 +87,73 @@ def test_a_padded_example_equals_the_example_alone(name):
 
 
 @pytest.mark.parametrize(
-  "schedule",
+  "budget",
   [
-    schedules.Even(0.5),
-    schedules.Ratio(0.7),
-    schedules.Ratio(0.7, None, "current", "ceil", extra=1),
-    schedules.Once(0.5),
-    schedules.Square(0.5),
-    schedules.Capped(0.6),
-    schedules.Ratio(0.7).with_keep(0.3),
+    budgets.Even(0.5),
+    budgets.Ratio(0.7),
+    budgets.Ratio(0.7, None, "current", "ceil", extra=1),
+    budgets.Once(0.5),
+    budgets.Square(0.5),
+    budgets.Capped(0.6),
+    budgets.Ratio(0.7).with_keep(0.3),
   ],
 )
-def test_a_shorter_example_never_keeps_more(schedule):
-  table = count_table(schedule, 64, 12)
-  assert np.all(np.diff(table, axis=0) >= 0)
-  acts = act_table(schedule, 64, 12)
+def test_a_shorter_example_never_keeps_more(budget):
+  """Every length up to 64 as an example of one batch."""
+  reduce = Reduce(len, budget)
+  sequence = Sequence(((Kind.PATCH, 64),), 64, 0)
+  lengths = jnp.arange(65)
+  left, acts = lengths, np.zeros((65, 12), bool)
+  blocks = plan_stages((reduce,), sequence, 12, recipe="some")
+  for layer, block in enumerate(blocks):
+    for stage in block:
+      due = stage.due(lengths, left)
+      left, acts[:, layer] = due.left, due.acts
+      assert np.all(np.diff(left) >= 0)
   for real in (1, 5, 64):
-    counts = schedule.counts(real, 12)
+    counts = budget.counts(real, 12)
     assert list(acts[real]) == [after is not None for after in counts]
 
 
 @pytest.mark.parametrize("name", ["topk", "evit", "ats", "zero_tprune"])
 def test_gradients_are_finite_and_only_weights_carry_them(name):
   tokens = tokens_of(rows(3, 2, 10, WIDTH))
-  signals = signals_of(tokens)
   stage = stage_of(name, 9, 2)
+  answers = answers_of(stage.reduce, 2, 4, **signals_of(tokens))
 
   @jax.jit
-  def gradients(x, signals):
-    def loss(x, signals):
+  def gradients(x, answers):
+    def loss(x, answers):
       given = tokens.replace(x=x)
-      return (move_batch(stage.plan(given, signals), given).x ** 2).sum()
+      plan, _ = stage.plan(given, answers)
+      return (move_batch(plan, given).x ** 2).sum()
 
-    return jax.grad(loss, argnums=(0, 1))(x, signals)
+    return jax.grad(loss, argnums=(0, 1))(x, answers)
 
-  grads = gradients(tokens.x, signals)
+  grads = gradients(tokens.x, answers)
   for leaf in jax.tree.leaves(grads):
     assert np.all(np.isfinite(leaf))
   dx, ds = grads
   assert np.any(dx != 0)
-  moved = {k: np.any(v != 0) for k, v in vars(ds).items() if v is not None}
-  assert moved == {k: name == "evit" and k == "class_attention" for k in moved}
+  moved = {q: np.any(ds[q] != 0) for q in ds.questions}
+  assert moved == {
+    q: name == "evit" and isinstance(q, signals.Rows) for q in moved
+  }
 
 
 def test_evit_weights_have_the_right_gradient():
   """Of the fused token's squared length: 2 f . x_j for what it holds."""
   tokens = tokens_of(rows(4, 1, 8, WIDTH))
-  signals = signals_of(tokens)
   stage = stage_of("evit", 7, 2)
+  attention = signals_of(tokens)["class_attention"]
 
   def loss(attention):
-    given = dataclasses.replace(signals, class_attention=attention)
-    plan = stage.plan(tokens, given)
+    given = answers_of(stage.reduce, 2, 4, class_attention=attention)
+    plan, _ = stage.plan(tokens, given)
     fused = move_batch(plan, tokens).x[0, -1]
     return (fused**2).sum(), (fused, plan)
 
-  grad, (fused, plan) = jax.jit(jax.grad(loss, has_aux=True))(
-    signals.class_attention
-  )
+  grad, (fused, plan) = jax.jit(jax.grad(loss, has_aux=True))(attention)
   expected = 2 * np.asarray(tokens.x[0]) @ np.asarray(fused) / 3
   kept = np.asarray(plan.anchor[0, :-1])
   expected[kept] = 0
@@ -188,17 +200,19 @@ def test_the_class_token_need_not_come_first():
   tokens = tokens_of(rows(6, 2, 10, WIDTH))
   roll = lambda a, axis: jnp.roll(a, 4, axis)
   moved = jax.tree.map(lambda a: roll(a, 1), tokens)
-  signals = signals_of(tokens)
-  rolled = Signals(
-    keys=roll(signals.keys, 2),
-    values=roll(signals.values, 2),
-    attention=roll(roll(signals.attention, 2), 3),
-    class_attention=roll(signals.class_attention, 2),
+  given = signals_of(tokens)
+  rolled = dict(
+    keys=roll(given["keys"], 2),
+    attention=roll(roll(given["attention"], 2), 3),
   )
   stage = stage_of("zero_tprune", 9, 2)
-  aside = dataclasses.replace(stage, leading=False)
-  first = jax.jit(stage.plan)(tokens, signals)
-  other = jax.jit(aside.plan)(moved, rolled)
+  # The class token, and what the budget leaves.
+  aside = dataclasses.replace(
+    stage, leading=False, protected=0, spare=1, room=1 + stage.keep
+  )
+  answers = lambda arrays: answers_of(stage.reduce, 2, 4, **arrays)
+  first, _ = jax.jit(stage.plan)(tokens, answers(given))
+  other, _ = jax.jit(aside.plan)(moved, answers(rolled))
   for e in range(2):
     kept = set(np.asarray((first.anchor[e] + 4) % 10))
     assert set(np.asarray(other.anchor[e])) == kept
@@ -206,6 +220,6 @@ def test_the_class_token_need_not_come_first():
 
 def test_a_rule_says_which_signal_it_lacks():
   tokens = tokens_of(rows(0, 1, 6, WIDTH))
-  site = Site(tokens, Signals(), 3, protected=1)
-  with pytest.raises(ValueError, match="class_attention.*needs"):
+  site = Site(tokens, Answers(), 3, protected=1)
+  with pytest.raises(ValueError, match="class_attention.*asks"):
     recipes.get("topk").reduce[0].rule(site)

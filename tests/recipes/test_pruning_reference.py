@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.recipes import reference_pruning as reference
+from tests.recipes.answering import answers_of
 from tests.recipes.sites_pruning import (
   WIDTH,
   rows,
@@ -13,8 +14,8 @@ from tests.recipes.sites_pruning import (
   stage_of,
   tokens_of,
 )
+from tokjax.budgets import Once
 from tokjax.plan import move_batch
-from tokjax.schedules import Once
 
 BATCH, PATCHES = 12, 13
 
@@ -25,8 +26,14 @@ def given():
   return tokens, jax.jit(signals_of)(tokens)
 
 
+def answered(stage, given):
+  return answers_of(stage.reduce, stage.layer, stage.depth, **given)
+
+
 def planned(stage, given):
-  return jax.jit(lambda t, s: stage.plan(t, s))(*given)
+  tokens, signals = given
+  plan, _ = jax.jit(stage.plan)(tokens, answered(stage, signals))
+  return plan
 
 
 def patches(plan, example):
@@ -42,7 +49,7 @@ def test_topk(given):
   stage = stage_of("topk", PATCHES, 2)
   plan = planned(stage, given)
   for e in range(BATCH):
-    attention = np.asarray(given[1].attention[e])
+    attention = np.asarray(given[1]["attention"][e])
     assert patches(plan, e) == reference.topk(attention, stage.keep)
 
 
@@ -51,13 +58,13 @@ def test_evit(given):
   stage = stage_of("evit", PATCHES, 2)
 
   @jax.jit
-  def run(tokens, signals):
-    plan = stage.plan(tokens, signals)
+  def run(tokens, answers):
+    plan, _ = stage.plan(tokens, answers)
     return plan, move_batch(plan, tokens)
 
-  plan, out = run(tokens, signals)
+  plan, out = run(tokens, answered(stage, signals))
   for e in range(BATCH):
-    x, attention = np.asarray(tokens.x[e]), np.asarray(signals.attention[e])
+    x, attention = np.asarray(tokens.x[e]), np.asarray(signals["attention"][e])
     np.testing.assert_array_equal(out.x[e, 0], x[0])
     np.testing.assert_allclose(
       out.x[e, 1:], reference.evit(x, attention, stage.keep), atol=1e-6
@@ -77,7 +84,7 @@ def test_ats(given, sampling, keep):
   for e in range(BATCH):
     attention, values = (
       np.asarray(a[e], np.float64)
-      for a in (given[1].attention, given[1].values)
+      for a in (given[1]["attention"], given[1]["values"])
     )
     score = reference.significance(attention, values)
     expected = reference.ats(score, stage.keep, sampling)
@@ -90,15 +97,16 @@ def test_ats(given, sampling, keep):
 )
 def test_zero_tprune(given, layer, depth, iterations, similar):
   """Block 11 of 12 reads the attention of block 10, one of the last three."""
-  schedule, variance = Once(0.5, layer), (0.01, 0.7)
+  budget, variance = Once(0.5, layer), (0.01, 0.7)
   stage = stage_of(
-    "zero_tprune", PATCHES, layer, depth=depth, schedule=schedule,
+    "zero_tprune", PATCHES, layer, depth=depth, budget=budget,
     similar=similar, variance=variance,
   )  # fmt: skip
   plan = planned(stage, given)
   for e in range(BATCH):
     attention, keys = (
-      np.asarray(a[e], np.float64) for a in (given[1].attention, given[1].keys)
+      np.asarray(given[1][name][e], np.float64)
+      for name in ("attention", "keys")
     )
     expected = reference.zero_tprune(
       attention, keys, stage.keep, similar, variance, iterations

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tokjax import selection
+from tokjax import budgets, selection
 from tokjax.attention import core
 from tokjax.attention.retrieval import Chunk, Retrieval, mean_query
-from tokjax.cache import budgets
 from tokjax.budgets import Budget
-from tokjax.cache.contract import Layer
+from tokjax.layer import Layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ class BlockMemory(Retrieval):
 
   first: int = 128
   local: int = 4096
-  budget: Budget = budgets.Tokens(2048)
+  budget: Budget = budgets.Count(2048)
   block: int = 128
   representatives: int = 4
   chunk: int = 512

@@ -16,7 +16,7 @@ from pallas_kernels import BlockLayout, block_sparse_attention
 from pallas_kernels import layout as layouts
 from pallas_kernels.decode_attention.merge import merge
 from tokjax.attention import core
-from tokjax.cache.contract import LSE, Arrivals, Carry, Layer, Memory, Params
+from tokjax.layer import LSE, Arrivals, Carry, Layer, Memory, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Causal:
     params: Params,
     carry: Carry,
   ) -> tuple[Float[Array, "b t h d"], Carry]:
-    """See `tokjax.cache.contract.Attend`."""
+    """See `tokjax.slots.Attend`."""
     arrivals = arrivals.clean()
     if self.whole:
       need_whole(self, arrivals, memory)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import layout as layouts
-from tokjax.cache.contract import Layer
+from tokjax.layer import Layer
 
 # Rows of queries whose logits are held at a time.
 BLOCK = 256

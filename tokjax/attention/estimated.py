@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import layout as layouts
-from tokjax import selection
+from tokjax import budgets, selection
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, listed, with_others
-from tokjax.cache import budgets
 from tokjax.budgets import Budget
-from tokjax.cache.contract import Arrivals, Layer, Memory
+from tokjax.layer import Arrivals, Layer, Memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,8 @@ class VerticalSlash(Causal):
       block of attention can be skipped.
   """
 
-  vertical: Budget = budgets.Tokens(1000)
-  slash: Budget = budgets.Tokens(6096)
+  vertical: Budget = budgets.Count(1000)
+  slash: Budget = budgets.Count(6096)
   queries: int = 64
   sinks: int = 30
   near: int = 100

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tokjax import selection
+from tokjax import budgets, selection
 from tokjax.attention import core
 from tokjax.attention.retrieval import Retrieval, grouped
-from tokjax.cache import budgets
 from tokjax.budgets import Budget
-from tokjax.cache.contract import Layer
+from tokjax.layer import Layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,7 @@ class HeadChunks(Retrieval):
     rows: queries whose keys are gathered at a time.
   """
 
-  budget: Budget = budgets.Tokens(4096)
+  budget: Budget = budgets.Count(4096)
   chunk: int = 256
   rows: int = 8
 

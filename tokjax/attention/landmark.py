@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tokjax import selection
+from tokjax import budgets, selection
 from tokjax.attention import core
 from tokjax.attention.causal import Causal
 from tokjax.attention.retrieval import Retrieval
-from tokjax.cache import budgets
 from tokjax.budgets import Budget
-from tokjax.cache.contract import Layer
 from tokjax.cache.kv import NOTES
+from tokjax.layer import Layer
 
 
 def with_landmarks(

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from pallas_kernels import linear_attention
 from tokjax.attention.causal import Causal
-from tokjax.cache.contract import Arrivals, Bytes, Layer
+from tokjax.layer import Arrivals, Layer
+from tokjax.slots import Bytes
 
 EPSILON = 1e-5  # Of the layer norm, as in the official module.
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from tokjax.attention import core
 from tokjax.attention.causal import Causal
-from tokjax.cache.contract import Arrivals, Layer, Memory
+from tokjax.layer import Arrivals, Layer, Memory
 
 
 @dataclasses.dataclass(frozen=True)

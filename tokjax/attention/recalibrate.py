@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, by_group, need_whole
-from tokjax.cache.contract import Layer
+from tokjax.layer import Layer
 
 
 def _heads(layer: Layer, heads) -> Bool[Array, "h"]:

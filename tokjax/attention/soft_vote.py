@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tokjax import selection
+from tokjax import budgets, selection
 from tokjax.attention import core
 from tokjax.attention.retrieval import Chunk, Retrieval, grouped, mean_query
-from tokjax.cache import budgets
-from tokjax.cache import scores as importance
 from tokjax.budgets import Budget
-from tokjax.cache.contract import Layer
+from tokjax.cache import scores as importance
+from tokjax.layer import Layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class SoftVote(Retrieval):
 
   first: int = 128
   local: int = 512
-  budget: Budget = budgets.Tokens(2048)
+  budget: Budget = budgets.Count(2048)
   chunk: int = 512
   kernel: int = 1
   rotate_query: bool = False

@@ -5,9 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 
 from pallas_kernels import layout as layouts
+from tokjax import budgets
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, listed, with_others
-from tokjax.cache import budgets
 from tokjax.budgets import Budget
 
 
@@ -28,7 +28,7 @@ class Band(Causal):
   """
 
   first: int = 4
-  budget: Budget = budgets.Tokens(516)
+  budget: Budget = budgets.Count(516)
   dense: int = 0
   reindexed: bool = False
 
@@ -140,7 +140,7 @@ class Separators(Causal):
 
   tokens: tuple[int, ...] = ()
   first: int = 4
-  window: Budget = budgets.Tokens(256)
+  window: Budget = budgets.Count(256)
   dense_layers: tuple[int, ...] = ()
 
   @property

@@ -274,7 +274,7 @@ class Square(Once):
 
   def kept(self, tokens: int, layer: int, depth: int) -> int:
     side = max(1, round(math.sqrt(tokens * self.keep)))
-    share = min(side * side / tokens, 1.0)
+    share = min(side * side / max(tokens, 1), 1.0)
     return Once(share, self.layer).kept(tokens, layer, depth)
 
 

@@ -1,12 +1,12 @@
 """The `cache` slot: what is remembered between decode steps."""
 
-from tokjax.cache.contract import Arrivals
-from tokjax.cache.contract import Attend
-from tokjax.cache.contract import Bytes
-from tokjax.cache.contract import Cache
-from tokjax.cache.contract import Layer
-from tokjax.cache.contract import Memory
-from tokjax.cache.contract import parameters
+from tokjax.layer import Arrivals
+from tokjax.slots import Attend
+from tokjax.slots import Bytes
+from tokjax.slots import Cache
+from tokjax.layer import Layer
+from tokjax.layer import Memory
+from tokjax.slots import parameters
 
 __all__ = [
   "Arrivals",

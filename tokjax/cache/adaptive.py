@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tokjax import selection
+from tokjax import budgets, selection
 from tokjax.attention import core
-from tokjax.cache import budgets
-from tokjax.cache import entries as entries_lib
 from tokjax.budgets import Budget
-from tokjax.cache.contract import Bytes, Layer
-from tokjax.cache.prompt import Prompt, Scorer, over_prompts
+from tokjax.cache import entries as entries_lib
 from tokjax.cache.kv import Prompted, refuse_notes
+from tokjax.cache.prompt import Prompt, Scorer, over_prompts
+from tokjax.layer import Layer
 from tokjax.plan import Assignment
+from tokjax.slots import Bytes
 
 
 @jax.tree_util.register_dataclass

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tokjax.cache.contract import Arrivals, Bytes, Layer
 from tokjax.cache.kv import KV, Prompted
 from tokjax.cache.workspace import Workspace
+from tokjax.layer import Arrivals, Layer
+from tokjax.slots import Bytes
 
 
 def turned(part: Any, keep: float) -> Any:

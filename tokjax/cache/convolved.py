@@ -17,8 +17,9 @@ from tokjax import selection
 from tokjax.attention import core
 from tokjax.attention.causal import Causal
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.contract import Arrivals, Bytes, Layer
 from tokjax.cache.entries import Entries
+from tokjax.layer import Arrivals, Layer
+from tokjax.slots import Bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tokjax.attention import core
-from tokjax.cache.contract import Layer, Memory
+from tokjax.layer import Layer, Memory
 from tokjax.plan import Assignment
 
 

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from tokjax.cache import entries as entries_lib
 from tokjax.cache import quantisation as few
-from tokjax.cache.contract import Layer
 from tokjax.cache.entries import Entries
 from tokjax.cache.stores import Parts
+from tokjax.layer import Layer
 
 # Entries that are decoded at a time, about, when all are read.
 PART = 4096

@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.decode_attention.merge import merge
-from tokjax import schedules, selection
+from tokjax import budgets, selection
 from tokjax.attention import core
-from tokjax.cache import budgets
-from tokjax.cache import entries as entries_lib
 from tokjax.budgets import Budget
-from tokjax.cache.contract import Carry, Layer
+from tokjax.cache import entries as entries_lib
 from tokjax.cache.entries import Entries
 from tokjax.cache.stores import Parts
+from tokjax.layer import Carry, Layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +280,7 @@ class Persistent(Everything):
 
   def selecting(self, depth: int) -> tuple[int, ...]:
     """The layers that choose, the first one first."""
-    of = lambda layer: schedules.block(layer, depth, "layers")
+    of = lambda layer: budgets.block(layer, depth, "layers")
     return tuple(sorted({of(layer) for layer in self.layers}))
 
   def check(self, layer):

@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, by_group
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.contract import Bytes, Layer
 from tokjax.cache.kv import Prompted
+from tokjax.layer import Layer
+from tokjax.slots import Bytes
 
 CARRY = "distant"
 

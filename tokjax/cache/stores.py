@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Array, Bool, Float, Int
 
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.contract import Layer
 from tokjax.cache.entries import Entries
+from tokjax.layer import Layer
 
 
 @dataclasses.dataclass(frozen=True)

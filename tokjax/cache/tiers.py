@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from tokjax import selection
 from tokjax.cache import quantisation as few
-from tokjax.cache.contract import Layer
+from tokjax.layer import Layer
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tokjax.cache.contract import Arrivals, Layer, Memory
+from tokjax.layer import Arrivals, Layer, Memory
 
 
 @jax.tree_util.register_dataclass

@@ -309,7 +309,8 @@ def check_slots(config: ViTConfig, slots: Slots) -> None:
       raise ValueError(
         f"recipe {slots.name!r} asks for the attention of"
         f" {[kind.name for kind in of.kinds]} tokens, which this model does not"
-        f" have; it has {sorted({kind.name for kind in kinds})}"
+        f" have (class_token={config.class_token}); it has"
+        f" {sorted({kind.name for kind in kinds})}"
       )
   stages = plan_stages(
     slots.reduce,

@@ -43,7 +43,7 @@ class Recipe:
     return tuple(inspect.signature(self.build).parameters)
 
   def __call__(self, *, keep: float | None = None, **options) -> Slots:
-    """Builds the slots; `keep` turns the schedule to end at that fraction."""
+    """Builds the slots; `keep` turns budgets to end at that fraction."""
     unknown = [name for name in options if name not in self.options]
     if unknown:
       raise UnknownOption(

@@ -7,7 +7,7 @@ from tokjax.cache.low_rank import LowRank
 from tokjax.cache.mixed import Mixed
 from tokjax.cache.shared import Following, SharedKeys
 from tokjax.recipes.registry import recipe
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @recipe(

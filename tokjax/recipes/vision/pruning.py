@@ -160,8 +160,10 @@ def zero_tprune_rule(
   alive = site.tokens.mask
   if alive is None:
     alive = jnp.ones((site.tokens.num_tokens,), bool)
+  # Protected tokens vote, but cannot be drawn.
+  free = jnp.ones((site.num_free,), bool) if site.mask is None else site.mask
   keep = site.keep if site.due is None else site.due
-  remove = jnp.floor(similar * (site.free(alive).sum() - keep))
+  remove = jnp.floor(similar * (free.sum() - keep))
   # Attention is that of the block before: 30 votes in the first quarter of
   # the blocks, 1 in the last.
   iterations = (30, 5, 5, 1)[4 * (site.layer - 1) // site.depth]
@@ -171,7 +173,7 @@ def zero_tprune_rule(
   alive = site.with_free(alive, site.free(alive) & ~drop)
   importance = _importance(site, alive, iterations, variance)
   top = selection.top_k(
-    importance, site.keep, mask=site.free(alive), count=site.due
+    importance, site.keep, mask=free & ~drop, count=site.due
   )
   index, valid = selection.in_order(top)
   valid = None if site.mask is None else valid
