@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tokjax import recipes
-from tokjax.cache import budgets
+from tokjax import budgets, recipes
 from tokjax.models import (
   Decoder,
   DecoderConfig,
@@ -33,7 +32,7 @@ CONFIG = DecoderConfig(
   vocabulary=512, width=64, depth=2, heads=4, kv_heads=2, head_dim=32,
   mlp_dim=128, length=131_072, rotary=Rotary(500_000.0),
 )  # fmt: skip
-BUDGET = budgets.Tokens(1024)
+BUDGET = budgets.Count(1024)
 METHODS = {
   "full": {},
   "streaming_llm": {"budget": BUDGET},

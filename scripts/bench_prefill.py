@@ -15,8 +15,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from tokjax import recipes
-from tokjax.cache import budgets
+from tokjax import budgets, recipes
 from tokjax.models import (
   Decoder,
   DecoderConfig,
@@ -29,8 +28,8 @@ CONFIG = DecoderConfig(
   vocabulary=512, width=2048, depth=1, heads=32, kv_heads=8, head_dim=64,
   mlp_dim=8192, length=131_072, rotary=Rotary(500_000.0),
 )  # fmt: skip
-BUDGET = budgets.Tokens(512)
-PART = budgets.Tokens(256)
+BUDGET = budgets.Count(512)
+PART = budgets.Count(256)
 METHODS = {
   "full": {},
   "random_kv": {"budget": BUDGET},

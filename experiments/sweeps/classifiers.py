@@ -21,7 +21,7 @@ from experiments.sweeps.runs import trained
 from experiments.training import config as config_lib
 from tokjax import interop
 from tokjax.models import ViT, ViTConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)

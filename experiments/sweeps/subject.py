@@ -19,7 +19,7 @@ from experiments import typed
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import WHOLE, Results, Row
 from tokjax import recipes
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 class UnknownRecipe(typed.ConfigError, KeyError):

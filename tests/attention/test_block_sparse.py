@@ -10,9 +10,10 @@ from tests.decoder import models
 from tokjax.attention import BlockSparse, Dense, core, estimators
 from tokjax.attention.block_sparse import CausalBlockSparse
 from tokjax.attention.causal import Causal
-from tokjax.cache.contract import Arrivals, Layer, Memory
+from tokjax.binding import bind
+from tokjax.layer import Arrivals, Layer, Memory
 from tokjax.models import ViT, ViTConfig
-from tokjax.reduce.reduction import Slots, bind
+from tokjax.slots import Slots
 
 B, H, N, D = 2, 2, 22, 8
 

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from tests.decoder import models
+from tokjax import budgets
 from tokjax.attention import core
 from tokjax.attention.causal import Causal
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear
 from tokjax.attention.static import Band
-from tokjax.cache import budgets
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 ATTENDS = {
   "causal": Causal(),
-  "band": Band(first=4, budget=budgets.Tokens(100)),
+  "band": Band(first=4, budget=budgets.Count(100)),
   "vertical_slash": VerticalSlash(
-    budgets.Tokens(40), budgets.Tokens(200), block=64
+    budgets.Count(40), budgets.Count(200), block=64
   ),
   "antidiagonal": Antidiagonal(0.5),
   "linear": Linear(),

@@ -18,7 +18,7 @@ from tests.learned import reference
 from tokjax import losses
 from tokjax.models import Decoder, DecoderConfig
 from tokjax.recipes import registry
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 class View(losses.View):

@@ -15,7 +15,7 @@ from pallas_kernels import block_sparse_attention
 from pallas_kernels import layout as layouts
 from tokjax.attention import core, estimators
 from tokjax.attention.causal import Causal
-from tokjax.cache.contract import Arrivals, Layer, Memory
+from tokjax.layer import Arrivals, Layer, Memory
 
 Rule = layouts.TopK | layouts.TopP | layouts.Threshold
 

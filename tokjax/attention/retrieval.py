@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tokjax import budgets
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, need_whole
-from tokjax.cache import budgets, workspace
+from tokjax.budgets import Budget
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.budgets import Budget
-from tokjax.cache.contract import Bytes, Layer, Memory
+from tokjax.cache import workspace
 from tokjax.cache.kv import NOTES, Prompted
+from tokjax.layer import Layer, Memory
+from tokjax.slots import Bytes
 
 # What a method remembers of one example besides keys and values.
 Memo = tuple[Array, ...]

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from tokjax import schedules
+from tokjax import budgets
 from tokjax.attention import core
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.contract import Bytes, Layer, Params
 from tokjax.cache.entries import Entries
 from tokjax.cache.kv import Prompted, refuse_notes
 from tokjax.cache.reads import Query
+from tokjax.layer import Layer, Params
+from tokjax.slots import Bytes
 
 
 def factors(
@@ -95,8 +96,8 @@ class LowRank(Prompted):
   needs = ("x",)
 
   def __post_init__(self):
-    schedules.check_keep(self.k_density, "k_density")
-    schedules.check_keep(self.v_density, "v_density")
+    budgets.check_keep(self.k_density, "k_density")
+    budgets.check_keep(self.v_density, "v_density")
     if self.window < 1:
       raise ValueError(f"window={self.window}: must be 1 or more")
 

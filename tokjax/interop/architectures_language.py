@@ -13,7 +13,7 @@ from tokjax.interop.layout import Layout
 from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tokjax.interop.layout import Layout
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.tables import Row
 from tokjax.models.vit import ViT, ViTConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from tokjax.interop import fields
 from tokjax.interop.files import TensorFiles
 from tokjax.interop.tables import Row
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 
 class Layout(abc.ABC):

@@ -15,7 +15,7 @@ from tokjax.interop.layout import Layout
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.timm import Timm
 from tokjax.models.vit import ViTConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 PLAIN = Slots()
 LAYOUTS: dict[str, Layout] = {**VISION, **LANGUAGE, Timm.name: Timm()}

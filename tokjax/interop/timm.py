@@ -20,7 +20,7 @@ from tokjax.interop.fields import Field, Json, Problems
 from tokjax.interop.layout import Layout
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.models.vit import ViT, ViTConfig
-from tokjax.reduce.reduction import Slots
+from tokjax.slots import Slots
 
 NAME = re.compile(
   r"(?P<family>vit|deit|deit3)_(?P<size>tiny|small|medium|base|large|huge)"
