@@ -138,7 +138,7 @@ class Received(Question):
 
 @dataclasses.dataclass(frozen=True)
 class Attention(Question):
-  """The whole map, rows are queries, `[h, n, n]`; expensive where n is large."""
+  """The whole map, rows are queries, `[h, n, n]`; expensive for long texts."""
 
   axes: ClassVar = (-2, -1)
 
@@ -187,9 +187,13 @@ class Derived(Question):
       hashable.
   """
 
-  fn: Callable[[Any], Array] | None = None
+  fn: Callable[[Any], Array] = lambda tokens: tokens.x
 
   axes: ClassVar = (0,)
+
+  def of_batch(self, tokens: Any) -> Array:
+    """The answer for a batch of tokens."""
+    return jax.vmap(self.fn)(tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +277,9 @@ class Answers:
 
   def add(self, question: Question, value: Array) -> "Answers":
     """With one more answer, or another answer to a question."""
-    kept = [p for p in zip(self.questions, self.values) if p[0] != question]
-    kept.append((question, value))
-    return Answers(*map(tuple, zip(*kept, strict=True)))
+    pairs = zip(self.questions, self.values, strict=True)
+    kept = [*(p for p in pairs if p[0] != question), (question, value)]
+    return Answers(tuple(q for q, _ in kept), tuple(v for _, v in kept))
 
   def only(self, wanted: set[Question] | frozenset[Question]) -> "Answers":
     """Those that are still wanted."""

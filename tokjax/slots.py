@@ -224,7 +224,7 @@ class Slots:
     name: the recipe's, for messages.
   """
 
-  reduce: tuple[Reduce, ...] | Reduce = ()
+  reduce: tuple[Reduce, ...] | Any = ()
   attend: Any = None
   cache: Any = None
   program: Any = None

@@ -79,7 +79,7 @@ class Sum(Budget):
     return self.a.layered or self.b.layered
 
   def count(self, tokens: int, layer: int, depth: int) -> int:
-    return sum(part.count(tokens, layer, depth) for part in (self.a, self.b))
+    return sum(bounded(part, tokens, layer, depth) for part in (self.a, self.b))
 
   def with_keep(self, keep: float) -> "Sum":
     """`keep` in all: half of it for `b`, the rest for `a`, nothing lost.
@@ -107,7 +107,7 @@ class Rest(Budget):
     return self.whole.layered or self.part.layered
 
   def count(self, tokens: int, layer: int, depth: int) -> int:
-    of = lambda budget: budget.count(tokens, layer, depth)
+    of = lambda budget: bounded(budget, tokens, layer, depth)
     return max(of(self.whole) - of(self.part), 0)
 
   def with_keep(self, keep: float) -> "Rest":
@@ -128,7 +128,7 @@ class Larger(Budget):
     return self.a.layered or self.b.layered
 
   def count(self, tokens: int, layer: int, depth: int) -> int:
-    return max(part.count(tokens, layer, depth) for part in (self.a, self.b))
+    return max(bounded(part, tokens, layer, depth) for part in (self.a, self.b))
 
   def with_keep(self, keep: float) -> Budget:
     return self.b.with_keep(keep)
@@ -154,7 +154,7 @@ class Pyramid(Budget):
 
   def count(self, tokens: int, layer: int, depth: int) -> int:
     """Branches as in the official code: short prompts are spared."""
-    total = self.base.count(tokens, layer, depth)
+    total = bounded(self.base, tokens, layer, depth)
     b = total - self.window
     if tokens <= total or b <= 0:
       return total
@@ -170,6 +170,12 @@ class Pyramid(Budget):
 
   def with_keep(self, keep: float) -> "Pyramid":
     return dataclasses.replace(self, base=self.base.with_keep(keep))
+
+
+def bounded(budget: Budget, tokens: int, layer: int, depth: int) -> int:
+  """The count of a budget; all tokens where it removes nothing."""
+  count = budget.count(tokens, layer, depth)
+  return tokens if count is None else count
 
 
 def of(count: int | Budget) -> Budget:

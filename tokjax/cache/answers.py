@@ -51,15 +51,15 @@ def queries_of(asked: Iterable[Question]) -> int | None:
   Raises:
     ValueError: a question that a cache does not answer.
   """
-  found: set[int | None] = {0}
+  most, every = 0, False
   for question in asked:
     match question:
+      case Observed(queries=None) | signals.Received() | signals.Queries():
+        every = True
       case Observed():
-        found.add(question.queries)
-      case signals.Rows() if isinstance(question.of, Last):
-        found.add(question.of.count)
-      case signals.Received() | signals.Queries():
-        found.add(None)
+        most = max(most, question.queries or 0)
+      case signals.Rows(of=Last()):
+        most = max(most, question.of.count)
       case signals.Keys() | signals.Values() | Remembered():
         pass
       case _:
@@ -72,7 +72,7 @@ def queries_of(asked: Iterable[Question]) -> int | None:
       raise ValueError(
         f"{question}: a cache answers for its own layer only; leave out layer="
       )
-  return None if None in found else max(found)
+  return None if every else most
 
 
 def needs_of(asked: Iterable[Question]) -> tuple[str, ...]:
@@ -108,6 +108,11 @@ def _of_prompt(prompt: Prompt, question: Question) -> Array:
     case signals.Received():
       count = jnp.maximum(prompt.length, 1)
       return scores.column_sums(prompt) / count
+  return _rows(prompt, question)
+
+
+def _rows(prompt: Prompt, question: Any) -> Array:
+  """Attention of the last queries of a prompt."""
   window = prompt
   if prompt.q.shape[0] > question.of.count:
     window = _cut(prompt, question.of.count)

@@ -271,7 +271,7 @@ class KV(Prompted):
   def _trimmed(
     self, layer: Layer, store: Entries, state: Held, weight: Any = None
   ) -> Entries:
-    first = self.evict.free.first
+    first = 0 if self.evict is None else self.evict.free.first
     return self.trim(layer, store, first, state.count, state.last, weight)
 
   @property

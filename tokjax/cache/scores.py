@@ -4,7 +4,6 @@ Query heads that share a key head are reduced here, since a cache holds key
 heads. Scores of padding may be anything.
 """
 
-import functools
 from typing import Literal
 
 import jax

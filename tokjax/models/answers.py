@@ -5,7 +5,6 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -83,7 +82,7 @@ class EncoderAnswers:
       case signals.Hidden():
         return self.tokens.x
       case signals.Derived():
-        return jax.vmap(question.fn)(self.tokens)
+        return question.of_batch(self.tokens)
       case signals.Attention():
         return self.map
       case signals.Received():
@@ -94,13 +93,12 @@ class EncoderAnswers:
 
   def _rows(self, question: signals.Rows) -> Float[Array, "b h n"]:
     of = question.of
-    front = isinstance(of, Of) and of.first and len(of.kinds) == 1
     if question.form == "logits":
       weight = query_weights(of, self.tokens)
       q = jnp.einsum("bhnk,bn->bhk", self.q, weight.astype(self.q.dtype))
       product = jnp.einsum("bhk,bhnk->bhn", q, self.k)
       return product.astype(jnp.float32) * self.q.shape[-1] ** -0.5
-    if front and of.kinds[0] in self.kinds:
+    if isinstance(of, Of) and of.first and of.kinds[0] in self.kinds:
       at = self.kinds.index(of.kinds[0])
       # One row is cheap; a policy needs the square map.
       if not self.mapped and self.tokens.policy is None:

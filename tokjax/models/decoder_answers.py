@@ -60,7 +60,7 @@ class DecoderAnswers:
       case signals.Hidden():
         return self.tokens.x
       case signals.Derived():
-        return jax.vmap(question.fn)(self.tokens)
+        return question.of_batch(self.tokens)
       case signals.Attention():
         whole = core.over_rows(self._rows_at, a.q.shape[1])
         return jnp.moveaxis(whole, 1, 2)

@@ -1,9 +1,11 @@
 """What a decoder makes of its slots: refusals, stages, passages."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from tokjax import signals
 from tokjax.models.decoder_config import DecoderConfig
@@ -30,8 +32,8 @@ def check_slots(config: DecoderConfig, slots: Slots) -> None:
     where = f"recipe {slots.name!r}: {reduce.recipe or reduce.rule}"
     if reduce.at not in PLACES:
       raise ValueError(
-        f"{where} acts at {reduce.at!r}, inside attention; a decoder carries out"
-        f" reductions at {', '.join(PLACES)}"
+        f"{where} acts at {reduce.at!r}, inside attention; a decoder carries"
+        f" out reductions at {', '.join(PLACES)}"
       )
     if not set(reduce.free.kinds) & {Kind.TEXT, Kind.VISUAL}:
       raise ValueError(
@@ -119,7 +121,8 @@ def put_back(
   passage: Passage, valid: Bool[Array, "b n"]
 ) -> tuple[Float[Array, "b n d"], Bool[Array, "b n"]]:
   """Hidden states at their places, zeros where tokens were removed."""
-  x, remains = passage.tokens.x, passage.tokens.mask
+  x: Any = passage.tokens.x
+  remains: Any = passage.tokens.mask
   for plan in [p for made in passage.plans for p in made][::-1]:
     if plan.anchor.shape[1] != x.shape[1]:
       continue  # It has been given back already.
@@ -130,8 +133,8 @@ def put_back(
 
 
 def _placed(plan, x, remains):
-  n = plan.num_sources
-  at = plan.anchor if plan.valid is None else jnp.where(plan.valid, plan.anchor, n)
+  n, at = plan.num_sources, plan.anchor
+  at = at if plan.valid is None else jnp.where(plan.valid, at, n)
   full = jnp.zeros((n, x.shape[1]), x.dtype).at[at].set(x, mode="drop")
   return full, jnp.zeros((n,), bool).at[at].set(remains, mode="drop")
 

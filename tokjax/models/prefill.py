@@ -164,7 +164,8 @@ def start(
 def last_hidden(passage: Passage) -> Float[Array, "b d"]:
   """Hidden states of the last real token of each example."""
   tokens = passage.tokens
-  at = jnp.maximum(tokens.mask.sum(axis=1) - 1, 0)
+  real: Any = tokens.mask  # A decoder's tokens always have one.
+  at = jnp.maximum(real.sum(axis=1) - 1, 0)
   return jax.vmap(lambda x, i: x[i])(tokens.x, at)
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from tokjax.plan import Plan, move_batch
 from tokjax.reduce import stages as stages_lib
-from tokjax.reduce.back import given_back
+from tokjax.reduce.back import Back, given_back
 from tokjax.reduce.stage import Stage
 from tokjax.reduce.stages import Sequence, Stages
 from tokjax.signals import OF_THE_CALL, Answers, Question
@@ -49,12 +49,14 @@ class Away:
   Attributes:
     stage, plan: what took them.
     passage: before the plan.
+    back: how they come back.
     later: plans made since, with the tokens before each.
   """
 
   stage: Stage
   plan: Plan
   passage: "Passage"
+  back: Back
   later: tuple[tuple[Plan, Tokens], ...] = ()
 
 
@@ -79,7 +81,7 @@ class Passage:
 
   tokens: Tokens
   answers: Answers = Answers()
-  counts: dict[Group, Int[Array, "b"]] = dataclasses.field(default_factory=dict)
+  counts: dict[Any, Int[Array, "b"]] = dataclasses.field(default_factory=dict)
   carries: dict[int, Any] = dataclasses.field(default_factory=dict)
   away: tuple[Away, ...] = ()
   plans: tuple[tuple[Plan, ...], ...] = ()
@@ -164,7 +166,7 @@ class Reducer:
   def asked_of_attention(self, layer: int) -> set[Question]:
     """Questions about a block that are asked after its input."""
     wanted = stages_lib.wanted_after(self.stages, layer, "queries", self.depth)
-    return {q for q in wanted if q.layer.index == layer}
+    return {q for q in wanted if q.at(layer, self.depth) == layer}
 
   def soft(self, stage: Stage) -> bool:
     return self.train and stage.reduce.soft is not None
@@ -236,7 +238,7 @@ class Reducer:
       dataclasses.replace(a, later=(*a.later, later)) for a in passage.away
     )
     if stage.reduce.back is not None:
-      away += (Away(stage, plan, passage),)
+      away += (Away(stage, plan, passage, stage.reduce.back),)
     wanted = stages_lib.wanted_after(
       self.stages, stage.layer, stage.reduce.at, self.depth
     )
@@ -246,7 +248,9 @@ class Reducer:
     ids = passage.ids
     if ids is not None:
       ids = jax.vmap(lambda p, ids: p.take(ids))(plan, ids)
-    passage = passage.replace(tokens=tokens, answers=answers, away=away, ids=ids)
+    passage = passage.replace(
+      tokens=tokens, answers=answers, away=away, ids=ids
+    )
     if stage.reduce.position == "renumber":
       passage = renumbered(passage)
     return passage
@@ -255,7 +259,7 @@ class Reducer:
     """Gives back what is due behind block `layer`."""
     while passage.away:
       last = passage.away[-1]
-      until = last.stage.reduce.back.until
+      until = last.back.until
       ends = self.depth if until == "end" else last.stage.layer + until
       if layer + 1 < ends:
         break
@@ -263,10 +267,11 @@ class Reducer:
     return passage
 
   def _returned(self, passage: Passage, away: Away) -> Passage:
-    back, number = away.stage.reduce.back, away.stage.number
+    back, number = away.back, away.stage.number
     key, memory = (away.stage.layer, number), None
     if back.fill == "memory":
-      memory = (self.memory or {}).get(key, jnp.zeros_like(away.passage.tokens.x))
+      none = jnp.zeros_like(away.passage.tokens.x)
+      memory = (self.memory or {}).get(key, none)
     give = lambda plan, few, whole, memory: given_back(
       plan, few, back, whole, memory
     )

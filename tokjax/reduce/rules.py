@@ -88,14 +88,14 @@ def answer(
   return sign * score
 
 
+ANY_KEYS = signals.Keys(rotated=None)
+
+
+@signals.asks(ANY_KEYS)
 def key_norm(site: Site) -> Float[Array, "f"]:
   """Minus the length of the key, which no rotation changes (Knorm)."""
   k = site[ANY_KEYS].astype(jnp.float32)
   return -jnp.linalg.norm(k, axis=-1).mean(axis=0)
-
-
-ANY_KEYS = signals.Keys(rotated=None)
-key_norm.asks = (ANY_KEYS,)
 
 
 def keep_top(

@@ -293,7 +293,7 @@ def asked(
         other = around.get(at)
         of_tokens = isinstance(question, signals.Hidden | signals.Derived)
         ahead = at == stage.layer and stage.reduce.at == "input"
-        if other not in (None, stage) and not (of_tokens or ahead):
+        if other is not None and other != stage and not (of_tokens or ahead):
           raise ValueError(
             f"recipe {recipe!r}: {stage.reduce.recipe or 'a reduction'} asks"
             f" {type(question).__name__} of block {at}, whose attention runs on"
