@@ -38,8 +38,11 @@ class DecoderAnswers:
 
   def add_to(self, answers: Answers, asked: Iterable[Question]) -> Answers:
     """The answers with those to more questions, which are of this block."""
-    for question in sorted(asked, key=repr):
-      answers = answers.add(question, self.answer(question))
+    # Questions about answers come after those that they are about.
+    rests = lambda q: isinstance(getattr(q, "of", None), By)
+    for question in sorted(asked, key=lambda q: (rests(q), repr(q))):
+      told = dataclasses.replace(self, known=answers)
+      answers = answers.add(question, told.answer(question))
     return answers
 
   def answer(self, question: Question) -> Array:

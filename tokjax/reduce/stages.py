@@ -184,6 +184,8 @@ def _stage_at(
 ) -> Stage | None:
   """The stage of a reduction at a block, None where it does nothing."""
   arriving = left.arriving(reduce)
+  if not arriving:
+    return None  # A batch without tokens of these kinds.
   start = left.sequence.capacity(reduce.free.kinds)
   budget = reduce.budget
   after = budget.count(
