@@ -6,10 +6,12 @@ from typing import ClassVar
 from tokjax.budgets.base import (
   Budget,
   BudgetError,
+  ByBlock,
   block,
   check_count,
   check_keep,
   exact,
+  pairs,
 )
 
 
@@ -32,17 +34,15 @@ class Recycled(Budget):
     each: tokens of a cluster, on average.
   """
 
-  kept: tuple[tuple[int | float, int | float], ...]
+  kept: ByBlock | dict[int | float, int | float]
   pooled: float = 0.3
   each: int = 10
 
   of: ClassVar = "arriving"
 
   def __post_init__(self):
-    pairs = self.kept
-    pairs = pairs.items() if isinstance(pairs, dict) else pairs
-    object.__setattr__(self, "kept", tuple((at, n) for at, n in pairs))
-    for at, n in self.kept:
+    object.__setattr__(self, "kept", pairs(self.kept))
+    for at, n in pairs(self.kept):
       if isinstance(n, float):
         check_keep(n, f"kept[{at}]")
       else:
@@ -53,8 +53,9 @@ class Recycled(Budget):
 
   def best(self, tokens: int, layer: int, depth: int) -> int | None:
     """How many of `tokens` stay as they are; None: nothing happens."""
-    found = {block(at, depth, "kept"): n for at, n in self.kept}.get(layer)
-    if found is None or found == 1.0 and isinstance(found, float):
+    at_block = {block(at, depth, "kept"): n for at, n in pairs(self.kept)}
+    found = at_block.get(layer)
+    if found is None or (isinstance(found, float) and found == 1):
       return None
     if isinstance(found, float):
       found = round(tokens * exact(found))
@@ -78,13 +79,8 @@ class Recycled(Budget):
   def with_keep(self, keep: float) -> "Recycled":
     """Equal shares at every block, clusters included: keep^(1/k) each."""
     check_keep(keep)
-    if keep == 1:
-      return dataclasses.replace(
-        self, kept=tuple((at, 1.0) for at, _ in self.kept)
-      )
     share = keep ** (1 / len(self.kept))
     added = self.pooled / self.each
-    best = max(round((share - added) / (1 - added), 6), 1e-6)
-    return dataclasses.replace(
-      self, kept=tuple((at, best) for at, _ in self.kept)
-    )
+    best = min(max(round((share - added) / (1 - added), 6), 1e-6), 1.0)
+    turned = tuple((at, best) for at, _ in pairs(self.kept))
+    return dataclasses.replace(self, kept=turned)

@@ -88,7 +88,7 @@ def dpc_knn(
   near = jnp.take_along_axis(distance, nearest, axis=-1)
   found = jnp.isfinite(near)
   if neighbours is None and count is not None:
-    found &= jnp.arange(most) < count
+    found &= (jnp.arange(most) < count)[None, :]
   square = jnp.square(jnp.where(found, near, 0.0)).sum(axis=-1)
   density = jnp.exp(-square / jnp.maximum(found.sum(axis=-1), 1))
   if key is not None:

@@ -106,7 +106,10 @@ def start_passage(reducer: Reducer, rows) -> Passage:
   tokens = Tokens(rows.x, size, position, kind, rows.valid)
   passage = reducer.start(tokens)
   zero = jnp.zeros((b,), jnp.int32)
-  return passage.replace(ids=rows.token, shift=zero, attended=zero)
+  length = rows.valid.sum(axis=1, dtype=jnp.int32)
+  return passage.replace(
+    ids=rows.token, length=length, shift=zero, attended=zero
+  )
 
 
 def put_back(

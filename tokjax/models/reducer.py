@@ -71,6 +71,7 @@ class Passage:
     memory: what reductions that fill from a memory leave for the next call,
       by their number.
     ids: what else travels with the tokens, in a language model their ids.
+    length: real tokens of each example at the input, in a language model.
     shift: what renumbering took from the positions of each example, so far.
     attended: the shift at which the latest attention ran.
   """
@@ -85,6 +86,7 @@ class Passage:
     default_factory=dict
   )
   ids: Int[Array, "b n"] | None = None
+  length: Int[Array, "b"] | None = None
   shift: Int[Array, "b"] | None = None
   attended: Int[Array, "b"] | None = None
 
@@ -282,18 +284,19 @@ class Reducer:
 
 
 def renumbered(passage: Passage) -> Passage:
-  """Positions counted anew from 0; `shift` says by how much the next moves."""
+  """Positions counted anew from 0; the next token follows what remains.
+
+  That holds where the last token of a text was removed, too.
+  """
   tokens = passage.tokens
   real = jnp.ones(tokens.kind.shape, bool)
   real = real if tokens.mask is None else tokens.mask
   position = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
-  after = real.sum(axis=-1)
-  last = jnp.where(real, tokens.position[..., 0], -1).max(axis=-1)
   return passage.replace(
     tokens=tokens.replace(
       position=position[..., None].astype(tokens.position.dtype)
     ),
-    shift=passage.shift + (last + 1 - after).astype(jnp.int32),
+    shift=passage.length - real.sum(axis=-1, dtype=jnp.int32),
   )
 
 
