@@ -127,10 +127,6 @@ class Slow:
     )
     return dataclasses.replace(token, x=token.x + y)
 
-  def block(self, tokens, layer):
-    attended = [self.attention_half(token, layer) for token in tokens]
-    return [self.mlp_half(token, layer) for token in attended]
-
   def row(self, token, layer, entries):
     """Attention of a token over entries, averaged over heads."""
     q, _, _ = self.projected(token, layer)
@@ -162,7 +158,9 @@ class Slow:
     kept = []
     for layer in range(self.config.depth):
       given = self.noted(kept, tokens, method.before(self, tokens, layer))
-      out = self.block(given, layer)
+      seen = [self.attention_half(token, layer) for token in given]
+      few = self.noted(kept, seen, method.between(self, given, seen, layer))
+      out = [self.mlp_half(token, layer) for token in few]
       tokens = self.noted(kept, out, method.after(self, given, out, layer))
     logits = [self.logits(tokens[-1])]
     lengths = [len(cache) for cache in self.caches]
@@ -171,7 +169,7 @@ class Slow:
       for layer in range(self.config.depth):
         if method.renumbers:
           token.position = len(self.caches[layer])
-        (token,) = self.block([token], layer)
+        token = self.mlp_half(self.attention_half(token, layer), layer)
       logits.append(self.logits(token))
     return Result(kept, logits, lengths)
 
@@ -185,6 +183,9 @@ class Plain:
     """Before the first block."""
 
   def before(self, model, tokens, layer):
+    return tokens
+
+  def between(self, model, given, tokens, layer):
     return tokens
 
   def after(self, model, given, tokens, layer):
@@ -227,6 +228,99 @@ class FastV(Plain):
     if layer == self.k - 1:
       self.row = model.row(given[-1], layer, model.caches[layer])
     return tokens
+
+
+class MaskedFastV(FastV):
+  """FastV's first form: what goes is hidden from the others, not removed."""
+
+  def before(self, model, tokens, layer):
+    image = visual_places(tokens)
+    if layer != self.k or not image:
+      return tokens
+    gone = self.gone(image)
+    # Nothing that stays is behind them, so that nothing sees them.
+    return [
+      dataclasses.replace(t, position=10**4 + i) if i in gone else t
+      for i, t in enumerate(tokens)
+    ]
+
+
+class Top(Plain):
+  """Keeps a share of the tokens of a kind at one place of one block.
+
+  Args:
+    place: "between" attention and MLP or "after" the block.
+    layer: of the block, whose attention from the last token ranks.
+    visual: whether the image or the text is reduced.
+    share: of the initial tokens of the kind.
+    last: so many of them at the end stay in any case, and do not count.
+  """
+
+  def __init__(self, place, layer, visual, share, last=0):
+    self.place, self.layer, self.visual = place, layer, visual
+    self.share, self.last = share, last
+
+  def start(self, tokens):
+    self.initial = sum(t.visual == self.visual for t in tokens)
+
+  def between(self, model, given, tokens, layer):
+    if (self.place, self.layer) != ("between", layer):
+      return tokens
+    return self.top(model, given, tokens)
+
+  def after(self, model, given, tokens, layer):
+    if (self.place, self.layer) != ("after", layer):
+      return tokens
+    return self.top(model, given, tokens)
+
+  def top(self, model, given, tokens):
+    row = model.row(given[-1], self.layer, model.caches[self.layer])
+    free = [i for i, t in enumerate(tokens) if t.visual == self.visual]
+    free = free[: len(free) - self.last]
+    count = min(round(self.initial * self.share), len(free))
+    keep = {free[i] for i in best([row[i] for i in free], count)}
+    gone = set(free) - keep
+    return [t for i, t in enumerate(tokens) if i not in gone]
+
+
+class Both(Plain):
+  """One method after the other at every place."""
+
+  def __init__(self, first, second):
+    self.first, self.second = first, second
+
+  def start(self, tokens):
+    self.first.start(tokens)
+    self.second.start(tokens)
+
+  def between(self, model, given, tokens, layer):
+    tokens = self.first.between(model, given, tokens, layer)
+    return self.second.between(model, given, tokens, layer)
+
+  def after(self, model, given, tokens, layer):
+    tokens = self.first.after(model, given, tokens, layer)
+    return self.second.after(model, given, tokens, layer)
+
+
+class Bypass(Plain):
+  """Some blocks see the tokens with the longest states; the rest wait."""
+
+  def __init__(self, first, stop, share):
+    self.first, self.stop, self.share = first, stop, share
+
+  def before(self, model, tokens, layer):
+    if layer != self.first:
+      return tokens
+    self.waiting = tokens
+    norms = [t.x @ t.x for t in tokens]
+    keep = best(norms, max(1, round(len(tokens) * self.share)))
+    return [tokens[i] for i in sorted(keep)]
+
+  def after(self, model, given, tokens, layer):
+    if layer != self.stop - 1:
+      return tokens
+    done = {t.source: t for t in tokens}
+    return [done.get(t.source, t) for t in self.waiting]
 
 
 class PyramidDrop(Plain):
