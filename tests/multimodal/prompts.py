@@ -1,10 +1,9 @@
 """Ragged prompts with visual tokens, and models to read them."""
 
-import functools
 
 import numpy as np
 
-from tests.decoder.models import SIZE, config, decoder, params_of, tokens
+from tests.decoder.models import config, decoder, params_of, tokens
 from tokjax import recipes
 from tokjax.budgets import Recycled
 from tokjax.models import Generator

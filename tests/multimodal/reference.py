@@ -37,11 +37,13 @@ class Result:
     kept: sources of the visual tokens that each reduction left, in order.
     logits: of the next token, after the prompt and after each decoded one.
     lengths: entries in the cache of each block after the prompt.
+    tokens: behind the last block.
   """
 
   kept: list[list[int]]
   logits: list[np.ndarray]
   lengths: list[int]
+  tokens: list[Token]
 
 
 class Slow:
@@ -164,6 +166,7 @@ class Slow:
       tokens = self.noted(kept, out, method.after(self, given, out, layer))
     logits = [self.logits(tokens[-1])]
     lengths = [len(cache) for cache in self.caches]
+    after = tokens
     for i, t in enumerate(more):
       token = self.embedded(t, len(prompt) + i)
       for layer in range(self.config.depth):
@@ -171,7 +174,7 @@ class Slow:
           token.position = len(self.caches[layer])
         token = self.mlp_half(self.attention_half(token, layer), layer)
       logits.append(self.logits(token))
-    return Result(kept, logits, lengths)
+    return Result(kept, logits, lengths, after)
 
 
 class Plain:
@@ -362,7 +365,7 @@ class SparseVLM(Plain):
     self.raters = []
     if not image:
       return
-    text = [t for t in tokens[image[-1] + 1 :]]
+    text = list(tokens[image[-1] + 1 :])
     total = np.zeros(len(text))
     for i in image:
       product = np.array([tokens[i].x @ t.x for t in text])

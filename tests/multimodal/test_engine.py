@@ -1,5 +1,7 @@
 """Reductions of any kind in a decoder, against slow decoders, ragged."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +10,20 @@ import pytest
 from tests.decoder.models import SLIDING, config, decoder, params_of
 from tests.multimodal import prompts, reference
 from tests.multimodal.prompts import DEPTH, KINDS, MORE, NAMES, PROMPTS, T, V
-from tokjax import budgets, recipes
-from tokjax.models import generation
+from tokjax import budgets, recipes, signals
+from tokjax.attention import core
+from tokjax.layer import Arrivals
+from tokjax.models import decoder_slots, generation
+from tokjax.models import prefill as prompting
+from tokjax.models.decoder import layers_of
+from tokjax.models.decoder_answers import DecoderAnswers
 from tokjax.reduce.back import Back
 from tokjax.reduce.free import Free
 from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.rules import keep_top
 from tokjax.signals import Derived, Last, Rows
 from tokjax.slots import Slots
+from tokjax.tokens import Tokens
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 OWN = keep_top(Rows(of=Last(), over="mean"))
@@ -101,3 +109,99 @@ def test_prefill_and_decode_equal_a_slow_decoder(case):
     assert [int(h[i]) for h in held] == slow.lengths, name
     logits = np.stack([x[i] for x in found])
     np.testing.assert_allclose(logits, slow.logits, **CLOSE, err_msg=name)
+
+
+def test_a_bypass_gives_back_in_a_whole_sequence_too():
+  slots, method, _ = CASES["bypass"]
+  model = decoder(slots, depth=DEPTH)
+  params = {"params": params_of(config(depth=DEPTH))}
+  ids, mask, kinds = prompts.packed()
+  logits, out = jax.jit(
+    lambda ids, mask, kind: model.apply(params, ids, mask=mask, kind=kind)
+  )(ids, mask, kinds)
+  np.testing.assert_array_equal(out["remains"], mask)
+  for i, name in enumerate(NAMES):
+    model = reference.Slow(config(depth=DEPTH), params["params"])
+    slow = model.run(PROMPTS[name], KINDS[name], method())
+    for logit, token in zip(logits[i], slow.tokens, strict=False):
+      np.testing.assert_allclose(
+        logit, model.logits(token), **CLOSE, err_msg=name
+      )
+
+
+def test_long_windows_go_by_position_where_tokens_were_removed(monkeypatch):
+  """Kernels that tell distances by place must not be asked then."""
+  slots, method, changes = CASES["sliding"]
+  monkeypatch.setattr(core, "LONG", 16)
+  changes = {**changes, "depth": 3, "layers": ("sliding",)}
+  made = prompts.generator(slots, **changes)
+  state = prompts.prefilled(made, ("long",))
+  cfg = config(**changes)
+  slow = reference.Slow(cfg, params_of(cfg)).run(
+    PROMPTS["long"], KINDS["long"], method()
+  )
+  np.testing.assert_allclose(state.logits, slow.logits, **CLOSE)
+
+
+def test_what_is_removed_inside_a_bypass_has_to_come_back():
+  around = CASES["bypass"][0].reduce[0]
+  inside = dataclasses.replace(
+    around, budget=budgets.Once(0.25, 2), back=None
+  )
+  with pytest.raises(ValueError, match=r"block 2.*come back before block 3"):
+    decoder(Slots((around, inside)), depth=DEPTH)
+  back = Back(until=1, fill="input")
+  nested = Slots((around, dataclasses.replace(inside, back=back)))
+  model = decoder(nested, depth=DEPTH)
+  behind = Slots((around, visual("input", 3, 0.5)))
+  for slots in (nested, behind):
+    decoder(slots, depth=DEPTH)
+  stages = decoder_slots.stages_of(nested, model.config, 32, ((V, 32),))
+  # Behind it all are there again, and one kind may go alone.
+  counts = [prompting.arriving(stages, i, 32) for i in range(DEPTH)]
+  assert counts[0] == counts[3] == 32 and counts[1] > counts[2]
+
+
+def test_a_prompt_too_short_for_the_second_of_two_reductions_is_fine():
+  first = visual("input", 1, 0.5)
+  second = dataclasses.replace(first, budget=budgets.Once(budgets.Count(8), 2))
+  slots = Slots((first, second))
+  cfg = decoder(slots, depth=DEPTH).config
+  stages = decoder_slots.stages_of(slots, cfg, 16, ((V, 12), (T, 4)))
+  assert [len(block) for block in stages] == [0, 1, 0, 0]
+
+
+def test_answers_of_a_block_agree_with_its_whole_attention_map():
+  cfg = config()
+  facts = layers_of(cfg, jnp.float32)[0]
+  n, real = 6, np.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]], bool)
+  rng = np.random.default_rng(0)
+  draw = lambda h: jnp.asarray(rng.normal(size=(2, n, h, 8)), jnp.float32)
+  position = jnp.broadcast_to(jnp.arange(n), (2, n))
+  arrivals = Arrivals(draw(4), draw(2), draw(2), position, jnp.asarray(real))
+  kind = jnp.asarray([[T, V, V, T, T, T], [V, T, T, T, T, T]], jnp.int32)
+  one = jnp.ones((2, n))
+  tokens = Tokens(draw(1)[:, :, 0], one, one[..., None], kind, arrivals.valid)
+  told = DecoderAnswers(facts, arrivals.clean(), tokens, signals.Answers())
+  weight = Derived(fn=length)
+  asked = (
+    signals.Attention(), signals.Received(), Rows(of=Last(2)),
+    Rows(of=signals.Of((V,))), Rows(of=signals.By(weight)), weight,
+  )  # fmt: skip
+  answers = told.add_to(signals.Answers(), asked)
+  whole = np.asarray(answers[asked[0]])
+  np.testing.assert_allclose(
+    whole.sum(-1), np.broadcast_to(real[:, None], whole.shape[:3]), atol=1e-6
+  )
+  mass = np.asarray(length(tokens)) * real
+  for question, rows in (
+    (asked[1], real),
+    (asked[2], [[0, 0, 0, 1, 1, 0], [0, 1, 1, 0, 0, 0]]),
+    (asked[3], real & (np.asarray(kind) == V)),
+    (asked[4], mass),
+  ):
+    rows = np.asarray(rows, np.float64)
+    rows = rows / rows.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(
+      answers[question], np.einsum("bhqk,bq->bhk", whole, rows), atol=1e-5
+    )

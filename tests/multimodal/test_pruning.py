@@ -9,7 +9,6 @@ import pytest
 from tests.decoder.models import config, decoder, params_of
 from tests.multimodal import prompts, reference
 from tests.multimodal.prompts import DEPTH, KINDS, MORE, NAMES, PROMPTS
-from tokjax import budgets, recipes
 from tokjax.models import generation
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)

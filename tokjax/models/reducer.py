@@ -68,6 +68,8 @@ class Passage:
     carries: what rules carry on, by the number of the reduction.
     away: what is to be given back, the latest last.
     plans: of every block so far.
+    in_force: those that have not been given back.
+    gaps: tokens were removed and the others kept their positions (static).
     memory: what reductions that fill from a memory leave for the next call,
       by their number.
     ids: what else travels with the tokens, in a language model their ids.
@@ -82,6 +84,8 @@ class Passage:
   carries: dict[int, Any] = dataclasses.field(default_factory=dict)
   away: tuple[Away, ...] = ()
   plans: tuple[tuple[Plan, ...], ...] = ()
+  in_force: tuple[Plan, ...] = ()
+  gaps: bool = False
   memory: dict[int, Float[Array, "b n d"]] = dataclasses.field(
     default_factory=dict
   )
@@ -96,7 +100,9 @@ class Passage:
   def with_plan(self, plan: Plan) -> "Passage":
     """With one more plan of the block that it is in."""
     *before, last = self.plans
-    return self.replace(plans=(*before, (*last, plan)))
+    return self.replace(
+      plans=(*before, (*last, plan)), in_force=(*self.in_force, plan)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +249,9 @@ class Reducer:
     ids = passage.ids
     if ids is not None:
       ids = jax.vmap(lambda p, ids: p.take(ids))(plan, ids)
-    passage = passage.replace(tokens=tokens, answers=answers, away=away, ids=ids)
+    passage = passage.replace(
+      tokens=tokens, answers=answers, away=away, ids=ids, gaps=True
+    )
     if stage.reduce.position == "renumber":
       passage = renumbered(passage)
     return passage
@@ -297,6 +305,7 @@ def renumbered(passage: Passage) -> Passage:
       position=position[..., None].astype(tokens.position.dtype)
     ),
     shift=passage.length - real.sum(axis=-1, dtype=jnp.int32),
+    gaps=False,
   )
 
 

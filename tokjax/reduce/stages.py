@@ -108,12 +108,12 @@ class _Capacities:
           f" reduce all of them again, not only {_names(kinds)}"
         )
     start = self.sequence.capacity(reduce.free.kinds)
-    return self.left.setdefault(kinds, start)
+    return self.left.get(kinds, start)
 
   def others(self, reduce: Reduce) -> int:
     """Tokens that a reduction may not touch because of their kind."""
     kinds = frozenset(reduce.free.kinds)
-    grouped = frozenset().union(*self.left)
+    grouped = kinds.union(*self.left)
     count = self.sequence.leading or 0
     count += sum(n for group, n in self.left.items() if group != kinds)
     count += sum(n for kind, n in self.sequence.free if kind not in grouped)
@@ -125,9 +125,18 @@ def _names(kinds) -> str:
 
 
 def plan_stages(
-  reduces: tuple[Reduce, ...], sequence: Sequence, depth: int, *, recipe: str
-) -> Stages:
+  reduces: tuple[Reduce, ...], sequence: Sequence, depth: int, *, recipe: str,
+  idle: bool = False,
+) -> Stages:  # fmt: skip
   """The stages of every block, with static counts, checked.
+
+  Args:
+    reduces: in the order in which they act at one place.
+    sequence: what the longest example can hold.
+    depth: number of blocks.
+    recipe: named in errors.
+    idle: a reduction that the others leave nothing to do is no error, as where
+      a prompt is shorter than those that a model was built for.
 
   Raises:
     ValueError: a reduction that cannot be carried out; names recipe, block and
@@ -137,14 +146,17 @@ def plan_stages(
   grid, gone = sequence.grid, "the input"
   away: list[tuple[int, dict, int, tuple[int, ...] | None]] = []
   made: list[tuple[Stage, ...]] = []
+  open_until: list[int] = []
   for layer in range(depth):
-    for _, before, total, whole in [a for a in away if a[0] == layer]:
+    for _, before, total, whole in [a for a in away if a[0] == layer][::-1]:
       left.left, left.total, grid = dict(before), total, whole
+    open_until = [until for until in open_until if until > layer]
     block: list[Stage] = []
     ordered = [
       (i, r) for at in ORDER for i, r in enumerate(reduces) if r.at == at
     ]
     for number, reduce in ordered:
+      before = (dict(left.left), left.total, grid)
       stage = _stage_at(
         reduce, number, layer, depth, left, grid, recipe, len(reduces) > 1
       )
@@ -161,20 +173,24 @@ def plan_stages(
       if reduce.around:
         continue
       back = reduce.back
+      _check_inside(stage, open_until, recipe)
+      if back is not None:
+        open_until.append(_return_of(stage))
       if back is not None and isinstance(back.until, int):
         if layer + back.until > depth:
           raise ValueError(
             f"recipe {recipe!r}: back={back} at block {layer} goes beyond the"
             f" last of {depth} blocks; use until='end' or fewer blocks"
           )
-        away.append((layer + back.until, dict(left.left), left.total, grid))
+        away.append((layer + back.until, *before))
       if stage.keep < stage.arriving:
         grid, gone = None, f"block {layer} ({reduce.recipe or recipe})"
       left.left[frozenset(reduce.free.kinds)] = stage.leaves
       left.total = stage.outputs
     _check_block(block, layer, recipe)
     made.append(tuple(block))
-  _check_idle(reduces, made, sequence, depth, recipe)
+  if not idle:
+    _check_idle(reduces, made, sequence, depth, recipe)
   asked(tuple(made), depth, recipe)
   return tuple(made)
 
@@ -183,11 +199,10 @@ def _stage_at(
   reduce, number, layer, depth, left, grid, recipe, several
 ) -> Stage | None:
   """The stage of a reduction at a block, None where it does nothing."""
+  start, budget = left.sequence.capacity(reduce.free.kinds), reduce.budget
+  if not start or budget.count(start, layer, depth) is None:
+    return None  # No tokens of these kinds at all, or none to remove here.
   arriving = left.arriving(reduce)
-  if not arriving:
-    return None  # A batch without tokens of these kinds.
-  start = left.sequence.capacity(reduce.free.kinds)
-  budget = reduce.budget
   after = budget.count(
     arriving if budget.of == "arriving" else start, layer, depth
   )
@@ -219,6 +234,26 @@ def _stage_at(
   return Stage(
     reduce, keep, protected=0, leading=False, spare=spare, room=room, **common
   )
+
+
+def _return_of(stage: Stage) -> int:
+  """The block before which a stage's tokens are back."""
+  until = stage.reduce.back.until
+  return stage.depth if until == "end" else stage.layer + until
+
+
+def _check_inside(stage: Stage, open_until: list[int], recipe: str) -> None:
+  """What is taken away inside a span that is given back has to come back."""
+  if not open_until:
+    return
+  name = stage.reduce.recipe or recipe
+  if stage.reduce.back is None or _return_of(stage) > open_until[-1]:
+    raise ValueError(
+      f"recipe {recipe!r}: {name} removes tokens at block {stage.layer}, where"
+      f" others are away and come back before block {open_until[-1]}, so that"
+      " nobody knows where what remains belongs; give it a back= that ends there"
+      " or earlier, or move it behind that block"
+    )
 
 
 def _check_block(block: list[Stage], layer: int, recipe: str) -> None:
