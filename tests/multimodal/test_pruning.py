@@ -76,3 +76,20 @@ def test_kept_sets_and_caches_are_those_of_a_slow_decoder(recipe):
       if before.tolist() != now.tolist():
         kept.append(now.tolist())
     assert kept == slow(recipe, name).kept, name
+
+
+@RECIPE
+def test_alone_is_as_in_a_padded_batch_also_where_nothing_is_official(recipe):
+  made = prompts.generator(prompts.slots_of(recipe))
+  batch = prompts.prefilled(made)
+  names = ["few"] + ["image"] * (recipe == "sparsevlm")
+  for name in names:
+    alone = prompts.prefilled(made, (name,))
+    np.testing.assert_allclose(
+      batch.logits[NAMES.index(name)], alone.logits[0], atol=1e-5
+    )
+  # A batch without visual tokens is read by the plain model.
+  if recipe == "fastv":
+    text = prompts.prefilled(made, ("text",))
+    plain = prompts.generator(Slots()).prefill([PROMPTS["text"]])
+    np.testing.assert_allclose(text.logits, plain.logits, atol=1e-5)
