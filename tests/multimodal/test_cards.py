@@ -1,5 +1,6 @@
 """What the papers' descriptions of pruned visual tokens say in numbers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -161,11 +162,16 @@ def test_recycling_needs_its_budget():
 
 def test_as_many_neighbours_as_clusters_also_where_padded():
   x = jnp.asarray(np.random.default_rng(3).normal(size=(12, 4)), jnp.float32)
-  alone = matching.dpc_knn(x[:9], 3, neighbours=None)
-  fixed = matching.dpc_knn(x[:9], 3, neighbours=3)
+
+  @jax.jit
+  def plans(x):
+    many = matching.dpc_knn(
+      x, 5, neighbours=None, mask=jnp.arange(12) < 9, count=jnp.int32(3)
+    )
+    few = (matching.dpc_knn(x[:9], 3, neighbours=k) for k in (None, 3))
+    return many, *few
+
+  padded, alone, fixed = plans(x)
   np.testing.assert_array_equal(alone.index, fixed.index)
-  padded = matching.dpc_knn(
-    x, 5, neighbours=None, mask=jnp.arange(12) < 9, count=jnp.int32(3)
-  )
   np.testing.assert_array_equal(padded.index[:9], alone.index)
   np.testing.assert_array_equal(padded.anchor[:3], alone.anchor)

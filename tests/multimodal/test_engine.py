@@ -133,7 +133,9 @@ def test_long_windows_go_by_position_where_tokens_were_removed(monkeypatch):
   """Kernels that tell distances by place must not be asked then."""
   slots, method, changes = CASES["sliding"]
   monkeypatch.setattr(core, "LONG", 16)
-  changes = {**changes, "depth": 3, "layers": ("sliding",)}
+  # The window of the last token reaches into the image.
+  changes = {**changes, "depth": 3, "window": 14}
+  changes["layers"] = ("full", "full", "sliding")
   made = prompts.generator(slots, **changes)
   state = prompts.prefilled(made, ("long",))
   cfg = config(**changes)
@@ -182,13 +184,14 @@ def test_answers_of_a_block_agree_with_its_whole_attention_map():
   kind = jnp.asarray([[T, V, V, T, T, T], [V, T, T, T, T, T]], jnp.int32)
   one = jnp.ones((2, n))
   tokens = Tokens(draw(1)[:, :, 0], one, one[..., None], kind, arrivals.valid)
-  told = DecoderAnswers(facts, arrivals.clean(), tokens, signals.Answers())
+  none = signals.Answers()
+  told = DecoderAnswers(facts, arrivals.clean(), tokens, none)
   weight = Derived(fn=length)
   asked = (
     signals.Attention(), signals.Received(), Rows(of=Last(2)),
     Rows(of=signals.Of((V,))), Rows(of=signals.By(weight)), weight,
   )  # fmt: skip
-  answers = told.add_to(signals.Answers(), asked)
+  answers = jax.jit(lambda: told.add_to(none, asked))()
   whole = np.asarray(answers[asked[0]])
   np.testing.assert_allclose(
     whole.sum(-1), np.broadcast_to(real[:, None], whole.shape[:3]), atol=1e-6

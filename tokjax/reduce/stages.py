@@ -9,6 +9,7 @@ import math
 
 from tokjax import signals
 from tokjax.budgets import BudgetError, Counts, exact, table
+from tokjax.reduce.back import Back
 from tokjax.reduce.reduction import AT, INSIDE, Reduce
 from tokjax.reduce.stage import Stage
 from tokjax.signals import Question
@@ -175,7 +176,7 @@ def plan_stages(
       back = reduce.back
       _check_inside(stage, open_until, recipe)
       if back is not None:
-        open_until.append(_return_of(stage))
+        open_until.append(_return_of(back, layer, depth))
       if back is not None and isinstance(back.until, int):
         if layer + back.until > depth:
           raise ValueError(
@@ -236,18 +237,17 @@ def _stage_at(
   )
 
 
-def _return_of(stage: Stage) -> int:
-  """The block before which a stage's tokens are back."""
-  until = stage.reduce.back.until
-  return stage.depth if until == "end" else stage.layer + until
+def _return_of(back: Back, layer: int, depth: int) -> int:
+  """The block before which tokens are back that went at block `layer`."""
+  return layer + back.until if isinstance(back.until, int) else depth
 
 
 def _check_inside(stage: Stage, open_until: list[int], recipe: str) -> None:
   """What is taken away inside a span that is given back has to come back."""
   if not open_until:
     return
-  name = stage.reduce.recipe or recipe
-  if stage.reduce.back is None or _return_of(stage) > open_until[-1]:
+  name, back = stage.reduce.recipe or recipe, stage.reduce.back
+  if back is None or _return_of(back, stage.layer, stage.depth) > open_until[-1]:
     raise ValueError(
       f"recipe {recipe!r}: {name} removes tokens at block {stage.layer}, where"
       f" others are away and come back before block {open_until[-1]}, so that"
