@@ -96,6 +96,8 @@ class Arrivals:
     token: token ids, `[b, t]`; for those that say `needs = ("token",)`.
     x: the attention's input (after its norm), `[b, t, W]`; for those that say
       `needs = ("x",)`.
+    gaps: positions may skip numbers, because tokens between these were removed
+      (static): a distance is then no difference of places.
   """
 
   q: Float[Array, "*b t h d"]
@@ -105,6 +107,7 @@ class Arrivals:
   valid: Bool[Array, "*b t"]
   token: Int[Array, "*b t"] | None = None
   x: Float[Array, "*b t w"] | None = None
+  gaps: bool = dataclasses.field(default=False, metadata={"static": True})
 
   def clean(self) -> "Arrivals":
     """The same with zeros in padding, whatever stood there."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 
 class Selection(NamedTuple):
@@ -84,7 +84,7 @@ def in_order(selection: Selection) -> Selection:
 
 
 def of_mask(
-  chosen: Bool[Array, "n"], k: int, *, order: Float[Array, "n"] | None = None
+  chosen: Bool[Array, "n"], k: int, *, order: Num[Array, "n"] | None = None
 ) -> Selection:
   """The tokens that are `chosen`, k at most, the rest of the k invalid.
 

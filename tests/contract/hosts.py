@@ -20,7 +20,7 @@ from tokjax.models.encoder import Encoder
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
-DECODERS = ("llm", "cache")
+DECODERS = ("llm", "cache", "vlm")
 
 
 def names() -> tuple[str, ...]:

@@ -149,8 +149,11 @@ class Causal:
     if self.whole:
       need_whole(self, arrivals, memory)
     t, layout = arrivals.q.shape[1], None
+    # Blocks go by place; without a window causality is the same by position.
+    ordered = type(self) is Causal and layer.window is None
     if t >= core.LONG and t == memory.k.shape[1]:
-      layout = self.layout(layer, arrivals, memory)
+      if ordered or not arrivals.gaps:
+        layout = self.layout(layer, arrivals, memory)
     if layout is not None and type(self) is Causal:
       out, lse = listed(layer, layout, arrivals, memory)
       carry = {**carry, LSE: lse}

@@ -37,3 +37,4 @@ from tokjax.budgets.by_length import Sum
 from tokjax.budgets.by_length import counts
 from tokjax.budgets.by_length import fixed
 from tokjax.budgets.by_length import of
+from tokjax.budgets.recycling import Recycled

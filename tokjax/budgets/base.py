@@ -13,6 +13,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 Counts = tuple[int | None, ...]
+# A number for each of some blocks: indices or fractions of the depth.
+ByBlock = tuple[tuple[int | float, int | float], ...]
 # In a table: nothing is removed.
 NOTHING = np.iinfo(np.int32).min
 
@@ -94,6 +96,12 @@ def block(layer: int | float, depth: int, name: str = "layer") -> int:
 def stages(depth: int) -> tuple[int, ...]:
   """Blocks at one, two and three quarters of the depth: 3, 6, 9 of 12."""
   return tuple(sorted({max(depth * i // 4, 1) for i in (1, 2, 3)}))
+
+
+def pairs(entries: ByBlock | dict[int | float, int | float]) -> ByBlock:
+  """Entries for blocks as pairs, which are hashable."""
+  given = entries.items() if isinstance(entries, dict) else entries
+  return tuple((at, value) for at, value in given)
 
 
 @functools.cache

@@ -8,11 +8,13 @@ from typing import ClassVar, Literal
 from tokjax.budgets.base import (
   Budget,
   BudgetError,
+  ByBlock,
   Counts,
   block,
   check_count,
   check_keep,
   exact,
+  pairs,
   stages,
 )
 
@@ -203,19 +205,17 @@ class Stages(Budget):
       `with_keep` sets the last one and takes the others to the same power.
   """
 
-  shares: tuple[tuple[int | float, float], ...]
+  shares: ByBlock | dict[int | float, int | float]
 
   def __post_init__(self):
-    pairs = self.shares
-    pairs = pairs.items() if isinstance(pairs, dict) else pairs
-    object.__setattr__(self, "shares", tuple((at, s) for at, s in pairs))
-    for at, share in self.shares:
+    object.__setattr__(self, "shares", pairs(self.shares))
+    for at, share in pairs(self.shares):
       check_keep(share, f"shares[{at}]")
 
   def count(self, tokens: int, layer: int, depth: int) -> int | None:
     left = tokens
     for at, share in sorted(
-      (block(at, depth, "shares"), share) for at, share in self.shares
+      (block(at, depth, "shares"), share) for at, share in pairs(self.shares)
     ):
       kept = max(1, math.floor(tokens * exact(share)))
       if at == layer:
@@ -225,9 +225,10 @@ class Stages(Budget):
 
   def with_keep(self, keep: float) -> "Stages":
     check_keep(keep)
-    last = self.shares[-1][1]
+    shares = pairs(self.shares)
+    last = shares[-1][1]
     power = math.log(keep) / math.log(last) if last < 1 else 1.0
-    turned = [(at, round(share**power, 6)) for at, share in self.shares]
+    turned = [(at, round(share**power, 6)) for at, share in shares]
     turned[-1] = (turned[-1][0], keep)
     return Stages(tuple(turned))
 

@@ -58,7 +58,7 @@ def dpc_knn(
   features: Float[Array, "n d"],
   keep: int,
   *,
-  neighbours: int = 5,
+  neighbours: int | None = 5,
   key: PRNGKeyArray | None = None,
   mask: Bool[Array, "n"] | None = None,
   count: Int[Array, ""] | None = None,
@@ -71,7 +71,8 @@ def dpc_knn(
   Args:
     features: `[n, d]`.
     keep: number of clusters (static).
-    neighbours: how many nearest tokens, itself included, make the density.
+    neighbours: how many nearest tokens, itself included, make the density;
+      None: as many as there are clusters (SparseVLM).
     key: adds noise of up to 1e-6 to the density as the official code does;
       without it, of two equally dense tokens the one of lower index counts as
       denser.
@@ -82,9 +83,12 @@ def dpc_knn(
   _check_keep(keep, n)
   distance = _distances(features, mask) / jnp.sqrt(1.0 * width)
   finite = jnp.where(jnp.isfinite(distance), distance, 0.0)
-  nearest = top_indices(-distance, min(neighbours, n))
+  most = keep if neighbours is None else min(neighbours, n)
+  nearest = top_indices(-distance, most)
   near = jnp.take_along_axis(distance, nearest, axis=-1)
   found = jnp.isfinite(near)
+  if neighbours is None and count is not None:
+    found &= (jnp.arange(most) < count)[None, :]
   square = jnp.square(jnp.where(found, near, 0.0)).sum(axis=-1)
   density = jnp.exp(-square / jnp.maximum(found.sum(axis=-1), 1))
   if key is not None:

@@ -177,7 +177,8 @@ class Block(Reduces, nn.Module):
   def _arrive(self, passage: Passage) -> Arrivals:
     tokens = passage.tokens
     position = tokens.position[..., 0].astype(jnp.int32)
-    return self._projected(tokens.x, position, tokens.mask, passage.ids)
+    arrivals = self._projected(tokens.x, position, tokens.mask, passage.ids)
+    return dataclasses.replace(arrivals, gaps=passage.gaps)
 
   def _projected(self, x, position, valid, token) -> Arrivals:
     y = self.norm1(x)

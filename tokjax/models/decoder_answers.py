@@ -17,7 +17,7 @@ from tokjax.attention import core
 from tokjax.layer import Arrivals, Layer
 from tokjax.models.answers import query_weights
 from tokjax.signals import Answers, By, Last, Question
-from tokjax.tokens import Tokens
+from tokjax.tokens import Kind, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,11 @@ class DecoderAnswers:
 
   def add_to(self, answers: Answers, asked: Iterable[Question]) -> Answers:
     """The answers with those to more questions, which are of this block."""
-    for question in sorted(asked, key=repr):
-      answers = answers.add(question, self.answer(question))
+    # Questions about answers come after those that they are about.
+    rests = lambda q: isinstance(getattr(q, "of", None), By)
+    for question in sorted(asked, key=lambda q: (rests(q), repr(q))):
+      told = dataclasses.replace(self, known=answers)
+      answers = answers.add(question, told.answer(question))
     return answers
 
   def answer(self, question: Question) -> Array:
@@ -65,7 +68,8 @@ class DecoderAnswers:
         whole = core.over_rows(self._rows_at, a.q.shape[1])
         return jnp.moveaxis(whole, 1, 2)
       case signals.Received():
-        return self._weighted(query_weights(_Everyone(), self.tokens))
+        every = signals.Of(tuple(Kind))
+        return self._weighted(query_weights(every, self.tokens))
       case signals.Rows():
         return signals.reduce_heads(self._rows(question), question.over)
     raise TypeError(f"a decoder does not answer {question}")
@@ -140,10 +144,3 @@ class DecoderAnswers:
 
     zero = jnp.zeros((weight.shape[0], self.layer.heads, n))
     return jax.lax.scan(step, zero, at)[0]
-
-
-class _Everyone:
-  """Every real query, as `query_weights` takes them."""
-
-  kinds = tuple(signals.Kind)
-  first = False

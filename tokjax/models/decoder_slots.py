@@ -76,15 +76,24 @@ def check_slots(config: DecoderConfig, slots: Slots) -> None:
     )
   kinds = {kind for r in slots.reduce for kind in r.free.kinds}
   every = tuple((kind, config.length) for kind in Kind if kind in kinds)
-  stages_of(slots, config, config.length, every)
+  stages_of(slots, config, config.length, every, idle=False)
 
 
 def stages_of(
-  slots: Slots, config: DecoderConfig, tokens: int, capacities: Capacities
+  slots: Slots,
+  config: DecoderConfig,
+  tokens: int,
+  capacities: Capacities,
+  idle: bool = True,
 ) -> Stages:
-  """The stages of prompts padded to `tokens`, with so many of each kind."""
+  """The stages of prompts padded to `tokens`, with so many of each kind.
+
+  `idle` as in `plan_stages`: short prompts may leave a reduction nothing to do.
+  """
   sequence = Sequence(capacities, tokens)
-  return plan_stages(slots.reduce, sequence, config.depth, recipe=slots.name)
+  return plan_stages(
+    slots.reduce, sequence, config.depth, recipe=slots.name, idle=idle
+  )
 
 
 def check_mask(mask: Array | None, tokens: Array) -> None:
@@ -114,7 +123,10 @@ def start_passage(reducer: Reducer, rows) -> Passage:
   tokens = Tokens(rows.x, size, position, kind, rows.valid)
   passage = reducer.start(tokens)
   zero = jnp.zeros((b,), jnp.int32)
-  return passage.replace(ids=rows.token, shift=zero, attended=zero)
+  length = rows.valid.sum(axis=1, dtype=jnp.int32)
+  return passage.replace(
+    ids=rows.token, length=length, shift=zero, attended=zero
+  )
 
 
 def put_back(
@@ -123,11 +135,9 @@ def put_back(
   """Hidden states at their places, zeros where tokens were removed."""
   x: Any = passage.tokens.x
   remains: Any = passage.tokens.mask
-  for plan in [p for made in passage.plans for p in made][::-1]:
-    if plan.anchor.shape[1] != x.shape[1]:
-      continue  # It has been given back already.
+  for plan in passage.in_force[::-1]:
     x, remains = jax.vmap(_placed)(plan, x, remains)
-  if not any(passage.plans):
+  if not passage.in_force:
     remains = valid
   return x, remains
 

@@ -184,7 +184,7 @@ def _remaining(
   passage, _, _ = apply(
     passage, states, reducer, blocks=(0, stop), method="prefill"
   )
-  for plan in [p for made in passage.plans for p in made]:
+  for plan in passage.in_force:
     rows = jax.vmap(_move)(plan, rows)
   return rows._replace(position=positions_of(rows.valid))
 

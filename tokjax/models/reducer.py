@@ -72,9 +72,12 @@ class Passage:
     carries: what rules carry on, by the number of the reduction.
     away: what is to be given back, the latest last.
     plans: of every block so far.
+    in_force: those that have not been given back.
+    gaps: tokens were removed and the others kept their positions (static).
     memory: what reductions that fill from a memory leave for the next call,
       by block and number.
     ids: what else travels with the tokens, in a language model their ids.
+    length: real tokens of each example at the input, in a language model.
     shift: what renumbering took from the positions of each example, so far.
     attended: the shift at which the latest attention ran.
   """
@@ -85,10 +88,13 @@ class Passage:
   carries: dict[int, Any] = dataclasses.field(default_factory=dict)
   away: tuple[Away, ...] = ()
   plans: tuple[tuple[Plan, ...], ...] = ()
+  in_force: tuple[Plan, ...] = ()
+  gaps: bool = False
   memory: dict[tuple[int, int], Float[Array, "b n d"]] = dataclasses.field(
     default_factory=dict
   )
   ids: Int[Array, "b n"] | None = None
+  length: Int[Array, "b"] | None = None
   shift: Int[Array, "b"] | None = None
   attended: Int[Array, "b"] | None = None
 
@@ -98,7 +104,9 @@ class Passage:
   def with_plan(self, plan: Plan) -> "Passage":
     """With one more plan of the block that it is in."""
     *before, last = self.plans
-    return self.replace(plans=(*before, (*last, plan)))
+    return self.replace(
+      plans=(*before, (*last, plan)), in_force=(*self.in_force, plan)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +257,7 @@ class Reducer:
     if ids is not None:
       ids = jax.vmap(lambda p, ids: p.take(ids))(plan, ids)
     passage = passage.replace(
-      tokens=tokens, answers=answers, away=away, ids=ids
+      tokens=tokens, answers=answers, away=away, ids=ids, gaps=True
     )
     if stage.reduce.position == "renumber":
       passage = renumbered(passage)
@@ -296,18 +304,20 @@ class Reducer:
 
 
 def renumbered(passage: Passage) -> Passage:
-  """Positions counted anew from 0; `shift` says by how much the next moves."""
+  """Positions counted anew from 0; the next token follows what remains.
+
+  That holds where the last token of a text was removed, too.
+  """
   tokens = passage.tokens
   real = jnp.ones(tokens.kind.shape, bool)
   real = real if tokens.mask is None else tokens.mask
   position = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
-  after = real.sum(axis=-1)
-  last = jnp.where(real, tokens.position[..., 0], -1).max(axis=-1)
   return passage.replace(
     tokens=tokens.replace(
       position=position[..., None].astype(tokens.position.dtype)
     ),
-    shift=passage.shift + (last + 1 - after).astype(jnp.int32),
+    shift=passage.length - real.sum(axis=-1, dtype=jnp.int32),
+    gaps=False,
   )
 
 

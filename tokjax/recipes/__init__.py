@@ -9,6 +9,7 @@ import importlib
 import os
 
 from tokjax.recipes import language
+from tokjax.recipes import multimodal
 from tokjax.recipes import vision
 from tokjax.recipes.registry import Recipe
 from tokjax.recipes.registry import UnknownOption
@@ -25,6 +26,7 @@ __all__ = [
   "find",
   "get",
   "language",
+  "multimodal",
   "names",
   "recipe",
   "vision",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax import signals
+from tokjax.budgets import Budget
 from tokjax.plan import Plan
 from tokjax.reduce import lift
 from tokjax.signals import Answers, Question
@@ -35,6 +36,7 @@ class Site:
     free_at: where free tokens are, if they do not simply follow the protected.
     carry: what this rule returned at the site before; a registered dataclass.
     learned: what the recipe's own trained module says; its shape is its own.
+    budget: of the reduction, for rules that read more than a number from it.
   """
 
   tokens: Tokens
@@ -49,6 +51,7 @@ class Site:
   free_at: Bool[Array, "n"] | None = None
   carry: Any = None
   learned: Array | None = None
+  budget: Budget | None = None
 
   @property
   def num_free(self) -> int:

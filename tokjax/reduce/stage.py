@@ -177,7 +177,7 @@ class Stage:
     return Site(
       tokens, answers, self.keep, self.layer, self.depth, self.protected,
       None if due is None else due.free, self.grid, key, free_at, carry,
-      learned,
+      learned, self.reduce.budget,
     )  # fmt: skip
 
   def _lifted(self, plan: Plan, site: Site) -> Plan:

@@ -108,12 +108,12 @@ class _Capacities:
           f" reduce all of them again, not only {_names(kinds)}"
         )
     start = self.sequence.capacity(reduce.free.kinds)
-    return self.left.setdefault(kinds, start)
+    return self.left.get(kinds, start)
 
   def others(self, reduce: Reduce) -> int:
     """Tokens that a reduction may not touch because of their kind."""
     kinds = frozenset(reduce.free.kinds)
-    grouped = frozenset().union(*self.left)
+    grouped = kinds.union(*self.left)
     count = self.sequence.leading or 0
     count += sum(n for group, n in self.left.items() if group != kinds)
     count += sum(n for kind, n in self.sequence.free if kind not in grouped)
@@ -131,16 +131,19 @@ def plan_stages(
   *,
   recipe: str,
   filled: bool = True,
+  idle: bool = False,
 ) -> Stages:
   """The stages of every block, with static counts, checked.
 
   Args:
-    reduces: in the order in which they act.
-    sequence: what they act on.
+    reduces: in the order in which they act at one place.
+    sequence: what the longest example can hold.
     depth: number of blocks.
-    recipe: for messages.
+    recipe: named in errors.
     filled: False: there is no memory yet, so that reductions that fill from one
       leave every token (and make the memory).
+    idle: a reduction that the others leave nothing to do is no error, as where
+      a prompt is shorter than those that a model was built for.
 
   Raises:
     ValueError: a reduction that cannot be carried out; names recipe, block and
@@ -151,13 +154,14 @@ def plan_stages(
   away: list[tuple[int, dict, int, tuple[int, ...] | None]] = []
   made: list[tuple[Stage, ...]] = []
   for layer in range(depth):
-    for _, before, total, whole in [a for a in away if a[0] == layer]:
+    for _, before, total, whole in [a for a in away if a[0] == layer][::-1]:
       left.left, left.total, grid = dict(before), total, whole
     block: list[Stage] = []
     ordered = [
       (i, r) for at in ORDER for i, r in enumerate(reduces) if r.at == at
     ]
     for number, reduce in ordered:
+      before = (dict(left.left), left.total, grid)
       stage = _stage_at(
         reduce, number, layer, depth, left, grid, recipe, len(reduces) > 1,
         filled,
@@ -181,14 +185,15 @@ def plan_stages(
             f"recipe {recipe!r}: back={back} at block {layer} goes beyond the"
             f" last of {depth} blocks; use until='end' or fewer blocks"
           )
-        away.append((layer + back.until, dict(left.left), left.total, grid))
+        away.append((layer + back.until, *before))
       if stage.keep < stage.arriving:
         grid, gone = None, f"block {layer} ({reduce.recipe or recipe})"
       left.left[frozenset(reduce.free.kinds)] = stage.leaves
       left.total = stage.outputs
     _check_block(block, layer, recipe)
     made.append(tuple(block))
-  _check_idle(reduces, made, sequence, depth, recipe)
+  if not idle:
+    _check_idle(reduces, made, sequence, depth, recipe)
   asked(tuple(made), depth, recipe)
   return tuple(made)
 
@@ -197,9 +202,10 @@ def _stage_at(
   reduce, number, layer, depth, left, grid, recipe, several, filled
 ) -> Stage | None:
   """The stage of a reduction at a block, None where it does nothing."""
+  start, budget = left.sequence.capacity(reduce.free.kinds), reduce.budget
+  if not start or budget.count(start, layer, depth) is None:
+    return None  # No tokens of these kinds at all, or none to remove here.
   arriving = left.arriving(reduce)
-  start = left.sequence.capacity(reduce.free.kinds)
-  budget = reduce.budget
   after = budget.count(
     arriving if budget.of == "arriving" else start, layer, depth
   )

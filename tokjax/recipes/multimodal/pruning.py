@@ -1,0 +1,164 @@
+"""Visual tokens are pruned inside a language model, while it reads a prompt.
+
+Text stays; which visual tokens go is said by attention from the text. The
+kinds of the tokens are given with the prompt: `Generator.prefill(prompts,
+kinds=...)` or `Decoder.apply(tokens, kind=...)`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tokjax import matching, selection
+from tokjax.binding import bind
+from tokjax.budgets import Budget, Once, Recycled, Stages
+from tokjax.plan import Assignment
+from tokjax.recipes.registry import recipe
+from tokjax.reduce.free import Free
+from tokjax.reduce.reduction import Reduce
+from tokjax.reduce.rules import keep_top
+from tokjax.reduce.site import Site
+from tokjax.signals import Block, By, Derived, Last, Rows
+from tokjax.slots import Slots
+from tokjax.tokens import Kind, Tokens
+
+VISUAL = Free((Kind.VISUAL,))
+# SparseVLM's tables, by how many of 576 tokens 32 blocks see on average.
+SPARSEVLM = {
+  average: Recycled(tuple(zip((1 / 16, 3 / 16, 15 / 32), best, strict=True)))
+  for average, best in {
+    192: (300, 200, 110),
+    128: (303, 110, 36),
+    96: (238, 48, 26),
+    64: (66, 30, 17),
+  }.items()
+}
+
+
+@recipe(
+  "fastv",
+  family="vlm",
+  paper="An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference"
+  " Acceleration for Large Vision-Language Models",
+  evidence="pkunlp-icler/FastV:src/FastV/llava-hf (d165972)",
+  deviations="every example keeps its own tokens (the official code applies"
+  " those of the first to the whole batch); at least one visual token stays",
+)
+def fastv(layer: int | float = 2) -> Slots:
+  """The last token's attention in the block before says which tokens stay."""
+  rule = keep_top(Rows(of=Last(), layer=-1, over="mean"))
+  return Slots(Reduce(rule, Once(0.5, layer), free=VISUAL))
+
+
+@recipe(
+  "pyramiddrop",
+  family="vlm",
+  paper="PyramidDrop: Accelerating Your Large Vision-Language Models via"
+  " Pyramid Visual Redundancy Reduction",
+  evidence="Cooperx521/PyramidDrop:llava/model/modeling_llama_pdrop.py"
+  " (6444f30)",
+  deviations="inference only (training ranks by the tokens before each answer);"
+  " heads of a group share their key head (the official ranking takes"
+  " ungrouped heads only); at least one visual token stays",
+)
+def pyramiddrop(
+  stages: tuple[tuple[int | float, float], ...] = (
+    (0.25, 0.5),
+    (0.5, 0.25),
+    (0.75, 0.125),
+  ),
+) -> Slots:
+  """At some blocks the last token ranks visual tokens as the block will.
+
+  Queries and keys are those of the block whose input is reduced.
+  """
+  rule = keep_top(Rows(of=Last(), over="mean"))
+  return Slots(
+    Reduce(rule, Stages(stages), free=VISUAL, position="renumber")
+  )
+
+
+def raters(tokens: Tokens) -> Float[Array, "n"]:
+  """1 for the text tokens behind the image that rate it, 0 for all others.
+
+  Each visual token spreads one unit over the text behind it, by the softmax of
+  their products; text that receives more than the mean rates. Where none
+  does (a single token), all of it rates.
+  """
+  x = tokens.x.astype(jnp.float32)
+  n = x.shape[0]
+  real = jnp.ones((n,), bool) if tokens.mask is None else tokens.mask
+  visual = real & (tokens.kind == Kind.VISUAL)
+  place = jnp.arange(n)
+  behind = place > jnp.where(visual, place, -1).max()
+  text = real & (tokens.kind == Kind.TEXT) & behind
+  share = jax.nn.softmax(x @ x.T, axis=-1, where=text[None, :])
+  received = jnp.where(visual[:, None], share, 0.0).sum(axis=0)
+  mean = received.sum() / jnp.maximum(text.sum(), 1)
+  above = text & (received > mean)
+  return jnp.where(above.any(), above, text).astype(jnp.float32)
+
+
+RATED = Rows(of=By(Derived(Block(0), raters)), over="mean")
+
+
+def recycle(site: Site, *, question: Rows) -> Assignment:
+  """Keeps the best and appends clusters of the best of the others.
+
+  The site's budget is a `Recycled`. Clusters are plain means and stand behind
+  the kept tokens, the one with the highest density peak first.
+  """
+  budget, n = site.budget, site.num_free
+  if not isinstance(budget, Recycled):
+    raise ValueError(
+      f"budget={budget!r}: must be a tokjax.budgets.Recycled, which says how"
+      " many tokens are kept and how many clusters are added"
+    )
+  mask = jnp.ones((n,), bool) if site.mask is None else site.mask
+  table = lambda count: np.array([count(i) for i in range(n + 1)], np.int32)
+  best = table(lambda i: budget.best(i, site.layer, site.depth) or 0)
+  pool, clusters = table(budget.pool), table(budget.clusters)
+  arriving = mask.sum(dtype=jnp.int32)
+  stay = jnp.asarray(best)[arriving]
+  gone = arriving - stay
+  rank = selection.places(site[question], mask=mask)
+  pooled = mask & (rank >= stay) & (rank < stay + jnp.asarray(pool)[gone])
+  index, real = selection.of_mask(pooled, int(pool.max()), order=rank)
+  found = matching.dpc_knn(
+    site.x[index].astype(jnp.float32), int(clusters.max()), neighbours=None,
+    mask=real, count=jnp.asarray(clusters)[gone],
+  )  # fmt: skip
+  centre = index[found.anchor]
+  place = jnp.arange(n)
+  at = jnp.where(real, index, n)
+  into = centre[jnp.minimum(found.index, found.num_outputs - 1)]
+  parent = jnp.where(mask & (rank < stay), place, n)
+  parent = parent.at[at].set(into, mode="drop")
+  order = place.at[jnp.where(found.valid, centre, n)].set(
+    n + jnp.arange(found.num_outputs), mode="drop"
+  )
+  plan = Assignment.from_parent(
+    parent, site.keep, order=order, mask=mask, full=False, exact=False
+  )
+  return plan.weighted(jnp.ones((n,), jnp.float32))
+
+
+@recipe(
+  "sparsevlm",
+  family="vlm",
+  paper="SparseVLM: Visual Token Sparsification for Efficient Vision-Language"
+  " Model Inference",
+  evidence="Gumpest/SparseVLMs:llava/model/language_model (26a5f48), version 1",
+  deviations="blocks are fractions of the depth (2, 6 and 15 of 32); no noise"
+  " on densities; a single text token behind the image rates it (the official"
+  " code finds no rater then)",
+)
+def sparsevlm(
+  budget: Budget = SPARSEVLM[192],
+) -> Slots:
+  """Text that belongs to the image rates its tokens; some are recycled."""
+  rule = bind(recycle, question=RATED)
+  return Slots(
+    Reduce(rule, budget, at="output", free=VISUAL, position="renumber")
+  )
