@@ -145,19 +145,22 @@ def test_long_windows_go_by_position_where_tokens_were_removed(monkeypatch):
   np.testing.assert_allclose(state.logits, slow.logits, **CLOSE)
 
 
-def test_what_is_removed_inside_a_bypass_has_to_come_back():
+def test_what_is_removed_inside_a_bypass_comes_back_with_it():
   around = CASES["bypass"][0].reduce[0]
   inside = dataclasses.replace(
     around, budget=budgets.Once(0.25, 2), back=None
   )
-  with pytest.raises(ValueError, match=r"block 2.*come back before block 3"):
-    decoder(Slots((around, inside)), depth=DEPTH)
   back = Back(until=1, fill="input")
   nested = Slots((around, dataclasses.replace(inside, back=back)))
   model = decoder(nested, depth=DEPTH)
   behind = Slots((around, visual("input", 3, 0.5)))
-  for slots in (nested, behind):
+  for slots in (Slots((around, inside)), behind):
     decoder(slots, depth=DEPTH)
+  alone = decoder_slots.stages_of(
+    Slots((around, inside)), model.config, 32, ((V, 32),)
+  )
+  left = [prompting.arriving(alone, i, 32) for i in range(DEPTH)]
+  assert left[3] == 32 > left[1] > left[2]
   stages = decoder_slots.stages_of(nested, model.config, 32, ((V, 32),))
   # Behind it all are there again, and one kind may go alone.
   counts = [prompting.arriving(stages, i, 32) for i in range(DEPTH)]
