@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -140,10 +141,11 @@ def test_nothing_to_evaluate(tmp_path):
 
 FULL = """
 import pathlib, sys
-from experiments import checkpoints, train
+from experiments import train
+from experiments.training import checkpoints
 from tests.experiments import tiny
 workdir = pathlib.Path(sys.argv[1])
-config = tiny.light(steps=40, checkpoint=dict(every=2, keep=40))
+config = tiny.light(steps=4000, checkpoint=dict(every=100, keep=40))
 try:
   train.main(config, workdir)
 except checkpoints.CheckpointError as error:
@@ -174,9 +176,13 @@ def test_full_disk(tmp_path):
   command = mount.format(tmp_path, sys.executable, FULL)
   done = subprocess.run(
     ["unshare", "-rm", "sh", "-c", command], cwd=ROOT, env=env, text=True,
-    capture_output=True, timeout=300, check=False,
+    capture_output=True, timeout=120, check=False,
   )  # fmt: skip
   assert "ERROR" in done.stdout, done.stderr[-2000:]
   assert "could not be written" in done.stdout
   assert "Older checkpoints are as they were" in done.stdout
   assert int(done.stdout.rpartition("READABLE")[2]) >= 1
+  # It is noticed while the next steps run, not when the next one is due.
+  reached = int(re.findall(r"^step (\d+)/", done.stdout, re.MULTILINE)[-1])
+  failed = int(re.search(r"step (\d+) could not be written", done.stdout)[1])
+  assert failed <= reached < failed + 100
