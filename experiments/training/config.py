@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -105,6 +106,8 @@ class Recipe:
   warmup: Warmup | None = None
 
   def __post_init__(self):
+    if self.keep is not None and not 0 < self.keep <= 1:
+      raise ValueError(f"keep={self.keep}: must be in (0, 1]")
     if self.warmup is not None and self.keep is None:
       raise ValueError("warmup: ends at `keep`, which must be given")
 
@@ -123,18 +126,24 @@ class Recipe:
     keep = self.keep
     if level is not None:
       keep = self.warmup.keep(keep, level)
-    given = dict(self.options)
+    try:
+      found = recipes.find(self.name)
+    except KeyError as error:
+      raise typed.ConfigError(error.args[0]) from error
+    hints = typing.get_type_hints(found.build, include_extras=True)
+    given = {
+      key: typed.convert(hints[key], value, f"recipe {self.name!r}: {key}")
+      if key in hints
+      else value
+      for key, value in self.options
+    }
     if not isinstance(self.schedule, Own):
       given["schedule"] = self.schedule
     if keep is not None:
       given["keep"] = keep
     try:
-      found = recipes.find(self.name)
-    except KeyError as error:
-      raise typed.ConfigError(error.args[0]) from error
-    try:
       return found(**given)
-    except recipes.UnknownOption as error:
+    except (recipes.UnknownOption, ValueError) as error:
       raise typed.ConfigError(str(error)) from error
 
 
@@ -175,14 +184,18 @@ class Config:
 
   def __post_init__(self):
     for name in (
-      "steps",
-      "batch_size",
-      "eval_batch_size",
-      "log_every",
-      "eval_every",
-    ):
+      "steps", "batch_size", "eval_batch_size", "log_every", "eval_every",
+    ):  # fmt: skip
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
+    if self.threads < 1 or self.processes < 0:
+      raise ValueError(
+        f"threads={self.threads}, processes={self.processes}: must be 1 or"
+        " more, and 0 or more"
+      )
+    for name in ("init", "teacher"):
+      if getattr(self, name) == "":
+        raise ValueError(f"{name}='': must name the workdir of a run")
     if not 0 <= self.seed < 2**32:
       raise ValueError(f"seed={self.seed}: must be in [0, 2**32)")
     if self.batch_size % self.optimizer.accumulate:
