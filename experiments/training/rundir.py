@@ -11,7 +11,7 @@ import pathlib
 import platform
 import subprocess
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -46,45 +46,57 @@ def make(workdir: str | pathlib.Path) -> pathlib.Path:
   return workdir
 
 
-@contextlib.contextmanager
-def locked(workdir: pathlib.Path):
-  """Keeps other processes from using the directory meanwhile.
+def lock(workdir: pathlib.Path) -> TextIO:
+  """Keeps other processes from using the directory until the file is closed.
 
   The operating system holds the lock (`flock` of the file `lock`) and releases
-  it when the process ends, however that happens. With several processes the
-  first one holds it for all.
+  it when the process ends, however that happens. No device is touched.
 
   Raises:
     WorkdirError: another process holds it, or nothing can be written there.
   """
-  refused, handle = None, None
+  handle = None
+  try:
+    handle = (workdir / LOCK).open("a+")
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    refused = _refused(workdir, handle, error)
+    if handle is not None:
+      handle.close()
+    raise refused from error
+  handle.truncate(0)
+  handle.write(f"process {os.getpid()} on {platform.node()}\n")
+  handle.flush()
+  return handle
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path):
+  """`lock` for the time of a run; of several processes the first one locks.
+
+  Raises:
+    WorkdirError: see `lock`; in all processes.
+  """
+  handle = refused = None
   if not jax.process_index():
     try:
-      handle = (workdir / LOCK).open("a+")
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      refused = _refused(workdir, handle, error)
+      handle = lock(workdir)
+    except WorkdirError as error:
+      refused = error
   if jax.process_count() > 1:
     # All stop: the others would wait for the first one.
     free = multihost_utils.broadcast_one_to_all(np.int32(refused is None))
     if not free and refused is None:
       refused = WorkdirError(f"workdir={str(workdir)!r}: cannot be used")
   if refused is not None:
-    if handle is not None:
-      handle.close()
     raise refused
-  if handle is not None:
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {platform.node()}\n")
-    handle.flush()
-  try:
+  with handle or contextlib.nullcontext():
     yield
-  finally:
-    if handle is not None:
-      handle.close()
 
 
-def _refused(workdir: pathlib.Path, handle, error: OSError) -> WorkdirError:
+def _refused(
+  workdir: pathlib.Path, handle: TextIO | None, error: OSError
+) -> WorkdirError:
   where = f"workdir={str(workdir)!r}"
   if handle is None or error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
     return WorkdirError(f"{where}: {error.strerror} ({workdir / LOCK})")
