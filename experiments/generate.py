@@ -128,6 +128,7 @@ def main(
     show: is given the text piece by piece, and the report.
   """
   config, workdir = load(config), pathlib.Path(workdir)
+  config.recipe.slots()  # Refused before a model is trained or read.
   carrier = config.carrier.prepare(workdir)
   if carrier.tokenizer is None:
     raise ValueError(

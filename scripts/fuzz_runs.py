@@ -1,0 +1,291 @@
+"""Faults around runs: kills, damaged files, mistyped commands, two at once."""
+
+import pathlib
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments import train
+from experiments.training import checkpoints, rows
+from experiments.training.errors import CheckpointError
+from tests.experiments import tiny
+from tests.experiments.fork_server import Child, ForkServer
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stage:
+  """Cases of one kind; a subclass has `case`.
+
+  Args:
+    planted: whether to behave as if the programme had a fault.
+  """
+
+  def __init__(self, planted: bool):
+    self.planted = planted
+    self.folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+  def case(self, rng: np.random.Generator) -> Iterator[str]:
+    """Runs a case; yields what happened, raises what must not happen."""
+    raise NotImplementedError
+
+  def close(self) -> None:
+    shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Forking(Stage):
+  """With a fork server."""
+
+  def __init__(self, planted: bool):
+    super().__init__(planted)
+    self.server = ForkServer().__enter__()
+
+  def close(self) -> None:
+    self.server.__exit__()
+    super().close()
+
+
+class Kills(Forking):
+  """Signals at any moment: nothing saved is lost, results stay the same."""
+
+  CONFIG = tiny.light(
+    steps=60, checkpoint=dict(every=2, keep=3), eval_every=9999
+  )
+
+  def __init__(self, planted: bool):
+    super().__init__(planted)
+    whole = self.folder / "whole"
+    child = self.server.run(whole, self.CONFIG)
+    began = time.monotonic()
+    assert child.wait() == 0, child.output
+    self.seconds = time.monotonic() - began
+    self.expected = [tiny.rows(whole, split) for split in ("train", "heldout")]
+    self.runs = 0
+
+  def case(self, rng):
+    workdir = self.folder / f"run{self.runs}"
+    before = complete(workdir)
+    child = self.server.run(workdir, self.CONFIG)
+    time.sleep(rng.uniform(0, self.seconds))
+    sent = SIGNALS[rng.integers(len(SIGNALS))]
+    child.send(sent)
+    status = child.wait()
+    yield f"{signal.Signals(sent).name}"
+    assert status in (0, -sent), f"status {status}\n{child.output}"
+    if self.planted and complete(workdir):
+      shutil.rmtree(workdir / "checkpoints" / str(complete(workdir)[-1]))
+    after = complete(workdir)
+    assert not before or after[-1] >= before[-1], f"{before} became {after}"
+    finished = (workdir / "metrics.jsonl").exists() and tiny.rows(
+      workdir, "heldout"
+    )
+    if finished:
+      self.compare(workdir)
+      self.runs += 1
+      yield "finished and equal"
+
+  def compare(self, workdir: pathlib.Path) -> None:
+    for expected, split in zip(self.expected, ("train", "heldout"), strict=True):
+      found = tiny.rows(workdir, split)
+      assert found.keys() == expected.keys()
+      for step, row in expected.items():
+        assert row["loss"] == found[step]["loss"], f"step {step}"
+
+
+class Damage(Stage):
+  """Files of a run are harmed: an error that says which, or no effect."""
+
+  def __init__(self, planted: bool):
+    super().__init__(planted)
+    self.workdir = self.folder / "run"
+    self.run = train.main(tiny.light(), self.workdir)
+    self.config = self.run.config.to_dict()
+    self.shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, self.run.state)
+    self.step = self.workdir / "checkpoints" / "8"
+    self.position = self.restore()[1]
+    self.rows = rows.read(self.workdir / rows.NAME)
+    if planted:
+      checkpoints.Checkpoints._verify = lambda *_: None
+
+  def restore(self):
+    saved = checkpoints.Checkpoints(self.workdir, read_only=True)
+    try:
+      return saved.restore(8, self.shapes, self.config)
+    finally:
+      saved.close()
+
+  def case(self, rng):
+    files = sorted(p for p in self.step.rglob("*") if p.is_file())
+    files = [p for p in files if p.stat().st_size]
+    # Half of all cases harm the files with most bytes, the arrays.
+    sizes = np.array([p.stat().st_size for p in files], float)
+    chance = (sizes / sizes.sum() + 1 / len(files)) / 2
+    path = files[rng.choice(len(files), p=chance)]
+    if rng.random() < 0.1:
+      path = self.workdir / rows.NAME
+    whole = path.read_bytes()
+    harm = rng.choice([*HARMS])
+    HARMS[harm](path, whole, rng)
+    try:
+      state, position = self.restore()
+      found = rows.read(self.workdir / rows.NAME)
+    except CheckpointError as error:
+      assert str(self.workdir) in str(error)
+      yield f"{harm} refused"
+    else:
+      yield f"{harm} harmless"
+      if path.name != rows.NAME:
+        tiny.assert_same(state, self.run.state)
+        assert position == self.position
+        assert found == self.rows
+    finally:
+      path.write_bytes(whole)
+
+
+def flip(path: pathlib.Path, whole: bytes, rng: np.random.Generator) -> None:
+  """One bit."""
+  bad = bytearray(whole)
+  bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
+  path.write_bytes(bad)
+
+
+def cut(path: pathlib.Path, whole: bytes, rng: np.random.Generator) -> None:
+  """The end is missing."""
+  path.write_bytes(whole[: rng.integers(len(whole))])
+
+
+def noise(path: pathlib.Path, whole: bytes, rng: np.random.Generator) -> None:
+  """A random stretch is random."""
+  start = int(rng.integers(len(whole)))
+  count = min(int(rng.integers(1, 64)), len(whole) - start)
+  path.write_bytes(whole[:start] + rng.bytes(count) + whole[start + count :])
+
+
+def remove(path: pathlib.Path, *_) -> None:
+  """The file is gone."""
+  path.unlink()
+
+
+HARMS = {"flip": flip, "cut": cut, "noise": noise, "remove": remove}
+DIGITS = "--config=configs/digits.py:runlocal"
+TEXT = "configs/generate.py:runlocal"
+NUMBERS = ("nan", "inf", "-1", "abc", "", "1e400", "0x", "[]", "None?")
+# Module and flags; WORKDIR is a new folder, a set is a choice of values.
+WRONG = (
+  ("train", DIGITS, "--config.recipe.keep", ("0", "1.0000001", "nan", "True", "x")),
+  ("train", DIGITS, "--config.recipe.name", ("tomee", "", "None", "0")),
+  ("train", DIGITS, "--config.mesh.data", ("0", "3", "-2", "x", "True")),
+  ("train", DIGITS, "--config.mesh.fsdp", ("0", "-1", "2")),
+  ("train", DIGITS, "--config.batch_size", ("0", "-8", "4096", "x", "8.5")),
+  ("train", DIGITS, "--config.steps", ("0", "-1", "1e3", "x")),
+  ("train", DIGITS, "--config.optimizer.lr", NUMBERS),
+  ("train", DIGITS, "--config.optimizer.b2", ("1.5", "1", "-0.1", "nan")),
+  ("train", DIGITS, "--config.checkpoint.every", ("0", "-1", "x")),
+  ("train", DIGITS, "--config.model.width", ("0", "-4", "x")),
+  ("train", DIGITS, "--config.model.heads", ("0", "3", "x")),
+  ("train", DIGITS, "--config.seed", ("-1", "4294967296", "x")),
+  ("train", DIGITS, "--config.stepz", ("3",)),
+  ("train", DIGITS, "--config.init", ("/nonexistent", "")),
+  ("train", DIGITS, "--config.data.shift", ("-1", "x")),
+  ("train", DIGITS, "--workdir", ("", "README.md", "README.md/x", "/dev/null")),
+  ("train", DIGITS, "--profile", ("x", "5", "5:1", ":")),
+  ("train", "", "--config", ("absent.py", "README.md", "", "configs")),
+  ("train", "", "--config", ("configs/digits.py:x", "configs/digits.py:runlocal=x")),
+  ("evaluate", "", "--keep", ("0.5", "nan", "x", "0", "2")),
+  ("evaluate", "", "--recipe", ("tome", "", "x")),
+  ("generate", "", "--config", tuple(
+    f"{TEXT},{x}" for x in (
+      "keep=0", "keep=nan", "keep=1.0000001", "keep=True", "keep=abc",
+      "checkpoint=", "checkpoint=/nonexistent", "recipe=", "recipe=snapkw",
+      "recipe=snapkv,window=abc", "recipe=snapkv,keep=0.5,window=-1",
+      "recipe=snapkv,keep=0.5,kernel=0", "recipe=full,x=1", "recipe=tome",
+    )
+  )),
+  ("generate", f"--config={TEXT}", "--config.capacity", ("0", "-1", "x")),
+  ("generate", f"--config={TEXT}", "--config.tokens", ("0", "-1", "x")),
+  ("generate", f"--config={TEXT}", "--config.chunk", ("0", "-1", "x")),
+  ("generate", f"--config={TEXT}", "--config.sampler.temperature", ("nan", "-1", "inf")),
+  ("generate", f"--config={TEXT}", "--config.sampler.top_p", ("0", "2", "nan")),
+  ("generate", f"--config={TEXT}", "--prompt", ("",)),
+)  # fmt: skip
+
+
+class Mistyped(Forking):
+  """A wrong setting of a command: one line that begins with `error:`."""
+
+  def case(self, rng):
+    module, first, flag, values = WRONG[rng.integers(len(WRONG))]
+    value = values[rng.integers(len(values))]
+    if self.planted:
+      module, first, flag, value = "train", DIGITS, "--config.seed", "1"
+    folder = self.folder / str(rng.integers(2**62))
+    flags = [f"{flag}={value}", *filter(None, [first])]
+    if flag != "--workdir":
+      flags.append(f"--workdir={folder}")
+    # A config comes before what changes it.
+    flags.sort(key=lambda x: not x.startswith("--config="))
+    log = self.folder / "log"
+    log.unlink(missing_ok=True)
+    child = self.server.command(log, f"experiments.{module}", *flags)
+    status = child.wait(60)
+    shutil.rmtree(folder, ignore_errors=True)
+    lines = child.output.strip().splitlines()
+    command = f"experiments.{module} {' '.join(flags)}"
+    assert status == 1, f"{command}: status {status}\n{child.output[-2000:]}"
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and lines[-1] == errors[0], (
+      f"{command}\n{child.output[-2000:]}"
+    )
+    yield module
+
+
+class Two(Forking):
+  """Two runs in one workdir: the second is refused, the first goes on."""
+
+  CONFIG = tiny.light(steps=10**6, checkpoint=dict(every=50, keep=2))
+
+  def case(self, rng):
+    workdir = self.folder / str(rng.integers(2**62))
+    first = self.server.run(workdir, self.CONFIG)
+    self.wait_for_step(workdir, first, int(rng.integers(1, 80)))
+    other = workdir.with_name("other") if self.planted else workdir
+    second = self.server.run(other, self.CONFIG)
+    try:
+      assert second.wait(20) == 1, second.output
+      assert f"in use by process {first.pid}" in second.output
+      yield "refused"
+      assert first.poll() is None, first.output
+    finally:
+      second.send(signal.SIGKILL)
+      first.send(signal.SIGTERM)
+    assert first.wait() == 0, first.output
+    assert complete(workdir)[-1] == max(tiny.rows(workdir))
+    yield "saved"
+    # The lock of a killed run holds nobody up.
+    third = self.server.run(workdir, self.CONFIG)
+    self.wait_for_step(workdir, third, max(tiny.rows(workdir)) + 1)
+    third.send(signal.SIGKILL)
+    third.wait()
+
+  def wait_for_step(self, workdir: pathlib.Path, child: Child, step: int):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and child.poll() is None:
+      if (workdir / rows.NAME).exists() and step in tiny.rows(workdir):
+        return
+      time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached\n{child.output}")
+
+
+def complete(workdir: pathlib.Path) -> list[int]:
+  """Steps whose checkpoints are complete."""
+  found = (workdir / "checkpoints").glob("*")
+  return sorted(int(p.name) for p in found if p.name.isdigit())
+
+
+STAGES = {"kills": Kills, "damage": Damage, "mistyped": Mistyped, "two": Two}
