@@ -6,7 +6,6 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-
 NOUNS = {int: "a whole number", float: "a number", str: "a word"}
 
 

@@ -60,7 +60,7 @@ def build(cls: type, config: Mapping[str, Any], where: str = "config") -> Any:
     raise ConfigError(f"{where}.{missing[0]}: {cls.__name__} needs it")
   try:
     return cls(**values)
-  except (TypeError, ValueError) as error:
+  except (ArithmeticError, TypeError, ValueError) as error:
     raise ConfigError(f"{where}: {error}") from error
 
 
@@ -129,7 +129,7 @@ def _choose(table: Mapping[str, type], value: Any, where: str) -> Any:
     raise ConfigError(f"{where}={value!r}: must be a mapping with a name")
   options = dict(value)
   name = options.pop("name", None)
-  if name not in table:
+  if not isinstance(name, str) or name not in table:
     raise ConfigError(f"{where}.name={name!r}: must be one of {sorted(table)}")
   return build(table[name], options, where)
 

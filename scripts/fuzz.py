@@ -23,11 +23,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np  # noqa: E402
+import numpy as np
+from absl import logging
 
-from scripts import fuzz_runs, fuzz_values  # noqa: E402
+from scripts import fuzz_commands, fuzz_runs, fuzz_values
 
-STAGES = {**fuzz_runs.STAGES, **fuzz_values.STAGES}
+STAGES = {
+  **fuzz_runs.STAGES, **fuzz_commands.STAGES, **fuzz_values.STAGES
+}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -75,6 +78,7 @@ def run_case(name: str, stage, tally: Tally, seed: int) -> None:
 
 def main(args: argparse.Namespace) -> int:
   """Runs the stages until the budget is spent; returns how many faults."""
+  logging.set_verbosity(logging.FATAL)  # Of orbax, about what was harmed.
   print(f"seed {args.seed}, stages {' '.join(args.stages)}", flush=True)
   began = time.monotonic()
   tallies = {name: Tally(args.first) for name in args.stages}

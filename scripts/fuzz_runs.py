@@ -1,5 +1,7 @@
-"""Faults around runs: kills, damaged files, mistyped commands, two at once."""
+"""Faults around runs: kills, damaged files, two runs at once."""
 
+import functools
+import gc
 import pathlib
 import shutil
 import signal
@@ -39,16 +41,18 @@ class Stage:
     shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@functools.cache
+def fork_server() -> ForkServer:
+  """One for all stages; it ends with this process."""
+  return ForkServer().__enter__()
+
+
 class Forking(Stage):
   """With a fork server."""
 
   def __init__(self, planted: bool):
     super().__init__(planted)
-    self.server = ForkServer().__enter__()
-
-  def close(self) -> None:
-    self.server.__exit__()
-    super().close()
+    self.server = fork_server()
 
 
 class Kills(Forking):
@@ -91,7 +95,8 @@ class Kills(Forking):
       yield "finished and equal"
 
   def compare(self, workdir: pathlib.Path) -> None:
-    for expected, split in zip(self.expected, ("train", "heldout"), strict=True):
+    splits = "train", "heldout"
+    for expected, split in zip(self.expected, splits, strict=True):
       found = tiny.rows(workdir, split)
       assert found.keys() == expected.keys()
       for step, row in expected.items():
@@ -110,8 +115,14 @@ class Damage(Stage):
     self.step = self.workdir / "checkpoints" / "8"
     self.position = self.restore()[1]
     self.rows = rows.read(self.workdir / rows.NAME)
+    self.verify = checkpoints.Checkpoints._verify
     if planted:
       checkpoints.Checkpoints._verify = lambda *_: None
+
+  def close(self) -> None:
+    checkpoints.Checkpoints._verify = self.verify
+    gc.collect()  # Orbax drops coroutines when it cannot read an array.
+    super().close()
 
   def restore(self):
     saved = checkpoints.Checkpoints(self.workdir, read_only=True)
@@ -127,10 +138,10 @@ class Damage(Stage):
     sizes = np.array([p.stat().st_size for p in files], float)
     chance = (sizes / sizes.sum() + 1 / len(files)) / 2
     path = files[rng.choice(len(files), p=chance)]
-    if rng.random() < 0.1:
+    harm = rng.choice([*HARMS])
+    if rng.random() < 0.1 and harm != "remove":
       path = self.workdir / rows.NAME
     whole = path.read_bytes()
-    harm = rng.choice([*HARMS])
     HARMS[harm](path, whole, rng)
     try:
       state, position = self.restore()
@@ -173,76 +184,6 @@ def remove(path: pathlib.Path, *_) -> None:
 
 
 HARMS = {"flip": flip, "cut": cut, "noise": noise, "remove": remove}
-DIGITS = "--config=configs/digits.py:runlocal"
-TEXT = "configs/generate.py:runlocal"
-NUMBERS = ("nan", "inf", "-1", "abc", "", "1e400", "0x", "[]", "None?")
-# Module and flags; WORKDIR is a new folder, a set is a choice of values.
-WRONG = (
-  ("train", DIGITS, "--config.recipe.keep", ("0", "1.0000001", "nan", "True", "x")),
-  ("train", DIGITS, "--config.recipe.name", ("tomee", "", "None", "0")),
-  ("train", DIGITS, "--config.mesh.data", ("0", "3", "-2", "x", "True")),
-  ("train", DIGITS, "--config.mesh.fsdp", ("0", "-1", "2")),
-  ("train", DIGITS, "--config.batch_size", ("0", "-8", "4096", "x", "8.5")),
-  ("train", DIGITS, "--config.steps", ("0", "-1", "1e3", "x")),
-  ("train", DIGITS, "--config.optimizer.lr", NUMBERS),
-  ("train", DIGITS, "--config.optimizer.b2", ("1.5", "1", "-0.1", "nan")),
-  ("train", DIGITS, "--config.checkpoint.every", ("0", "-1", "x")),
-  ("train", DIGITS, "--config.model.width", ("0", "-4", "x")),
-  ("train", DIGITS, "--config.model.heads", ("0", "3", "x")),
-  ("train", DIGITS, "--config.seed", ("-1", "4294967296", "x")),
-  ("train", DIGITS, "--config.stepz", ("3",)),
-  ("train", DIGITS, "--config.init", ("/nonexistent", "")),
-  ("train", DIGITS, "--config.data.shift", ("-1", "x")),
-  ("train", DIGITS, "--workdir", ("", "README.md", "README.md/x", "/dev/null")),
-  ("train", DIGITS, "--profile", ("x", "5", "5:1", ":")),
-  ("train", "", "--config", ("absent.py", "README.md", "", "configs")),
-  ("train", "", "--config", ("configs/digits.py:x", "configs/digits.py:runlocal=x")),
-  ("evaluate", "", "--keep", ("0.5", "nan", "x", "0", "2")),
-  ("evaluate", "", "--recipe", ("tome", "", "x")),
-  ("generate", "", "--config", tuple(
-    f"{TEXT},{x}" for x in (
-      "keep=0", "keep=nan", "keep=1.0000001", "keep=True", "keep=abc",
-      "checkpoint=", "checkpoint=/nonexistent", "recipe=", "recipe=snapkw",
-      "recipe=snapkv,window=abc", "recipe=snapkv,keep=0.5,window=-1",
-      "recipe=snapkv,keep=0.5,kernel=0", "recipe=full,x=1", "recipe=tome",
-    )
-  )),
-  ("generate", f"--config={TEXT}", "--config.capacity", ("0", "-1", "x")),
-  ("generate", f"--config={TEXT}", "--config.tokens", ("0", "-1", "x")),
-  ("generate", f"--config={TEXT}", "--config.chunk", ("0", "-1", "x")),
-  ("generate", f"--config={TEXT}", "--config.sampler.temperature", ("nan", "-1", "inf")),
-  ("generate", f"--config={TEXT}", "--config.sampler.top_p", ("0", "2", "nan")),
-  ("generate", f"--config={TEXT}", "--prompt", ("",)),
-)  # fmt: skip
-
-
-class Mistyped(Forking):
-  """A wrong setting of a command: one line that begins with `error:`."""
-
-  def case(self, rng):
-    module, first, flag, values = WRONG[rng.integers(len(WRONG))]
-    value = values[rng.integers(len(values))]
-    if self.planted:
-      module, first, flag, value = "train", DIGITS, "--config.seed", "1"
-    folder = self.folder / str(rng.integers(2**62))
-    flags = [f"{flag}={value}", *filter(None, [first])]
-    if flag != "--workdir":
-      flags.append(f"--workdir={folder}")
-    # A config comes before what changes it.
-    flags.sort(key=lambda x: not x.startswith("--config="))
-    log = self.folder / "log"
-    log.unlink(missing_ok=True)
-    child = self.server.command(log, f"experiments.{module}", *flags)
-    status = child.wait(60)
-    shutil.rmtree(folder, ignore_errors=True)
-    lines = child.output.strip().splitlines()
-    command = f"experiments.{module} {' '.join(flags)}"
-    assert status == 1, f"{command}: status {status}\n{child.output[-2000:]}"
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 1 and lines[-1] == errors[0], (
-      f"{command}\n{child.output[-2000:]}"
-    )
-    yield module
 
 
 class Two(Forking):
@@ -257,7 +198,7 @@ class Two(Forking):
     other = workdir.with_name("other") if self.planted else workdir
     second = self.server.run(other, self.CONFIG)
     try:
-      assert second.wait(20) == 1, second.output
+      assert second.wait(60) == 1, second.output
       assert f"in use by process {first.pid}" in second.output
       yield "refused"
       assert first.poll() is None, first.output
@@ -288,4 +229,4 @@ def complete(workdir: pathlib.Path) -> list[int]:
   return sorted(int(p.name) for p in found if p.name.isdigit())
 
 
-STAGES = {"kills": Kills, "damage": Damage, "mistyped": Mistyped, "two": Two}
+STAGES = {"kills": Kills, "damage": Damage, "two": Two}

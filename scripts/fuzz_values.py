@@ -84,7 +84,7 @@ class Weights(Stage):
       self.ERRORS = ()
     published.write(self.folder)
     self.whole = {
-      path: path.read_bytes() for path in self.folder.iterdir() if path.is_file()
+      p: p.read_bytes() for p in self.folder.iterdir() if p.is_file()
     }
 
   def case(self, rng):
@@ -220,8 +220,8 @@ def drawn(rng, dtype):
   """q, k, v of a random shape out of few, so that programs are shared."""
   q_len, k_len = int(rng.choice([1, 20, 32])), int(rng.choice([1, 24, 48]))
   groups = int(rng.choice([1, 2, 4]))
-  draw = lambda *shape: rng.normal(size=shape).astype(dtype)
-  return draw(2, q_len, 4, 8), draw(2, k_len, groups, 8), draw(2, k_len, groups, 6)
+  shapes = (2, q_len, 4, 8), (2, k_len, groups, 8), (2, k_len, groups, 6)
+  return tuple(rng.normal(size=shape).astype(dtype) for shape in shapes)
 
 
 def masked(rng, q, k, v):
@@ -265,8 +265,9 @@ def decode(rng, dtype, implementation):
   )
   splits = int(rng.choice([1, 3]))
   run = jitted(
-    decode_attention, implementation=implementation, block_size=16, splits=splits
-  )
+    decode_attention, implementation=implementation, block_size=16,
+    splits=splits,
+  )  # fmt: skip
   exact = oracle.attention(q, np.nan_to_num(k), np.nan_to_num(v), mask)[0]
   return run(q, k, v, lengths=lengths), exact
 

@@ -198,7 +198,7 @@ class Checkpoints:
     found, diverged = checksums.inspect(tree)
     if "arrays" in meta:
       saved = meta["arrays"]
-      wrong = [name for name, value in found.items() if saved.get(name) != value]
+      wrong = [name for name in found if saved.get(name) != found[name]]
       if wrong:
         raise self._not_as_saved(step, "state", _listed(wrong))
     if diverged:
@@ -211,7 +211,8 @@ class Checkpoints:
     )
 
   def _diverged(self, step: int, names: list[str]) -> str:
-    state = f"step {step}: the state has diverged, {_listed(names)} is not finite"
+    what = f"{_listed(names)} is not finite"
+    state = f"step {step}: the state has diverged, {what}"
     if step in self._manager.all_steps():
       return f"{self._path(step)}: {state}. {self._advice(step)}"
     last = self.latest()

@@ -22,6 +22,12 @@ MODELS = {"vit": ViTConfig, "decoder": DecoderConfig}
 BUILDERS = {ViTConfig: ViT, DecoderConfig: Decoder}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+# Entries of a model that are sizes, where it has them.
+SIZES = (
+  "image_size", "patch_size", "channels", "width", "heads", "kv_heads",
+  "mlp_dim", "num_classes", "vocabulary", "length",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Own:
@@ -188,6 +194,10 @@ class Config:
     ):  # fmt: skip
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
+    for name in SIZES:
+      size = getattr(self.model, name, None)
+      if size is not None and size < 1:
+        raise ValueError(f"model.{name}={size}: must be 1 or more")
     if self.threads < 1 or self.processes < 0:
       raise ValueError(
         f"threads={self.threads}, processes={self.processes}: must be 1 or"

@@ -132,7 +132,8 @@ def test_damaged_arrays_are_named(copy, trained, monkeypatch):
   )
   with pytest.raises(checkpoints.CheckpointError) as error:
     restored(copy, shapes, trained[1].config.to_dict())
-  assert f"{copy / 'checkpoints' / '8' / 'state'} is damaged" in str(error.value)
+  state = copy / "checkpoints" / "8" / "state"
+  assert f"{state} is damaged" in str(error.value)
   assert "step is not what was saved" in str(error.value)
   assert "continue from step 6" in str(error.value)
 

@@ -244,8 +244,8 @@ def _check_ids(i: int, prompt: Sequence[int], vocabulary: int) -> None:
   if wrong.size:
     raise ValueError(
       f"prompt {i} has the token id {wrong[0]}; the model's vocabulary has"
-      f" {vocabulary}, ids 0 to {vocabulary - 1}: use the tokenizer that belongs"
-      " to the model"
+      f" {vocabulary}, ids 0 to {vocabulary - 1}: use the tokenizer that"
+      " belongs to the model"
     )
 
 
