@@ -109,7 +109,9 @@ class Damage(Stage):
   def __init__(self, planted: bool):
     super().__init__(planted)
     self.workdir = self.folder / "run"
-    self.run = train.main(tiny.light(), self.workdir)
+    # Wide, so that most bytes are those of arrays.
+    model = {**tiny.light()["model"], "width": 64, "mlp_dim": 64}
+    self.run = train.main(tiny.light(model=model), self.workdir)
     self.config = self.run.config.to_dict()
     self.shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, self.run.state)
     self.step = self.workdir / "checkpoints" / "8"
@@ -138,7 +140,7 @@ class Damage(Stage):
     sizes = np.array([p.stat().st_size for p in files], float)
     chance = (sizes / sizes.sum() + 1 / len(files)) / 2
     path = files[rng.choice(len(files), p=chance)]
-    harm = rng.choice([*HARMS])
+    harm = "flip" if self.planted else rng.choice([*HARMS])
     if rng.random() < 0.1 and harm != "remove":
       path = self.workdir / rows.NAME
     whole = path.read_bytes()

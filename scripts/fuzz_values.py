@@ -236,6 +236,7 @@ def masked(rng, q, k, v):
 
 
 def block_sparse(rng, dtype, implementation):
+  """Random mask, grouped heads."""
   q, k, v = drawn(rng, dtype)
   mask, layout = masked(rng, q, k, v)
   run = jitted(
@@ -246,6 +247,7 @@ def block_sparse(rng, dtype, implementation):
 
 
 def column_sums(rng, dtype, implementation):
+  """What every key receives."""
   q, k, v = drawn(rng, dtype)
   mask, layout = masked(rng, q, k, v)
   run = jitted(
@@ -256,6 +258,7 @@ def column_sums(rng, dtype, implementation):
 
 
 def decode(rng, dtype, implementation):
+  """Caches filled to random lengths."""
   q, k, v = drawn(rng, dtype)
   lengths = rng.integers(0, k.shape[1] + 1, size=2)
   there = np.arange(k.shape[1]) < lengths[:, None]
@@ -273,6 +276,7 @@ def decode(rng, dtype, implementation):
 
 
 def linear(rng, dtype, implementation):
+  """Token after token, with decay."""
   _, k, v = drawn(rng, dtype)
   q = rng.normal(size=(2, k.shape[1], 4, 8)).astype(dtype)
   decay = -np.abs(rng.normal(size=4)).astype(dtype)
