@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import threading
 import time
 import traceback
 import zlib
@@ -127,4 +128,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+  # Orbax leaves threads and coroutines behind when it cannot read an array.
+  sys.unraisablehook = threading.excepthook = lambda *_: None
   sys.exit(bool(main(parse(sys.argv[1:]))))

@@ -136,10 +136,10 @@ class Damage(Stage):
   def case(self, rng):
     files = sorted(p for p in self.step.rglob("*") if p.is_file())
     files = [p for p in files if p.stat().st_size]
-    # Half of all cases harm the files with most bytes, the arrays.
-    sizes = np.array([p.stat().st_size for p in files], float)
-    chance = (sizes / sizes.sum() + 1 / len(files)) / 2
-    path = files[rng.choice(len(files), p=chance)]
+    # Half of all cases harm the largest file, the arrays.
+    path = max(files, key=lambda p: p.stat().st_size)
+    if rng.random() < 0.5:
+      path = files[rng.integers(len(files))]
     harm = "flip" if self.planted else rng.choice([*HARMS])
     if rng.random() < 0.1 and harm != "remove":
       path = self.workdir / rows.NAME

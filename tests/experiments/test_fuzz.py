@@ -11,7 +11,7 @@ def faults(*flags: str) -> int:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-  "stage, cases", [("configs", 1), ("kernels", 1), ("damage", 25)]
+  "stage, cases", [("configs", 1), ("kernels", 1), ("damage", 8)]
 )
 def test_a_planted_fault_is_found(stage, cases, capsys):
   command = "--stages", stage, "--cases", str(cases), "--plant", stage
