@@ -12,8 +12,11 @@ from configs import common
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """`arg`: "dataset=cifar10", "data_dir=...", "runlocal"."""
-  values = common.parse_arg(arg, dataset="cifar10", data_dir="")
-  classes = {"cifar10": 10, "cifar100": 100}[values.dataset]
+  values = common.parse_arg(arg, dataset="cifar10", data_dir=str)
+  known = {"cifar10": 10, "cifar100": 100}
+  if values.dataset not in known:
+    raise ValueError(f"dataset={values.dataset!r}: must be one of {[*known]}")
+  classes = known[values.dataset]
   config = common.base()
   config.model = dict(
     name="vit", image_size=32, patch_size=4, stem="conv", width=192, depth=9,
@@ -21,7 +24,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   )  # fmt: skip
   config.data = dict(
     name="tfds_images", builder=values.dataset, train="train", test="test",
-    data_dir=values.data_dir or None, size=32, num_classes=classes, crop="pad",
+    data_dir=values.data_dir, size=32, num_classes=classes, crop="pad",
     pad=4, layers=2, magnitude=9.0, eval_zoom=1.0,
     mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262),
   )  # fmt: skip

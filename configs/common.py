@@ -6,6 +6,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+NOUNS = {int: "a whole number", float: "a number", str: "a word"}
+
 
 def parse_arg(
   arg: str, *, others: str | None = None, **defaults: Any
@@ -13,13 +15,20 @@ def parse_arg(
   """`"dataset=cifar100,runlocal"` to values with the types of `defaults`.
 
   Args:
-    others: where names go that are none of `defaults`, as Python literals or
-      words; None: there may be none.
+    others: the entry for names that are none of `defaults`, whose values are
+      Python literals or words; None: there may be none.
+    **defaults: a value, or a type: None unless it is given.
 
   Raises:
-    ValueError: a name that is none of `defaults`, or an unreadable value.
+    ValueError: a name that is none of `defaults`, an unreadable or an empty
+      value.
   """
-  values = ml_collections.ConfigDict({"runlocal": False, **defaults})
+  kinds, values = {"runlocal": bool}, ml_collections.ConfigDict()
+  values.runlocal = False
+  for name, default in defaults.items():
+    optional = isinstance(default, type)
+    kinds[name] = default if optional else type(default)
+    values[name] = config_dict.placeholder(default) if optional else default
   if others is not None:
     values[others] = {}
   for part in filter(None, arg.split(",")):
@@ -29,14 +38,21 @@ def parse_arg(
       continue
     if name not in values:
       raise ValueError(f"argument {name!r}: must be one of {sorted(values)}")
-    kind = type(values[name])
-    if kind is bool:
-      if text.lower() not in ("", "true", "false"):
-        raise ValueError(f"argument {part!r}: must be true or false")
-      values[name] = text.lower() != "false"
-    else:
-      values[name] = kind(text)
+    values[name] = _value(kinds[name], part, text)
   return values
+
+
+def _value(kind: type, part: str, text: str) -> Any:
+  if kind is bool:
+    if text.lower() not in ("", "true", "false"):
+      raise ValueError(f"argument {part!r}: must be true or false")
+    return text.lower() != "false"
+  try:
+    if not text:
+      raise ValueError
+    return kind(text)
+  except ValueError:
+    raise ValueError(f"argument {part!r}: must be {NOUNS[kind]}") from None
 
 
 def _literal(text: str) -> Any:
@@ -58,7 +74,9 @@ def base() -> ml_collections.ConfigDict:
 
 def recipe(name: str = "none", keep: float | None = None) -> dict[str, Any]:
   """The entry `recipe`."""
-  return dict(name=name, keep=keep or config_dict.placeholder(float))
+  return dict(
+    name=name, keep=config_dict.placeholder(float) if keep is None else keep
+  )
 
 
 def shorten(config: ml_collections.ConfigDict) -> None:

@@ -20,15 +20,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """`arg`: "recipe=...", "keep=...", "checkpoint=...", "runlocal"; other names
   are options of the recipe."""
   values = common.parse_arg(
-    arg, others="options", recipe="none", keep=0.0, checkpoint=""
+    arg, others="options", recipe="none", keep=float, checkpoint=str
   )
   config = ml_collections.ConfigDict()
-  if values.checkpoint:
+  if values.checkpoint is not None:
     config.carrier = dict(name="pretrained", checkpoint=values.checkpoint)
   else:
     local = "runlocal" if values.runlocal else ""
     config.carrier = dict(name="trained", train=text.get_config(local))
-  config.recipe = common.recipe(values.recipe, values.keep or None)
+  config.recipe = common.recipe(values.recipe, values.keep)
   config.recipe.update(options=values.options.to_dict())
   config.prompt = "import os\n\ndef "
   config.tokens = 8 if values.runlocal else 128

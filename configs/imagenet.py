@@ -14,7 +14,7 @@ from configs import common
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """`arg`: "data_dir=...", "recipe=tome", "keep=0.5", "runlocal"."""
-  values = common.parse_arg(arg, data_dir="", recipe="none", keep=0.0)
+  values = common.parse_arg(arg, data_dir=str, recipe="none", keep=float)
   config = common.base()
   config.model = dict(
     name="vit", image_size=224, patch_size=16, width=384, depth=12, heads=6,
@@ -22,11 +22,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   )  # fmt: skip
   config.data = dict(
     name="tfds_images", builder="imagenet2012", train="train",
-    test="validation", data_dir=values.data_dir or None, size=224,
+    test="validation", data_dir=values.data_dir, size=224,
     num_classes=1000, crop="resized", layers=2, magnitude=9.0,
   )  # fmt: skip
   config.task = dict(name="classification", label_smoothing=0.1, mixup=0.8)
-  config.recipe = common.recipe(values.recipe, values.keep or None)
+  config.recipe = common.recipe(values.recipe, values.keep)
   config.optimizer = dict(
     name="adamw", lr=1e-3, warmup=6250, weight_decay=0.05, ema=0.99996
   )

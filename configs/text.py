@@ -14,7 +14,7 @@ from configs import common
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """`arg`: "corpus=...", "data_dir=...", "runlocal"."""
-  values = common.parse_arg(arg, corpus="standard_library", data_dir="")
+  values = common.parse_arg(arg, corpus="standard_library", data_dir=str)
   length = 128
   config = common.base()
   config.model = dict(
@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   else:
     config.data = dict(
       name="tfds_text", builder=values.corpus, length=length, heldout=512,
-      data_dir=values.data_dir or None,
+      data_dir=values.data_dir,
     )  # fmt: skip
   config.task = dict(name="language")
   config.recipe = common.recipe()

@@ -4,6 +4,7 @@ python -m experiments.evaluate --workdir DIR
 python -m experiments.evaluate --workdir DIR --recipe tome --keep 0.5
 """
 
+import math
 import pathlib
 from typing import Any
 
@@ -14,6 +15,8 @@ from experiments.data import pipeline
 from experiments.training import checkpoints
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
+from experiments.training.errors import CheckpointError
+from experiments.typed import ConfigError
 from tokjax.slots import Slots
 
 
@@ -43,7 +46,7 @@ def restore_run(
   saved = checkpoints.Checkpoints(pathlib.Path(workdir), read_only=True)
   step = saved.latest()
   if step is None:
-    raise checkpoints.CheckpointError(f"{workdir}: has no checkpoint")
+    raise CheckpointError(f"{workdir}: has no checkpoint")
   config = config_lib.load(saved.config(step))
   params = saved.restore_params(step, mesh_lib.replicated(mesh))
   saved.close()
@@ -53,12 +56,21 @@ def restore_run(
 def evaluate(
   config: config_lib.Config, model: nn.Module, params: Any, mesh: Any
 ) -> dict[str, float]:
-  """The task's metrics over the held-out split."""
+  """The task's metrics over the held-out split.
+
+  Raises:
+    ValueError: `eval_batch_size` does not divide over the devices.
+    FloatingPointError: the loss is NaN or infinite.
+  """
+  mesh_lib.check_batch(mesh, "eval_batch_size", config.eval_batch_size)
   batches = pipeline.heldout_batches(
     config.data, config.eval_batch_size, config.threads
   )
   placed = (mesh_lib.put_batch(mesh, batch) for batch in batches)
-  return config.task.evaluate(model, params, placed)
+  metrics = config.task.evaluate(model, params, placed)
+  if not math.isfinite(metrics["loss"]):
+    raise FloatingPointError(f"held-out loss is {metrics['loss']}")
+  return metrics
 
 
 def main(
@@ -70,7 +82,15 @@ def main(
 
   Args:
     recipe, keep: of the slots; None: as trained.
+
+  Raises:
+    ConfigError: an unknown recipe, or `keep` without one.
+    CheckpointError: see `load_run`.
   """
+  if keep is not None and recipe is None:
+    raise ConfigError(
+      f"keep={keep}: needs recipe=, the one that is to keep that fraction"
+    )
   mesh = mesh_lib.Mesh().build()
   config, params, step = restore_run(workdir, mesh)
   slots = None

@@ -51,6 +51,14 @@ class Generate:
   sampler: Sampler = Sampler()
   seed: int = 0
 
+  def __post_init__(self):
+    for name in ("tokens", "capacity", "chunk"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"{name}={value}: must be 1 or more")
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed={self.seed}: must be in [0, 2**32)")
+
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
@@ -120,6 +128,7 @@ def main(
     show: is given the text piece by piece, and the report.
   """
   config, workdir = load(config), pathlib.Path(workdir)
+  config.recipe.slots()  # Refused before a model is trained or read.
   carrier = config.carrier.prepare(workdir)
   if carrier.tokenizer is None:
     raise ValueError(
@@ -154,7 +163,9 @@ def build(carrier: Carrier, config: Generate) -> Generator:
   return Generator(
     model,
     carrier.params_for(model),
-    capacity=config.capacity or carrier.config.length,
+    capacity=carrier.config.length
+    if config.capacity is None
+    else config.capacity,
     decode=config.tokens,
     chunk=config.chunk,
   )

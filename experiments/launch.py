@@ -1,8 +1,14 @@
 """The command line shared by the entry points."""
 
+import contextlib
+import os
 import pathlib
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,16 +16,69 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.data import DataError
-from experiments.training.checkpoints import CheckpointError
+from experiments.training.errors import CheckpointError, WorkdirError
+from experiments.training.progress import silence
 from experiments.typed import ConfigError
+from tokjax.recipes import UnknownOption
 
-MENDABLE = (
+# What a user can change. Arguments out of range are ValueErrors everywhere.
+USER_ERRORS = (
   CheckpointError,
   ConfigError,
   DataError,
-  FileNotFoundError,
   FloatingPointError,
+  NotImplementedError,
+  OSError,
+  UnknownOption,
+  ValueError,
+  WorkdirError,
 )
+
+
+@contextlib.contextmanager
+def one_line_errors(show_traceback: bool = False):
+  """Ends the process with `error: ...` for what a user can change.
+
+  Args:
+    show_traceback: of such an error, too.
+  """
+  try:
+    yield
+  except BrokenPipeError:
+    silence()
+    sys.exit(128 + signal.SIGPIPE)
+  except KeyboardInterrupt:
+    sys.exit("error: interrupted")
+  except USER_ERRORS as error:
+    if show_traceback:
+      traceback.print_exc()
+    sys.exit(f"error: {describe(error)}")
+
+
+def describe(error: Exception) -> str:
+  """What went wrong, for a person."""
+  if isinstance(error, OSError) and error.filename is not None:
+    return f"{error.filename}: {error.strerror}"
+  if isinstance(error, OSError):
+    # config_flags lists what it tried; the last is the path as it was given.
+    return str(error).strip().splitlines()[-1].strip()
+  if isinstance(error, (AttributeError, KeyError)) and error.args:
+    return str(error.args[0])
+  return str(error) or type(error).__name__
+
+
+def stop_with_parent(parent: int) -> None:
+  """Saves and stops (SIGTERM) once process `parent` is no longer the parent.
+
+  Works however the parent ends, SIGKILL included.
+  """
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _common(workdir: str | None = None) -> Any:
@@ -32,6 +91,8 @@ def _common(workdir: str | None = None) -> Any:
   flags.DEFINE_string("coordinator", None, "host:port of the first process")
   flags.DEFINE_integer("num_processes", None, "how many processes there are")
   flags.DEFINE_integer("process_id", None, "which of them this is")
+  flags.DEFINE_integer("parent", None, "stop when this process has ended")
+  flags.DEFINE_bool("traceback", False, "show where an error comes from")
   if workdir is None:
     flags.mark_flag_as_required("workdir")
   return flags.FLAGS
@@ -54,21 +115,53 @@ def join_hosts(values: Any) -> None:
     jax.distributed.initialize()
 
 
-def _start(
-  values: Any,
-  main: Callable[[], Any],
-  mendable: tuple[type[Exception], ...] = MENDABLE,
-) -> None:
-  """Runs `main`; what the user can mend is one message, not a traceback."""
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  """Parses flags; builds the config, which is a program of the user's."""
+  try:
+    rest = flags.FLAGS(list(argv))
+    if rest[1:]:
+      raise flags.Error(f"unexpected argument {rest[1]!r}")
+    return rest
+  except Exception as error:
+    sys.exit(f"error: {_unparsed(error)}")
+
+
+def _unparsed(error: Exception) -> str:
+  """Why flags or the config they name cannot be used, in one line."""
+  # config_flags puts a traceback, or a list of attempts, into its message.
+  while "\n" in str(error) and error.__context__ is not None:
+    error = error.__context__
+  text = " ".join(describe(error).split())
+  if isinstance(error, (flags.Error, OSError, ConfigError)):
+    return text
+  frame = traceback.extract_tb(error.__traceback__)[-1]
+  if "ml_collections" in frame.filename:
+    if not isinstance(error, (AttributeError, KeyError)):
+      return text
+    # Its message is a string with quotes and line ends written out.
+    text = text.replace("\\n", " ").replace("\\'", "'").strip("'")
+    return f"--config: no entry '{text}"
+  if isinstance(error, ValueError):
+    return text
+  kind = type(error).__name__
+  if isinstance(error, SyntaxError):
+    return f"{kind}: {text}"
+  return f"{frame.filename}, line {frame.lineno}: {kind}: {text}"
+
+
+def _start(values: Any, main: Callable[[], Any]) -> None:
+  """Parses flags and runs `main`."""
 
   def start(_):
-    try:
+    with one_line_errors(values.traceback):
+      if not values.workdir:
+        raise WorkdirError("workdir='': must name a directory")
+      if values.parent is not None:
+        stop_with_parent(values.parent)
       join_hosts(values)
       main()
-    except mendable as error:
-      sys.exit(f"error: {error}")
 
-  app.run(start)
+  app.run(start, flags_parser=_parse)
 
 
 def run(main: Callable[[Any, str, Any], Any]) -> None:
@@ -89,12 +182,7 @@ def generate(main: Callable[..., Any]) -> None:
   flags.DEFINE_string("prompt", None, "text to continue")
   flags.mark_flag_as_required("config")
   values = _common(str(pathlib.Path.home() / ".cache/tokjax/generate"))
-  # A prompt, a recipe or a checkpoint that cannot be: all say what to change.
-  _start(
-    values,
-    lambda: main(config.value, values.workdir, values.prompt),
-    (*MENDABLE, ValueError),
-  )
+  _start(values, lambda: main(config.value, values.workdir, values.prompt))
 
 
 def evaluate(main: Callable[..., Any]) -> None:

@@ -6,7 +6,8 @@ python -m experiments.runner --config configs/digits.py --workdir DIR \\
 A config module exposes `sweep()`, which yields flat overrides such as
 `{"recipe.name": "tome", "optimizer.lr": 1e-3}`. Points that have finished are
 not run again; others go on from their checkpoint. `DIR/results.json` and
-`DIR/results.csv` have one row for every point.
+`DIR/results.csv` have one row for every point. Points that are running save and
+stop when the runner ends, whatever ends it.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -24,6 +26,11 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from experiments.launch import one_line_errors
+from experiments.training import rows as rows_lib
+from experiments.training import rundir
+from experiments.training.errors import CheckpointError
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 Point = Mapping[str, Any]
 
@@ -32,12 +39,20 @@ def points(config: str) -> Iterator[Point]:
   """The overrides that `sweep()` of a config file yields.
 
   Raises:
-    ValueError: the file has no `sweep`.
+    ValueError: the file has no `sweep`, or cannot be run.
+    FileNotFoundError: there is none.
   """
   path = pathlib.Path(config.partition(":")[0])
+  if path.suffix != ".py":
+    raise ValueError(f"config={config!r}: must be a Python file")
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except OSError:
+    raise
+  except Exception as error:  # A config is a program; it raises what it likes.
+    raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
   if not hasattr(module, "sweep"):
     raise ValueError(f"{path}: has no function sweep()")
   return module.sweep()
@@ -70,28 +85,52 @@ def run_point(
   folder = workdir / folder_name(point)
   done = folder / "row.json"
   if done.exists():
-    return json.loads(done.read_text())
+    return _finished(done)
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / "log.txt").open("a") as log:
     status = subprocess.run(
-      command(config, point, folder), cwd=ROOT, stdout=log, stderr=log,
-      check=False,
+      [*command(config, point, folder), f"--parent={os.getpid()}"], cwd=ROOT,
+      stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False,
     ).returncode  # fmt: skip
   row = {**point, "folder": folder.name, "status": status}
   if status:
     tail = (folder / "log.txt").read_text().strip().splitlines()[-1:]
     return {**row, "error": "".join(tail)}
-  row |= results(folder)
+  found = results(folder)
+  if found is None:  # A signal stopped it in good order.
+    return {**row, "status": 1, "error": "stopped; start again to go on"}
+  row |= found
   part = folder / "row.json.part"
   part.write_text(json.dumps(row))
   part.replace(done)
   return row
 
 
-def results(folder: pathlib.Path) -> dict[str, Any]:
-  """The last held-out metrics, and cost and speed of the last step."""
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
+def _finished(done: pathlib.Path) -> dict[str, Any]:
+  try:
+    row = json.loads(done.read_text())
+  except (ValueError, RecursionError):
+    row = None
+  if not isinstance(row, dict) or "status" not in row:
+    raise CheckpointError(
+      f"{done}: is damaged; remove that file to evaluate the point again"
+    )
+  return row
+
+
+def results(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The last held-out metrics, and cost and speed of the last step.
+
+  None: the run has not reached its end.
+
+  Raises:
+    CheckpointError: a damaged row, see `rows.read`.
+  """
+  rows = rows_lib.read(folder / rows_lib.NAME)
+  steps = json.loads((folder / "config.json").read_text())["steps"]
+  ends = [r for r in rows if r["split"] == "heldout" and r["step"] == steps]
+  if not ends:
+    return None
   out = {}
   for split, keys in (
     ("heldout", None),
@@ -119,12 +158,18 @@ def main(
   """Runs all points; rows come in the order of `sweep()`.
 
   A point that fails does not stop the others: its row has "error".
+
+  Raises:
+    ValueError: no worker, or a config without points.
+    WorkdirError: another runner uses the directory, or it cannot be one.
   """
-  workdir = pathlib.Path(workdir).resolve()
-  workdir.mkdir(parents=True, exist_ok=True)
+  if workers < 1:
+    raise ValueError(f"workers={workers}: must be 1 or more")
   todo = list(points(config))
+  workdir = rundir.make(workdir).resolve()
   rows: dict[int, dict[str, Any]] = {}
   with (
+    rundir.lock(workdir),
     concurrent.futures.ThreadPoolExecutor(workers) as pool,
     rich.progress.Progress(console=rich.console.Console(stderr=True)) as bar,
   ):
@@ -133,10 +178,15 @@ def main(
       pool.submit(run_point, config, point, workdir): i
       for i, point in enumerate(todo)
     }
-    for future in concurrent.futures.as_completed(futures):
-      rows[futures[future]] = future.result()
-      write_table([rows[i] for i in sorted(rows)], workdir)
-      bar.advance(task)
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        rows[futures[future]] = future.result()
+        write_table([rows[i] for i in sorted(rows)], workdir)
+        bar.advance(task)
+    except BaseException:
+      # Interrupted, or a damaged row: what has not begun does not begin.
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
   return [rows[i] for i in sorted(rows)]
 
 
@@ -147,14 +197,15 @@ if __name__ == "__main__":
   parser.add_argument("--workers", type=int, default=1)
   parser.add_argument("--dry_run", action="store_true")
   args = parser.parse_args()
-  if args.dry_run:
-    for point in points(args.config):
-      folder = pathlib.Path(args.workdir) / folder_name(point)
-      print(*command(args.config, point, folder))
-    sys.exit(0)
-  failed = [
-    r for r in main(args.config, args.workdir, args.workers) if r["status"]
-  ]
+  with one_line_errors():
+    if args.dry_run:
+      for point in points(args.config):
+        folder = pathlib.Path(args.workdir) / folder_name(point)
+        print(*command(args.config, point, folder))
+      sys.exit(0)
+    failed = [
+      r for r in main(args.config, args.workdir, args.workers) if r["status"]
+    ]
   for row in failed:
     print(f"failed: {row['folder']}: {row['error']}")
   sys.exit(bool(failed))

@@ -13,7 +13,7 @@ import flax.linen as nn
 
 from experiments.data import pipeline
 from experiments.evaluate import evaluate, load_run
-from experiments.training import checkpoints, compiled, progress, rundir
+from experiments.training import checkpoints, compiled, errors, progress, rundir
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import state as state_lib
@@ -31,7 +31,7 @@ class Run:
     model: as trained, slots filled.
     state: of the last step.
     metrics: of the evaluation at the end; empty if it was not reached.
-    finished: False if SIGTERM ended it; start it again to go on.
+    finished: False if a signal ended it; start it again to go on.
   """
 
   config: config_lib.Config
@@ -59,11 +59,17 @@ def main(
     config: a `Config` or what `config.load` takes.
     workdir: everything is written under it.
     profile: "10:15" captures these steps under `workdir/profile`.
+
+  Raises:
+    ConfigError, ValueError: a config that does not fit.
+    WorkdirError: another run uses the directory, or it cannot be one.
+    CheckpointError: a checkpoint cannot be written or read.
+    FloatingPointError: the run has diverged; the last good checkpoint stays.
   """
-  config, workdir = config_lib.load(config), pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  config, workdir = config_lib.load(config), rundir.make(workdir)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(checkpoints.disk_errors(workdir))
+    stack.enter_context(errors.disk_errors(workdir))
+    stack.enter_context(rundir.locked(workdir))
     preemption = stack.enter_context(Preemption())
     profile = stack.enter_context(closing(Profile(profile, workdir)))
     return _train(config, workdir, preemption, profile, stack)
@@ -114,6 +120,7 @@ def _train(config, workdir, preemption, profile, stack) -> Run:
       with meter.waiting():
         batch = next(batches)
       state, values = step_fn(state, batch, teacher_params)
+    saved.check()
     stop = preemption.reached(step)
     last = stop or step == config.steps
     if last or step % config.log_every == 0:
@@ -135,7 +142,7 @@ def _train(config, workdir, preemption, profile, stack) -> Run:
     log.write(config.steps, metrics, "heldout")
   saved.wait()
   if stop:
-    log.note(f"SIGTERM: saved step {step}; start again to go on")
+    log.note(f"{preemption.name}: saved step {step}; start again to go on")
   return Run(config, programs.model, state, metrics, finished=not stop)
 
 

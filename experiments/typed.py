@@ -8,6 +8,7 @@ chooses with `name`.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ def build(cls: type, config: Mapping[str, Any], where: str = "config") -> Any:
     raise ConfigError(f"{where}.{missing[0]}: {cls.__name__} needs it")
   try:
     return cls(**values)
-  except (TypeError, ValueError) as error:
+  except (ArithmeticError, TypeError, ValueError) as error:
     raise ConfigError(f"{where}: {error}") from error
 
 
@@ -78,23 +79,33 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if value not in args:
       raise ConfigError(f"{where}={value!r}: must be one of {args}")
     return value
-  if origin is tuple:
-    if not isinstance(value, (tuple, list)):
-      raise ConfigError(f"{where}={value!r}: must be a tuple")
-    return tuple(
-      convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)
-    )
+  if origin is tuple or hint is tuple:
+    return _tuple(args, value, where)
   if origin in (dict, Mapping):
+    if not isinstance(value, Mapping | tuple | list):
+      raise ConfigError(f"{where}={value!r}: must be a mapping")
     return tuple(sorted(dict(value).items()))
   if dataclasses.is_dataclass(hint):
     return value if isinstance(value, hint) else build(hint, value, where)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
+  if hint is float and isinstance(value, float) and not math.isfinite(value):
+    raise ConfigError(f"{where}={value!r}: must be a finite number")
   if hint is int and isinstance(value, bool) or not isinstance(value, hint):
     raise ConfigError(
       f"{where}={value!r}: must be {hint.__name__}, not {type(value).__name__}"
     )
   return value
+
+
+def _tuple(args, value, where: str) -> tuple:
+  """Elements of one type, or of any if there are no `args`."""
+  if not isinstance(value, tuple | list):
+    raise ConfigError(f"{where}={value!r}: must be a tuple")
+  if len(args) > 1 and args[-1] is not Ellipsis and len(args) != len(value):
+    raise ConfigError(f"{where}={value!r}: must have {len(args)} elements")
+  kind = args[0] if args else Any
+  return tuple(convert(kind, v, f"{where}[{i}]") for i, v in enumerate(value))
 
 
 def _union(args, value, where: str) -> Any:
@@ -118,7 +129,7 @@ def _choose(table: Mapping[str, type], value: Any, where: str) -> Any:
     raise ConfigError(f"{where}={value!r}: must be a mapping with a name")
   options = dict(value)
   name = options.pop("name", None)
-  if name not in table:
+  if not isinstance(name, str) or name not in table:
     raise ConfigError(f"{where}.name={name!r}: must be one of {sorted(table)}")
   return build(table[name], options, where)
 

@@ -1,34 +1,31 @@
 """Checkpoints: orbax, wrapped once.
 
 `DIR/checkpoints/<step>` holds the state (sharded arrays), the position of the
-data iterator and the config. Writing is asynchronous and atomic: a directory
-with that name is complete.
+data iterator, the config, and checksums of all three. Writing is asynchronous
+and atomic: a directory with that name is complete. Reading verifies the
+checksums.
 """
 
-import contextlib
 import dataclasses
-import errno
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from experiments import typed
-from experiments.training import trees
+from experiments.training import checksums, trees
+from experiments.training.errors import CheckpointError, first_line, writing
 
-FORMAT = "tokjax training state 1"
+FORMAT = "tokjax training state 2"
+# What was written before there were checksums is read without verifying.
+UNVERIFIED = "tokjax training state 1"
 # What may differ between the runs that share a directory.
 FREE = (
   "log_every", "eval_every", "eval_batch_size", "checkpoint", "mesh",
   "threads", "processes",
 )  # fmt: skip
-
-
-class CheckpointError(RuntimeError):
-  """A checkpoint that cannot be written or read; the message says which."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,31 +52,42 @@ class Checkpoints:
     self._directory = workdir.resolve() / "checkpoints"
     if read_only and not self._directory.is_dir():
       raise CheckpointError(f"{self._directory}: does not exist")
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      item_handlers={
-        "state": ocp.PyTreeCheckpointHandler(),
-        "data": ocp.JsonCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-      },
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else keep,
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-      ),
-    )
+    self._writes = "a checkpoint"
+    try:
+      self._manager = _manager(self._directory, keep, read_only)
+    except OSError:
+      raise
+    except Exception as error:  # Orbax raises whatever its parts do.
+      raise CheckpointError(
+        f"{self._directory}: cannot be read ({first_line(error)})"
+      ) from error
 
   def latest(self) -> int | None:
     """The last complete step; None if there is none."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, data: Any, config: dict) -> None:
-    """Starts writing; returns when the state's buffers may be reused."""
+    """Starts writing; returns when the state's buffers may be reused.
+
+    Raises:
+      FloatingPointError: the state has diverged; nothing of it is written.
+      CheckpointError: this or the previous checkpoint cannot be written.
+    """
     if step == self.latest():
       return
-    meta = {"format": FORMAT, "config": config}
-    with self._writing(step):
+    arrays, diverged = checksums.inspect(state)
+    if diverged:
+      raise FloatingPointError(self._diverged(step, diverged))
+    meta = {
+      "format": FORMAT,
+      "config": config,
+      "arrays": arrays,
+      "data": checksums.of_json(data),
+    }
+    meta["checksum"] = checksums.of_json(meta)
+    self.wait()  # What went wrong with the previous one is said of that.
+    self._writes = f"step {step}"
+    with writing(self._directory, self._writes):
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -101,7 +109,8 @@ class Checkpoints:
     Raises:
       CheckpointError: damaged, foreign or of another configuration.
     """
-    self._check_config(step, self.config(step), config)
+    meta = self._meta(step)
+    self._check_config(step, meta["config"], config)
     _check_shapes(self._path(step), self._shapes(step), state)
     try:
       restored = self._manager.restore(
@@ -112,11 +121,18 @@ class Checkpoints:
       )
     except Exception as error:  # Orbax raises whatever its parts do.
       raise self._damaged(step, error) from error
+    self._verify(step, meta, restored.state)
+    if "data" in meta and checksums.of_json(restored.data) != meta["data"]:
+      raise self._not_as_saved(step, "data", "the position in the data")
     return restored.state, restored.data
 
   def restore_params(self, step: int, sharding: Any) -> Any:
-    """Averaged parameters (raw ones without an average) of a step."""
-    self.config(step)
+    """Averaged parameters (raw ones without an average) of a step.
+
+    Raises:
+      CheckpointError: damaged or foreign.
+    """
+    meta = self._meta(step)
     found = self._shapes(step)
     wanted = "params" if found["ema"] is None else "ema"
     tree = jax.tree.map(lambda _: ocp.PLACEHOLDER, found)
@@ -130,32 +146,80 @@ class Checkpoints:
       )
     except Exception as error:  # Orbax raises whatever its parts do.
       raise self._damaged(step, error) from error
-    return restored.state[wanted]
+    params = restored.state[wanted]
+    self._verify(step, meta, {wanted: params})
+    return params
 
   def config(self, step: int) -> dict:
     """The config that a checkpoint was written with."""
-    path = self._path(step)
-    try:
-      meta = json.loads((path / "meta" / "metadata").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-      raise CheckpointError(
-        f"{path}: not a checkpoint of this loop, or damaged ({error})."
-        f" {self._advice(step)}"
-      ) from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-      raise CheckpointError(
-        f"{path}: its format is not {FORMAT!r}. {self._advice(step)}"
-      )
-    return meta["config"]
+    return self._meta(step)["config"]
+
+  def check(self) -> None:
+    """Raises what went wrong with writing so far; does not wait for it."""
+    with writing(self._directory, self._writes):
+      self._manager.check_for_errors()
 
   def wait(self) -> None:
     """Until everything is on disk."""
-    with self._writing(None):
+    with writing(self._directory, self._writes):
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
 
   def close(self) -> None:
-    self._manager.close()
+    """Waits for what is being written, and raises what went wrong with it."""
+    with writing(self._directory, self._writes):
+      self._manager.close()
+
+  def _meta(self, step: int) -> dict[str, Any]:
+    """Format, config and checksums of a step, themselves verified."""
+    path = self._path(step)
+    try:
+      meta = json.loads((path / "meta" / "metadata").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+      raise CheckpointError(
+        f"{path}: not a checkpoint of this loop, or damaged"
+        f" ({first_line(error)}). {self._advice(step)}"
+      ) from error
+    known = (FORMAT, UNVERIFIED)
+    if not isinstance(meta, dict) or meta.get("format") not in known:
+      raise CheckpointError(
+        f"{path}: its format is not {FORMAT!r}. {self._advice(step)}"
+      )
+    checksum = meta.pop("checksum", None)
+    unverified = meta["format"] == UNVERIFIED and checksum is None
+    if not unverified and checksum != checksums.of_json(meta):
+      raise self._not_as_saved(step, "meta/metadata", "the config")
+    if not isinstance(meta.get("config"), dict):
+      raise self._not_as_saved(step, "meta/metadata", "the config")
+    return meta
+
+  def _verify(self, step: int, meta: dict[str, Any], tree: Any) -> None:
+    """Compares arrays that were read with what was written."""
+    found, diverged = checksums.inspect(tree)
+    if "arrays" in meta:
+      saved = meta["arrays"]
+      wrong = [name for name in found if saved.get(name) != found[name]]
+      if wrong:
+        raise self._not_as_saved(step, "state", _listed(wrong))
+    if diverged:
+      raise CheckpointError(self._diverged(step, diverged))
+
+  def _not_as_saved(self, step: int, file: str, what: str) -> CheckpointError:
+    return CheckpointError(
+      f"{self._path(step) / file} is damaged: {what} is not what was saved"
+      f" (its checksum differs). {self._advice(step)}"
+    )
+
+  def _diverged(self, step: int, names: list[str]) -> str:
+    what = f"{_listed(names)} is not finite"
+    state = f"step {step}: the state has diverged, {what}"
+    if step in self._manager.all_steps():
+      return f"{self._path(step)}: {state}. {self._advice(step)}"
+    last = self.latest()
+    then = "there is no checkpoint" if last is None else (
+      f"the last checkpoint is that of step {last}"
+    )
+    return f"{state}; not saved, {then}"
 
   def _shapes(self, step: int) -> dict[str, Any]:
     """Shape and dtype of every array of a step's state."""
@@ -182,10 +246,9 @@ class Checkpoints:
       )
 
   def _damaged(self, step: int, error: Exception) -> CheckpointError:
-    reason = str(error).splitlines()[0][:300] if str(error) else repr(error)
     return CheckpointError(
       f"{self._path(step)}: cannot be read; it is damaged"
-      f" ({type(error).__name__}: {reason}). {self._advice(step)}"
+      f" ({first_line(error)}). {self._advice(step)}"
     )
 
   def _advice(self, step: int) -> str:
@@ -193,45 +256,30 @@ class Checkpoints:
     then = f"continue from step {max(older)}" if older else "start again"
     return f"Remove that directory to {then}."
 
-  def _writing(self, step: int | None) -> "_Writing":
-    return _Writing(self._directory, step)
 
-
-class _Writing:
-  """Turns what orbax raises while it writes into one clear error."""
-
-  def __init__(self, directory: pathlib.Path, step: int | None):
-    self._directory, self._step = directory, step
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, kind, error, _):
-    if isinstance(error, Exception):
-      which = "a checkpoint" if self._step is None else f"step {self._step}"
-      raise _not_written(self._directory, which, error) from error
-
-
-@contextlib.contextmanager
-def disk_errors(workdir: pathlib.Path):
-  """A full disk, whoever notices it first, is a CheckpointError."""
-  try:
-    yield
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-      raise
-    raise _not_written(workdir, "the run", error) from error
-
-
-def _not_written(
-  directory: pathlib.Path, which: str, error: Exception
-) -> CheckpointError:
-  free = shutil.disk_usage(directory).free / 2**20
-  return CheckpointError(
-    f"{directory}: {which} could not be written; {free:.1f} MiB are free there."
-    " Older checkpoints are as they were; make room and start again."
-    f" ({type(error).__name__}: {str(error)[:300]})"
+def _manager(
+  directory: pathlib.Path, keep: int, read_only: bool
+) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+    directory,
+    item_handlers={
+      "state": ocp.PyTreeCheckpointHandler(),
+      "data": ocp.JsonCheckpointHandler(),
+      "meta": ocp.JsonCheckpointHandler(),
+    },
+    options=ocp.CheckpointManagerOptions(
+      max_to_keep=None if read_only else keep,
+      create=not read_only,
+      cleanup_tmp_directories=not read_only,
+      read_only=read_only,
+    ),
   )
+
+
+def _listed(names: list[str]) -> str:
+  """One name, and how many more there are."""
+  more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+  return f"{names[0]}{more}"
 
 
 def _restore_args(tree: Any) -> ocp.args.PyTreeRestore:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -20,6 +21,12 @@ from tokjax.slots import Slots
 MODELS = {"vit": ViTConfig, "decoder": DecoderConfig}
 BUILDERS = {ViTConfig: ViT, DecoderConfig: Decoder}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# Entries of a model that are sizes, where it has them.
+SIZES = (
+  "image_size", "patch_size", "channels", "width", "heads", "kv_heads",
+  "mlp_dim", "num_classes", "vocabulary", "length",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +112,8 @@ class Recipe:
   warmup: Warmup | None = None
 
   def __post_init__(self):
+    if self.keep is not None and not 0 < self.keep <= 1:
+      raise ValueError(f"keep={self.keep}: must be in (0, 1]")
     if self.warmup is not None and self.keep is None:
       raise ValueError("warmup: ends at `keep`, which must be given")
 
@@ -123,18 +132,30 @@ class Recipe:
     keep = self.keep
     if level is not None:
       keep = self.warmup.keep(keep, level)
-    given = dict(self.options)
+    try:
+      found = [recipes.find(name.strip()) for name in self.name.split("+")]
+    except KeyError as error:
+      raise typed.ConfigError(error.args[0]) from error
+    hints = {
+      key: hint
+      for recipe in found
+      for key, hint in typing.get_type_hints(
+        recipe.build, include_extras=True
+      ).items()
+    }
+    given = {
+      key: typed.convert(hints[key], value, f"recipe {self.name!r}: {key}")
+      if key in hints
+      else value
+      for key, value in self.options
+    }
     if not isinstance(self.budget, Own):
       given["budget"] = self.budget
     if keep is not None:
       given["keep"] = keep
     try:
-      found = recipes.find(self.name)
-    except KeyError as error:
-      raise typed.ConfigError(error.args[0]) from error
-    try:
-      return found(**given)
-    except recipes.UnknownOption as error:
+      return recipes.get(self.name, **given)
+    except (recipes.UnknownOption, ValueError) as error:
       raise typed.ConfigError(str(error)) from error
 
 
@@ -175,14 +196,22 @@ class Config:
 
   def __post_init__(self):
     for name in (
-      "steps",
-      "batch_size",
-      "eval_batch_size",
-      "log_every",
-      "eval_every",
-    ):
+      "steps", "batch_size", "eval_batch_size", "log_every", "eval_every",
+    ):  # fmt: skip
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
+    for name in SIZES:
+      size = getattr(self.model, name, None)
+      if size is not None and size < 1:
+        raise ValueError(f"model.{name}={size}: must be 1 or more")
+    if self.threads < 1 or self.processes < 0:
+      raise ValueError(
+        f"threads={self.threads}, processes={self.processes}: must be 1 or"
+        " more, and 0 or more"
+      )
+    for name in ("init", "teacher"):
+      if getattr(self, name) == "":
+        raise ValueError(f"{name}='': must name the workdir of a run")
     if not 0 <= self.seed < 2**32:
       raise ValueError(f"seed={self.seed}: must be in [0, 2**32)")
     if self.batch_size % self.optimizer.accumulate:

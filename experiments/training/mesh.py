@@ -59,14 +59,18 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 def for_run(config: Any) -> jax.sharding.Mesh:
   """The mesh of a `Config`; raises if its batches do not divide."""
   mesh = config.mesh.build()
-  parts = mesh.shape["data"] * mesh.shape["fsdp"]
   for name in ("batch_size", "eval_batch_size"):
-    if getattr(config, name) % parts:
-      raise ValueError(
-        f"{name}={getattr(config, name)}: must be a multiple of data x fsdp ="
-        f" {parts}"
-      )
+    check_batch(mesh, name, getattr(config, name))
   return mesh
+
+
+def check_batch(mesh: jax.sharding.Mesh, name: str, size: int) -> None:
+  """Raises ValueError unless a batch divides over the data and fsdp axes."""
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+  if size % parts:
+    raise ValueError(
+      f"{name}={size}: must be a multiple of data x fsdp = {parts}"
+    )
 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> Any:

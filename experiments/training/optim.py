@@ -1,6 +1,7 @@
 """Schedules and update rules, out of optax's parts."""
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 import jax
@@ -39,6 +40,21 @@ class Optimizer:
   freeze: tuple[str, ...] = ()
 
   def __post_init__(self):
+    if self.lr <= 0:
+      raise ValueError(f"lr={self.lr}: must be positive")
+    for name in ("warmup", "weight_decay"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more")
+    for name in ("b1", "b2"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
+    if self.clip is not None and self.clip <= 0:
+      raise ValueError(f"clip={self.clip}: must be positive, or None")
+    for pattern in self.freeze:
+      try:
+        re.compile(pattern)
+      except re.error as error:
+        raise ValueError(f"freeze={pattern!r}: {error}") from error
     if self.accumulate < 1:
       raise ValueError(f"accumulate={self.accumulate}: must be 1 or more")
     if self.ema is not None and not 0 < self.ema < 1:

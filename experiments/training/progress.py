@@ -1,7 +1,10 @@
 """What a person sees of a run: a bar or plain lines, JSONL and TensorBoard."""
 
+import contextlib
+import errno
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -11,9 +14,9 @@ from typing import Any
 import jax
 import rich.console
 import rich.progress
-import tensorboardX
 
-from experiments.training import optim, trees
+from experiments.training import optim, rows, trees
+from experiments.training.board import Board
 from experiments.training.config import Config
 
 # What a log line shows, in this order; the files have everything.
@@ -34,12 +37,10 @@ class Log:
     self._bar = self._file = self._board = None
     if jax.process_index():
       return
-    path = workdir / "metrics.jsonl"
-    _keep_until(path, start)
+    path = workdir / rows.NAME
+    rows.keep_until(path, start)
     self._file = path.open("a")
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=start + 1
-    )
+    self._board = Board(workdir / "tensorboard", start + 1)
     if sys.stdout.isatty():
       self._bar = _bar()
       self._task = self._bar.add_task("", total=steps, completed=start)
@@ -49,10 +50,11 @@ class Log:
     """A line that is no metric."""
     if self._file is None:
       return
-    if self._bar is not None:
-      self._bar.console.print(text, highlight=False, markup=False)
-    else:
-      print(text, flush=True)
+    with unread():
+      if self._bar is not None:
+        self._bar.console.print(text, highlight=False, markup=False)
+      else:
+        print(text, flush=True)
 
   def write(
     self, step: int, values: Mapping[str, float], split: str = "train"
@@ -64,8 +66,7 @@ class Log:
     row = {"step": step, "split": split, **values}
     self._file.write(json.dumps(row) + "\n")
     self._file.flush()
-    for name, value in values.items():
-      self._board.add_scalar(f"{split}/{name}", value, step)
+    self._board.write(step, {f"{split}/{k}": v for k, v in values.items()})
     shown = "  ".join(f"{k} {values[k]:.4f}" for k in SHOWN if k in values)
     if split != "train":
       return self.note(f"step {step}  {split}: {shown}")
@@ -79,8 +80,9 @@ class Log:
   def close(self) -> None:
     if self._file is None:
       return
-    if self._bar is not None:
-      self._bar.stop()
+    with unread():
+      if self._bar is not None:
+        self._bar.stop()
     self._file.close()
     self._board.close()
 
@@ -90,6 +92,27 @@ class Log:
     return (
       f"ETA {int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
     )
+
+
+@contextlib.contextmanager
+def unread():
+  """Around printing: goes on in silence once nobody reads standard output.
+
+  `train | head` and a terminal that was closed end the reading, not the run.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in (errno.EPIPE, errno.EIO):
+      raise
+    silence()
+
+
+def silence() -> None:
+  """Sends standard output nowhere, so that Python can flush it at its end."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, sys.stdout.fileno())
+  os.close(nowhere)
 
 
 def _bar() -> rich.progress.Progress:
@@ -111,33 +134,18 @@ def _rates(values: Mapping[str, float]) -> str:
   return "  ".join(parts)
 
 
-def _keep_until(path: pathlib.Path, step: int) -> None:
-  """Drops rows of later steps, and a last row that was cut."""
-  if not path.exists():
-    return
-  rows = []
-  for line in path.read_text().splitlines():
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    if row["step"] <= step:
-      rows.append(line)
-  path.write_text("".join(line + "\n" for line in rows))
-
-
 def parameter_table(config: Config, params: Any) -> str:
   """Name, shape, type and size of every parameter; their sum at the end."""
-  rows = trees.named(params)
+  named = trees.named(params)
   held = trees.named(optim.frozen(config.optimizer, params))
-  width = max(len(name) for name in rows)
+  width = max(len(name) for name in named)
   lines = [
     f"{name:{width}}  {str(tuple(x.shape)):18} {x.dtype}  {x.size:>12,}"
     + ("  frozen" if held[name] else "")
-    for name, x in rows.items()
+    for name, x in named.items()
   ]
-  total = sum(x.size for x in rows.values())
-  moving = sum(x.size for name, x in rows.items() if not held[name])
+  total = sum(x.size for x in named.values())
+  moving = sum(x.size for name, x in named.items() if not held[name])
   lines.append(f"{total:,} parameters, {moving:,} of them trained")
   return "\n".join(lines)
 
@@ -157,7 +165,7 @@ def finite(step: int, values: Mapping[str, jax.Array]) -> dict[str, float]:
   """The metrics as numbers.
 
   Raises:
-    FloatingPointError: the loss is none; nothing of it has been saved.
+    FloatingPointError: the loss is NaN or infinite; nothing of it is saved.
   """
   values = {k: float(v) for k, v in values.items()}
   if not math.isfinite(values["loss"]):

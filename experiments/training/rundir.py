@@ -1,21 +1,110 @@
-"""What a run directory records: config, versions, git state, command."""
+"""A run directory: its lock; config, versions, git state, command."""
 
+import contextlib
 import datetime
+import errno
+import fcntl
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.training.errors import WorkdirError
 
 PACKAGES = (
   "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
   "ml_collections", "tensorflow-datasets",
 )  # fmt: skip
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+LOCK = "lock"
+
+
+def make(workdir: str | pathlib.Path) -> pathlib.Path:
+  """Creates the directory unless it is there.
+
+  Raises:
+    WorkdirError: it is empty text, a file, or cannot be written to.
+  """
+  if not str(workdir):
+    raise WorkdirError("workdir='': must name a directory")
+  workdir = pathlib.Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    reason = "is not a directory" if workdir.exists() else error.strerror
+    raise WorkdirError(f"workdir={str(workdir)!r}: {reason}") from error
+  return workdir
+
+
+def lock(workdir: pathlib.Path) -> TextIO:
+  """Keeps other processes from using the directory until the file is closed.
+
+  The operating system holds the lock (`flock` of the file `lock`) and releases
+  it when the process ends, however that happens. No device is touched.
+
+  Raises:
+    WorkdirError: another process holds it, or nothing can be written there.
+  """
+  handle = None
+  try:
+    handle = (workdir / LOCK).open("a+")
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    refused = _refused(workdir, handle, error)
+    if handle is not None:
+      handle.close()
+    raise refused from error
+  handle.truncate(0)
+  handle.write(f"process {os.getpid()} on {platform.node()}\n")
+  handle.flush()
+  return handle
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path):
+  """`lock` for the time of a run; of several processes the first one locks.
+
+  Raises:
+    WorkdirError: see `lock`; in all processes.
+  """
+  handle = refused = None
+  if not jax.process_index():
+    try:
+      handle = lock(workdir)
+    except WorkdirError as error:
+      refused = error
+  if jax.process_count() > 1:
+    # All stop: the others would wait for the first one.
+    free = multihost_utils.broadcast_one_to_all(np.int32(refused is None))
+    if not free and refused is None:
+      refused = WorkdirError(f"workdir={str(workdir)!r}: cannot be used")
+  if refused is not None:
+    raise refused
+  with handle or contextlib.nullcontext():
+    yield
+
+
+def _refused(
+  workdir: pathlib.Path, handle: TextIO | None, error: OSError
+) -> WorkdirError:
+  where = f"workdir={str(workdir)!r}"
+  if handle is None or error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+    return WorkdirError(f"{where}: {error.strerror} ({workdir / LOCK})")
+  handle.seek(0)
+  who = handle.read().strip() or "another process"
+  return WorkdirError(
+    f"{where}: in use by {who}; wait until that ends, or use another workdir"
+  )
 
 
 def record(workdir: pathlib.Path, config: dict[str, Any], table: str) -> None:

@@ -80,6 +80,32 @@ def test_bad_prompts(made, prompts, message):
     made.generate(prompts)
 
 
+def test_ids_outside_the_vocabulary_are_refused(made):
+  """They would read rows of NaN, and give texts of zeros."""
+  size = made.model.config.vocabulary
+  for wrong in (-1, size, 10**12):
+    message = f"id {wrong}; .* vocabulary has {size}"
+    with pytest.raises(ValueError, match=message):
+      made.generate([[1, 2], [3, wrong]])
+  with pytest.raises(ValueError, match="prompt 0: must be a list of token ids"):
+    made.generate([[1.0, 2.5]])
+
+
+def test_empty_requests(made):
+  assert made.generate(PROMPTS, most=0) == [[], [], []]
+  with pytest.raises(ValueError, match="most=-1: must be 0 or more"):
+    made.generate(PROMPTS, most=-1)
+  with pytest.raises(ValueError, match="no prompts"):
+    made.generate([])
+
+
+def test_a_generation_is_used_once(made):
+  going = made.prefill(PROMPTS)
+  assert len(list(made.stream(going, most=2))) == 2
+  with pytest.raises(ValueError, match="used up"):
+    made.stream(going)
+
+
 def test_bad_options(made):
   with pytest.raises(ValueError, match="room for decode=6"):
     made.generate(PROMPTS, most=7)

@@ -48,7 +48,15 @@ def test_greedy_needs_no_key_and_others_do():
 
 
 @pytest.mark.parametrize(
-  "options", [dict(temperature=-1.0), dict(top_k=0), dict(top_p=0.0)]
+  "options",
+  [
+    dict(temperature=-1.0),
+    dict(temperature=float("nan")),
+    dict(temperature=float("inf")),
+    dict(top_k=0),
+    dict(top_p=0.0),
+    dict(top_p=float("nan")),
+  ],
 )
 def test_bad_options_are_named(options):
   (name,) = options

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.experiments.nursery import Nursery
+from tests.experiments.fork_server import ForkServer
 
 
 @pytest.fixture(scope="session")
-def nursery():
-  with Nursery() as found:
+def fork_server():
+  with ForkServer() as found:
     yield found

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.experiments import tiny
-from tests.experiments.nursery import Child
+from tests.experiments.fork_server import Child
 
 KILLS = 20
 CONFIG = tiny.light(
@@ -38,12 +38,12 @@ def killed(child: Child, seconds: float) -> int:
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_and_nothing_is_lost(nursery, tmp_path):
+def test_killed_twenty_times_and_nothing_is_lost(fork_server, tmp_path):
   """By turns among the steps and at any moment of starting or resuming."""
   moments = random.Random(0)
   workdir, last, start = tmp_path / "killed", 0, 0.0
   for kill in range(KILLS):
-    child = nursery.run(workdir, CONFIG)
+    child = fork_server.run(workdir, CONFIG)
     if kill % 2:
       # As long as this machine needs, so that a fast one does not finish.
       status = killed(child, moments.uniform(0, 1.2) * start)
@@ -56,9 +56,9 @@ def test_killed_twenty_times_and_nothing_is_lost(nursery, tmp_path):
     assert not last or steps[-1] >= last, "a complete checkpoint was lost"
     last = steps[-1] if steps else 0
   assert last < 160
-  child = nursery.run(workdir, CONFIG)
+  child = fork_server.run(workdir, CONFIG)
   assert child.wait() == 0, child.output
-  child = nursery.run(tmp_path / "whole", CONFIG)
+  child = fork_server.run(tmp_path / "whole", CONFIG)
   assert child.wait() == 0, child.output
   for split in ("train", "heldout"):
     expected = tiny.rows(tmp_path / "whole", split)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 
 import jax
@@ -189,6 +190,24 @@ def test_divergence_is_not_saved(tmp_path):
     train.main(config, tmp_path)
 
 
+def test_a_state_that_diverged_is_not_saved(tmp_path):
+  """Its loss is that of before the step, and finite."""
+  rules = dict(name="sgd", lr=1e30, weight_decay=1e30, clip=None)
+  config = tiny.light(steps=1, optimizer=rules, log_every=9)
+  message = "step 1: the state has diverged"
+  with pytest.raises(FloatingPointError, match=message):
+    train.main(config, tmp_path)
+  assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_held_out_loss_that_is_not_finite_is_an_error(tmp_path, monkeypatch):
+  task = config_lib.load(tiny.light()).task
+  bad = lambda *_: {"loss": math.nan}
+  monkeypatch.setattr(type(task), "evaluate", bad)
+  with pytest.raises(FloatingPointError, match="held-out loss is nan"):
+    train.main(tiny.light(steps=2), tmp_path)
+
+
 def test_profile_writes_a_trace(tmp_path):
   train.main(tiny.light(steps=3), tmp_path, profile="2:3")
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
@@ -248,6 +267,23 @@ def test_reduction_lowers_the_flops_of_the_step():
     (dict(steps=0), "steps=0: must be 1 or more"),
     (dict(mesh=dict(data=0)), "mesh"),
     (dict(eval_batch_size=9), "eval_batch_size=9: must be a multiple"),
+    (dict(batch_size=1440), "the data set has 1437 examples"),
+    (dict(threads=0), "threads=0"),
+    (dict(init=""), "init=''"),
+    (dict(optimizer=dict(b2=1.5)), "b2=1.5: must be in [0, 1)"),
+    (dict(optimizer=dict(lr=-1.0)), "lr=-1.0: must be positive"),
+    (dict(optimizer=dict(lr=math.nan)), "lr=nan: must be a finite number"),
+    (dict(optimizer=dict(weight_decay=-1.0)), "weight_decay=-1.0"),
+    (dict(optimizer=dict(clip=0.0)), "clip=0.0: must be positive"),
+    (dict(optimizer=dict(freeze=("(",))), "freeze='('"),
+    (dict(recipe=dict(name="tome", keep=0.0)), "keep=0.0: must be in (0, 1]"),
+    (dict(recipe=dict(name="tome", keep=math.nan)), "must be a finite number"),
+    (dict(recipe=dict(name="tome", keep=1.0000001)), "must be in (0, 1]"),
+    (dict(recipe=dict(name="tome", keep=True)), "keep=True: must be float"),
+    (
+      dict(recipe=dict(name="tome", options=dict(proportional="abc"))),
+      "recipe 'tome': proportional='abc': must be bool",
+    ),
   ],
 )
 def test_bad_configs_name_the_key(change, message, tmp_path):

@@ -16,7 +16,7 @@ from experiments import train
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from tests.experiments import tiny
-from tests.experiments.nursery import Child
+from tests.experiments.fork_server import Child
 from tokjax import recipes
 from tokjax.models import ViT, ViTConfig
 
@@ -38,10 +38,10 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, nursery):
+def alone(tmp_path_factory, fork_server):
   """Losses on one device."""
   workdir = tmp_path_factory.mktemp("alone") / "run"
-  child = nursery.run(workdir, config())
+  child = fork_server.run(workdir, config())
   assert child.wait() == 0, child.output
   return tiny.losses(workdir)
 
@@ -78,7 +78,7 @@ def wait_for_step(workdir: pathlib.Path, step: int, children) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes(nursery, tmp_path):
+def test_two_processes(fork_server, tmp_path):
   """Losses; SIGTERM to one stops both in order; a killed one loses nothing."""
   long = config(
     steps=5000, checkpoint=dict(every=4, keep=2),
@@ -94,7 +94,7 @@ def test_two_processes(nursery, tmp_path):
     with socket.socket() as s:
       s.bind(("localhost", 0))
       address = f"localhost:{s.getsockname()[1]}"
-    return [nursery.run(two, long, 4, (address, 2, i)) for i in range(2)]
+    return [fork_server.run(two, long, 4, (address, 2, i)) for i in range(2)]
 
   children = start_two()
   wait_for_step(two, 12, children)
@@ -119,7 +119,7 @@ def test_two_processes(nursery, tmp_path):
   # Of the two saves before the kill, the later may still be under way.
   assert max(saved) >= stopped + 4
   logged = max(tiny.rows(two))
-  child = nursery.run(two, long)
+  child = fork_server.run(two, long)
   # Rows behind the checkpoint are still there when it starts.
   wait_for_step(two, logged + 3, [child])
   child.send(signal.SIGTERM)

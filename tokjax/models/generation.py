@@ -146,7 +146,8 @@ class Generator:
     """Prompts padded to one bucket `[b, n]`, and their lengths `[b]`.
 
     Raises:
-      ValueError: no prompt, an empty one, or one beyond the capacity.
+      ValueError: no prompt, an empty one, one beyond the capacity, or an id
+        that is not in the vocabulary.
     """
     if not len(prompts):
       raise ValueError("no prompts were given")
@@ -162,6 +163,8 @@ class Generator:
         f" capacity is {self.capacity}: make it shorter, or make the generator"
         f" with capacity={max(lengths)} or more"
       )
+    for i, prompt in enumerate(prompts):
+      _check_ids(i, prompt, self.model.config.vocabulary)
     tokens = np.zeros((len(prompts), self.bucket(max(lengths))), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
       row[: len(prompt)] = prompt
@@ -206,16 +209,25 @@ class Generator:
       key: for a temperature above 0. An example's draws do not depend on the
         others in its batch.
       ends: tokens that complete a text; they are given out.
-      most: stop after so many; None: `decode`.
+      most: stop after this many, 0 for none; None: `decode`.
 
     Raises:
-      ValueError: more than `decode` tokens are asked for.
+      ValueError: `most` is negative or more than `decode`, or `going` is used
+        up.
     """
     most = self.decode if most is None else most
-    if most > self.decode:
+    if not 0 <= most <= self.decode:
       raise ValueError(
-        f"most={most}: the cache has room for decode={self.decode} tokens"
+        f"most={most}: must be 0 or more; the cache has room for"
+        f" decode={self.decode} tokens"
       )
+    if going.logits.is_deleted():
+      raise ValueError(
+        "going is used up: an earlier stream took it over; prefill again"
+      )
+    return self._stream(going, sampler, key, ends, most)
+
+  def _stream(self, going: Going, sampler, key, ends, most):
     for i in range(most):
       keys = None
       if key is not None:
@@ -235,8 +247,12 @@ class Generator:
     self, prompts: Sequence[Sequence[int]], **options: Any
   ) -> list[list[int]]:
     """The tokens after each prompt; options of `stream`."""
-    steps = list(self.stream(self.prefill(prompts), **options))
-    return [[int(t) for t in row if t >= 0] for row in np.stack(steps, axis=1)]
+    texts: list[list[int]] = [[] for _ in prompts]
+    for tokens in self.stream(self.prefill(prompts), **options):
+      for text, token in zip(texts, tokens, strict=True):
+        if token >= 0:
+          text.append(int(token))
+    return texts
 
   def bytes(self, going: Going) -> Bytes:
     """Sizes of the cache of all blocks."""
@@ -268,6 +284,18 @@ def pack_kinds(
   for row, given in zip(packed, kinds, strict=True):
     row[: len(given)] = [int(kind) for kind in given]
   return packed
+def _check_ids(i: int, prompt: Sequence[int], vocabulary: int) -> None:
+  """Raises ValueError for what is no token id: lookups would give NaN."""
+  ids = np.asarray(prompt)
+  if ids.ndim != 1 or ids.dtype.kind not in "iu":
+    raise ValueError(f"prompt {i}: must be a list of token ids, not {prompt!r}")
+  wrong = ids[(ids < 0) | (ids >= vocabulary)]
+  if wrong.size:
+    raise ValueError(
+      f"prompt {i} has the token id {wrong[0]}; the model's vocabulary has"
+      f" {vocabulary}, ids 0 to {vocabulary - 1}: use the tokenizer that"
+      " belongs to the model"
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1)

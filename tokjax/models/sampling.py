@@ -1,6 +1,7 @@
 """The next token from its logits: greedy, temperature, top-k, top-p."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,10 @@ class Sampler:
   top_p: float = 1.0
 
   def __post_init__(self):
-    if self.temperature < 0:
-      raise ValueError(f"temperature={self.temperature}: must be 0 or more")
+    if not 0 <= self.temperature < math.inf:
+      raise ValueError(
+        f"temperature={self.temperature}: must be a finite number, 0 or more"
+      )
     if self.top_k is not None and self.top_k < 1:
       raise ValueError(f"top_k={self.top_k}: must be 1 or more")
     if not 0 < self.top_p <= 1:

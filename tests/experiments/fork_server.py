@@ -1,20 +1,22 @@
-"""Processes of runs, forked from one that has imported everything.
+"""Starts runs and commands quickly: forks of a process that has imported all.
 
-Importing takes longer than such a run. The parent never touches a device, so
-that a child chooses its own.
+Importing takes longer than such a run. The server never touches a device, so
+that every child chooses its own.
 """
 
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 import time
+import traceback
 from typing import Any
 
 import jax
 
-from experiments import train
+from experiments import evaluate, generate, train  # noqa: F401
 from experiments.data import digits
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -23,8 +25,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 class Child:
   """A run in a process of its own."""
 
-  def __init__(self, nursery: "Nursery", pid: int, log: pathlib.Path):
-    self._nursery, self.pid, self._log = nursery, pid, log
+  def __init__(self, server: "ForkServer", pid: int, log: pathlib.Path):
+    self._server, self.pid, self._log = server, pid, log
     self._status: int | None = None
 
   @property
@@ -34,7 +36,7 @@ class Child:
   def poll(self) -> int | None:
     """Exit status (negative: the signal that ended it), None while it runs."""
     if self._status is None:
-      self._status = self._nursery.ask(poll=self.pid)
+      self._status = self._server.ask(poll=self.pid)
     return self._status
 
   def wait(self, seconds: float = 240) -> int:
@@ -49,13 +51,13 @@ class Child:
       os.kill(self.pid, signal)
 
 
-class Nursery:
-  """Starts runs; the process behind it lives as long as the context."""
+class ForkServer:
+  """Starts children; the server lives as long as the context."""
 
   def __enter__(self):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     self._process = subprocess.Popen(
-      [sys.executable, "-m", "tests.experiments.nursery"],
+      [sys.executable, "-m", "tests.experiments.fork_server"],
       cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
       text=True,
     )  # fmt: skip
@@ -87,14 +89,28 @@ class Nursery:
     )
     return Child(self, self.ask(**request, log=str(log)), log)
 
+  def command(
+    self, log: pathlib.Path, module: str, *flags: str, devices: int = 1
+  ) -> Child:
+    """Runs `python -m module flags...`; what it prints goes to `log`."""
+    request = dict(argv=[module, *flags], devices=devices, log=str(log))
+    return Child(self, self.ask(**request), log)
 
-def _live(request: dict[str, Any]) -> None:
-  """What a child does; it leaves without Python's farewell."""
+
+def _run(request: dict[str, Any]) -> None:
+  """What a child does."""
   log = os.open(request["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
   os.dup2(log, 1)
   os.dup2(log, 2)
   devices = request["devices"]
   os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+  if "argv" in request:
+    module, *flags = request["argv"]
+    sys.argv = [module, *flags]
+    # As if it had not been imported: runpy would warn.
+    sys.modules.pop(module, None)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return
   if request["hosts"]:
     jax.distributed.initialize(*request["hosts"])
   train.main(request["config"], request["workdir"])
@@ -107,20 +123,25 @@ def _fork(request: dict[str, Any]) -> int:
   child = os.fork()
   if child:
     return child
+  status = 1
   try:
-    _live(request)
-    os._exit(0)
+    _run(request)
+    status = 0
+  except SystemExit as end:
+    status = end.code if isinstance(end.code, int) else int(bool(end.code))
+    if isinstance(end.code, str):
+      print(end.code, file=sys.stderr)
   except BaseException:
-    import traceback
-
     traceback.print_exc()
-    sys.stderr.flush()
   finally:
-    os._exit(1)
+    # At once: what Python does at its end is of the server's modules.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def main() -> None:
-  """Answers each line of stdin: {"poll": pid}, or a run to start."""
+  """Answers each line of stdin: {"poll": pid}, or a child to start."""
   digits.load()
   for line in sys.stdin:
     request = json.loads(line)
