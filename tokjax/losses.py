@@ -164,7 +164,7 @@ class Consistency:
 class Diversity:
   """`attention_diversity`, averaged over layers and the batch.
 
-  The recipe has to collect "attention".
+  The recipe has to collect `Attention`.
   """
 
   factor: float = 2.0
@@ -173,7 +173,8 @@ class Diversity:
 
   def __call__(self, view) -> Array:
     one = lambda a: attention_diversity(a, self.factor)
-    layers = [jax.vmap(one)(s.of(Attention)).mean() for s in view.out["signals"]]
+    maps = [answers.of(Attention) for answers in view.out["signals"]]
+    layers = [jax.vmap(one)(attention).mean() for attention in maps]
     return jnp.stack(layers).mean()
 
 

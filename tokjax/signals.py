@@ -138,7 +138,7 @@ class Received(Question):
 
 @dataclasses.dataclass(frozen=True)
 class Attention(Question):
-  """The whole map, rows are queries, `[h, n, n]`; expensive where n is large."""
+  """The whole map, a row a query, `[h, n, n]`; expensive where n is large."""
 
   axes: ClassVar = (-2, -1)
 
@@ -273,7 +273,8 @@ class Answers:
 
   def add(self, question: Question, value: Array) -> "Answers":
     """With one more answer, or another answer to a question."""
-    kept = [p for p in zip(self.questions, self.values) if p[0] != question]
+    pairs = zip(self.questions, self.values, strict=True)
+    kept = [(q, v) for q, v in pairs if q != question]
     kept.append((question, value))
     return Answers(*map(tuple, zip(*kept, strict=True)))
 

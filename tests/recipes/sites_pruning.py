@@ -12,8 +12,8 @@ from tests.recipes.answering import answers_of
 from tokjax import recipes
 from tokjax.attention import dense
 from tokjax.plan import move_batch
-from tokjax.slots import Slots
 from tokjax.reduce.stage import Stage
+from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
 WIDTH, HEADS = 12, 3

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from tokjax import budgets, signals
 from tokjax.budgets import Budget
@@ -21,7 +21,6 @@ from tokjax.cache.answers import REMEMBERED
 from tokjax.cache.entries import Entries
 from tokjax.cache.workspace import Workspace
 from tokjax.layer import Arrivals, Layer
-from tokjax.plan import Assignment
 from tokjax.reduce import lift
 from tokjax.reduce.free import Free
 from tokjax.reduce.reduction import Carried, Reduce
@@ -99,7 +98,7 @@ class Limits:
 
 
 def check(reduce: Reduce, layer: Layer, prompt: int) -> None:
-  """Raises where a cache cannot evict like this, with the reason and the fix."""
+  """Raises, with the reason and the fix, where a cache cannot evict so."""
   answers_lib.queries_of(reduce.asks)
   wrong = [
     name

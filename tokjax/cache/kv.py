@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from tokjax import budgets
 from tokjax.attention import core
-from tokjax.cache import entries as entries_lib
 from tokjax.cache import answers as answers_lib
+from tokjax.cache import entries as entries_lib
 from tokjax.cache import evict as evict_lib
 from tokjax.cache import reads, workspace
 from tokjax.cache.entries import Entries

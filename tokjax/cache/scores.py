@@ -4,7 +4,6 @@ Query heads that share a key head are reduced here, since a cache holds key
 heads. Scores of padding may be anything.
 """
 
-import functools
 from typing import Literal
 
 import jax
@@ -15,8 +14,8 @@ from pallas_kernels import aot
 from pallas_kernels import layout as layouts
 from pallas_kernels.attention_mass import attention_mass
 from tokjax.attention import core
-from tokjax.layer import Arrivals, Layer
 from tokjax.cache.prompt import Prompt
+from tokjax.layer import Arrivals, Layer
 from tokjax.scores import pool
 
 Reduction = Literal["mean", "max", "sum"]

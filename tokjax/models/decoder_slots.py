@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from tokjax import signals
 from tokjax.models.decoder_config import DecoderConfig
@@ -30,8 +30,8 @@ def check_slots(config: DecoderConfig, slots: Slots) -> None:
     where = f"recipe {slots.name!r}: {reduce.recipe or reduce.rule}"
     if reduce.at not in PLACES:
       raise ValueError(
-        f"{where} acts at {reduce.at!r}, inside attention; a decoder carries out"
-        f" reductions at {', '.join(PLACES)}"
+        f"{where} acts at {reduce.at!r}, inside attention; a decoder carries"
+        f" out reductions at {', '.join(PLACES)}"
       )
     if reduce.gridded:
       raise ValueError(
@@ -125,7 +125,9 @@ def put_back(
 
 def _placed(plan, x, remains):
   n = plan.num_sources
-  at = plan.anchor if plan.valid is None else jnp.where(plan.valid, plan.anchor, n)
+  at = plan.anchor
+  if plan.valid is not None:
+    at = jnp.where(plan.valid, at, n)
   full = jnp.zeros((n, x.shape[1]), x.dtype).at[at].set(x, mode="drop")
   return full, jnp.zeros((n,), bool).at[at].set(remains, mode="drop")
 

@@ -175,7 +175,8 @@ class Block(Reduces, nn.Module):
     tokens = passage.tokens
     y = self.mlp(self.norm2(tokens.x))
     tokens = tokens.replace(x=tokens.x + self._scaled(y, "scale2"))
-    passage = self.reduce_at("output", self.layer, passage.replace(tokens=tokens), reducer)
+    passage = passage.replace(tokens=tokens)
+    passage = self.reduce_at("output", self.layer, passage, reducer)
     return passage, collected
 
   def _scaled(self, y, name):

@@ -246,7 +246,9 @@ class Reducer:
     ids = passage.ids
     if ids is not None:
       ids = jax.vmap(lambda p, ids: p.take(ids))(plan, ids)
-    passage = passage.replace(tokens=tokens, answers=answers, away=away, ids=ids)
+    passage = passage.replace(
+      tokens=tokens, answers=answers, away=away, ids=ids
+    )
     if stage.reduce.position == "renumber":
       passage = renumbered(passage)
     return passage

@@ -1,4 +1,4 @@
-"""Giving back what a reduction took away: for a sub-layer, blocks, or the end."""
+"""Giving back what a reduction took away, behind a sub-layer or blocks."""
 
 import dataclasses
 from collections.abc import Callable

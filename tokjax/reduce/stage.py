@@ -176,7 +176,8 @@ class Stage:
       free_at = self.reduce.free.places(tokens, self.layer, self.depth)
     return Site(
       tokens, answers, self.keep, self.layer, self.depth, self.protected,
-      None if due is None else due.free, self.grid, key, free_at, carry, learned,
+      None if due is None else due.free, self.grid, key, free_at, carry,
+      learned,
     )  # fmt: skip
 
   def _lifted(self, plan: Plan, site: Site) -> Plan:

@@ -7,9 +7,9 @@ from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear, LinearState
 from tokjax.attention.recalibrate import Calibrated, FirstToken, Gated
 from tokjax.attention.static import Band, Separators
-from tokjax.cache import scores as importance
 from tokjax.binding import bind
 from tokjax.budgets import Budget
+from tokjax.cache import scores as importance
 from tokjax.cache.answers import Observed, Remembered
 from tokjax.cache.evict import Trim, evicting
 from tokjax.cache.kv import KV

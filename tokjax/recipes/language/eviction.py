@@ -5,12 +5,11 @@ from typing import Literal
 from tokjax import budgets
 from tokjax.attention.static import Band
 from tokjax.binding import bind
-from tokjax import budgets
+from tokjax.budgets import Budget
 from tokjax.cache import scores as importance
 from tokjax.cache.adaptive import Adaptive
-from tokjax.budgets import Budget
-from tokjax.cache.combine import ByHead
 from tokjax.cache.answers import Observed, Remembered
+from tokjax.cache.combine import ByHead
 from tokjax.cache.evict import Trim, evicting
 from tokjax.cache.kv import KV
 from tokjax.cache.stores import Exact

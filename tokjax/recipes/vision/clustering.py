@@ -7,8 +7,8 @@ from tokjax.binding import bind
 from tokjax.budgets import Budget
 from tokjax.plan import Plan
 from tokjax.recipes.registry import recipe
-from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.back import Back
+from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.site import Site
 from tokjax.signals import CLASS, Grid, Keys, Question, Received, asks
 from tokjax.slots import Slots

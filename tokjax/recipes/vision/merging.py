@@ -8,8 +8,8 @@ from tokjax.binding import bind
 from tokjax.budgets import Budget
 from tokjax.plan import Assignment, Plan
 from tokjax.recipes.registry import recipe
-from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.back import Back
+from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.site import Site
 from tokjax.signals import Attention, Grid, Keys, Random, Received, asks
 from tokjax.slots import Slots
