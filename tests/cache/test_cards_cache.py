@@ -203,7 +203,7 @@ def test_razor_compensation_is_exact_for_equal_tokens():
 
   ends = dict(first=1, last=1, merge=True)
   few = evicted(evicting(KEEP_NEWEST, budgets.Count(2), **ends), k, v)
-  small, values, count = few.k, few.v, few.extra["count"]
+  small, values, count = map(np.asarray, (few.k, few.v, few.extra["count"]))
   assert few.length == 3
   assert count.tolist() == [1, 4, 1]
   full, merged = np.exp(k @ q), np.exp(small @ q) * count

@@ -36,9 +36,16 @@ def test_bad_positions_are_named(options, message):
     Rotary(**options)
 
 
-@pytest.mark.parametrize("name", ["tome", "sparsifiner", "downsample"])
-def test_recipes_of_encoders_are_refused(name):
-  with pytest.raises(ValueError, match=f"{name}.* fills .*'llm' and 'cache'"):
+@pytest.mark.parametrize(
+  "name, message",
+  [
+    ("tome", "'proportional', which a decoder .*it is for encoders"),
+    ("sparsifiner", "'attend' for an encoder.*takes .*tokjax.slots.Attend"),
+    ("downsample", "'program', which a decoder .*it is for encoders"),
+  ],
+)
+def test_recipes_of_encoders_are_refused(name, message):
+  with pytest.raises(ValueError, match=f"'{name}' fills {message}"):
     Decoder(DecoderConfig(), recipes.get(name))
 
 
