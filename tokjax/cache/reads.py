@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.decode_attention.merge import merge
 from tokjax import budgets, selection
-from tokjax.attention import core
+from tokjax.attention import bounds, core
 from tokjax.budgets import Budget
 from tokjax.cache import entries as entries_lib
 from tokjax.cache.entries import Entries
@@ -184,6 +184,7 @@ class Pages(Everything):
   from_layer: int = 2
 
   dense = False
+  bound = staticmethod(bounds.largest_products)
 
   def with_keep(self, keep: float) -> "Pages":
     return dataclasses.replace(self, budget=self.budget.with_keep(keep))
@@ -199,10 +200,9 @@ class Pages(Everything):
     b, g, n, d = entries.k.shape
     pages = -(-n // self.page)
     pad = [(0, 0), (0, 0), (0, pages * self.page - n)]
-    valid = jnp.pad(entries.valid, pad).reshape(b, g, pages, self.page, 1)
+    valid = jnp.pad(entries.valid, pad).reshape(b, g, pages, self.page)
     k = jnp.pad(entries.k, [*pad, (0, 0)]).reshape(b, g, pages, self.page, d)
-    low = jnp.where(valid, k, jnp.inf).min(axis=3)
-    high = jnp.where(valid, k, -jnp.inf).max(axis=3)
+    low, high = bounds.extremes(k, valid)
     return PageIndex(low, high, self.counts(layer, prompt)[length])
 
   def update(self, layer, index, entries, valid):
@@ -223,13 +223,6 @@ class Pages(Everything):
       one, index.low, index.high, entries, wide
     )
     return dataclasses.replace(index, low=low, high=high)
-
-  def bound(self, q: Array, low: Array, high: Array) -> Float[Array, "r p"]:
-    """sum_c max(q_c high_c, q_c low_c) of one head, -inf for empty pages."""
-    there = jnp.isfinite(low[:, 0])
-    low, high = (jnp.where(there[:, None], x, 0.0) for x in (low, high))
-    best = jnp.maximum(q, 0.0) @ high.T + jnp.minimum(q, 0.0) @ low.T
-    return jnp.where(there[None, :], best, -jnp.inf)
 
   def __call__(self, query, entries, index, carry):
     if query.layer.index < self.from_layer:

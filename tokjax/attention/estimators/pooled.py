@@ -1,8 +1,10 @@
 """Estimates from a summary of each block of keys: a mean, bounds, one key."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from tokjax.attention import bounds
 from tokjax.attention.estimators import blocks
 from tokjax.attention.estimators.blocks import Blocked
 
@@ -25,25 +27,20 @@ def mean_pooled(given: Blocked) -> Float[Array, "h i j"]:
 def bound(given: Blocked) -> Float[Array, "h i j"]:
   """The largest logit that a block can hold, by its keys' minima and maxima.
 
-  Quest's bound (arXiv 2406.10774, checked against its
-  evaluation/quest_attention.py): each feature contributes the larger of its
-  products with the block's smallest and largest key. Quest asks it for a
-  single new query; here a block of queries takes the largest of theirs, which
-  still bounds every logit of the block. Cost: 2 / block_k of the scores.
+  Quest's bound (see `tokjax.attention.bounds`). Quest asks it for a single new
+  query; here a block of queries takes the largest of theirs, which still
+  bounds every logit of the block. Cost: 2 / block_k of the scores.
   """
   block_q, block_k = given.block_q, given.block_k
   heads, m, _ = given.q.shape
-  there = given.there(block_k)
-  cells, shown = blocks.cut(given.k, block_k), there[None, :, :, None]
-  low = jnp.where(shown, cells, jnp.inf).min(axis=2)
-  high = jnp.where(shown, cells, -jnp.inf).max(axis=2)
-  some = jnp.any(there, axis=1)
+  cells = blocks.cut(given.k, block_k)
   low, high = (
-    blocks.repeat(jnp.where(some[None, :, None], x, 0.0), heads)
-    for x in (low, high)
+    blocks.repeat(x, heads)
+    for x in bounds.extremes(cells, given.there(block_k)[None])
   )
   q = given.q.astype(jnp.float32)
-  limit = _products(jnp.maximum(q, 0), high) + _products(jnp.minimum(q, 0), low)
+  limit = jax.vmap(bounds.largest_products)(q, low, high)
+  limit = limit * given.q.shape[-1] ** -0.5
   limit = jnp.pad(limit, ((0, 0), (0, -m % block_q), (0, 0)))
   limit = limit.reshape(heads, -1, block_q, limit.shape[-1])
   asked = given.asked(block_q)
