@@ -71,7 +71,7 @@ def program(name: str, context: int):
   )
   shapes = jax.eval_shape(first, params, prompt, length)
   states = states_like(shapes.states, context, np.random.default_rng(0))
-  going = generation.Going(
+  going = generation.Generation(
     states,
     jnp.zeros(shapes.logits.shape, jnp.float32),
     jnp.full((1,), context, jnp.int32),

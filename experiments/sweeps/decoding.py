@@ -47,7 +47,7 @@ class Program:
     params: the carrier's.
     shape: of the batch.
     prefill: `(params, tokens [b, n], length [b]) -> leaves`, those of a
-      `tokjax.models.generation.Going`.
+      `tokjax.models.generation.Generation`.
     decode: `(params, leaves, fed [b, steps], expected [b, steps]) -> Answers`.
     logical: `(leaves) -> bytes that count, [b]`.
     physical: bytes allocated for the batch.

@@ -187,7 +187,7 @@ def test_kivi_reads_in_parts_what_it_shows(bits, monkeypatch):
     state = store.pack(layer, entries, 310)
     parts = store.parts(layer, state)
     assert parts.count == 5
-    whole, _, _ = reads.Everything()(query, store.view(layer, state), None, {})
+    whole, _, _ = reads.ReadAll()(query, store.view(layer, state), None, {})
     return reads.in_parts(query, parts), whole
 
   parts, whole = quick(both, entries)

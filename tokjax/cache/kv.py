@@ -24,7 +24,7 @@ from tokjax.cache import evict as evict_lib
 from tokjax.cache import reads, workspace
 from tokjax.cache.entries import Entries
 from tokjax.cache.evict import Trim
-from tokjax.cache.reads import Everything, Query
+from tokjax.cache.reads import ReadAll, Query
 from tokjax.cache.stores import Exact, Parts, Store
 from tokjax.cache.workspace import Workspace
 from tokjax.layer import LSE, NOTES, Arrivals, Carry, Layer
@@ -108,7 +108,7 @@ class Prompted:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Held:
+class KVState:
   """The state of `KV` while tokens are generated.
 
   Attributes:
@@ -137,7 +137,7 @@ class KV(Prompted):
 
   evict: Reduce | None = None
   store: Store = Exact()
-  read: Everything = Everything()
+  read: Everything = ReadAll()
   trim: Trim | None = None
 
   # What recipes fill one by one, see `tokjax.recipes.compose`.
@@ -213,7 +213,7 @@ class KV(Prompted):
     most += self.trim.merge + self.trim.slack + 1
     return min(most, prompt + decode)
 
-  def compress(self, layer: Layer, space: Workspace, notes, params) -> Held:
+  def compress(self, layer: Layer, space: Workspace, notes, params) -> KVState:
     prompt, length = space.prompt, space.length
     whole = entries_lib.of_memory(layer, space.memory, self.store.rotated)
     if notes:
@@ -227,9 +227,9 @@ class KV(Prompted):
     store = self.store.pack(layer, whole, max(room, whole.room))
     view = self.store.view(layer, store)
     index = self.read.build(layer, view, prompt, length)
-    return Held(store, index, count, last)
+    return KVState(store, index, count, last)
 
-  def step(self, layer, state: Held, arrivals, attend, params, carry):
+  def step(self, layer, state: KVState, arrivals, attend, params, carry):
     """Append, trim, read; or append, read, trim."""
     a = arrivals
     position, valid = a.position[:, 0], a.valid[:, 0]
@@ -269,7 +269,7 @@ class KV(Prompted):
     return self.store.parts(layer, store)
 
   def _trimmed(
-    self, layer: Layer, store: Entries, state: Held, weight: Any = None
+    self, layer: Layer, store: Entries, state: KVState, weight: Any = None
   ) -> Entries:
     first = 0 if self.evict is None else self.evict.free.first
     return self.trim(layer, store, first, state.count, state.last, weight)
@@ -304,7 +304,7 @@ class KV(Prompted):
     ][:, :, :, None]
     return q, entries.replace(k=k)
 
-  def bytes(self, layer: Layer, state: Held) -> Bytes:
+  def bytes(self, layer: Layer, state: KVState) -> Bytes:
     return Bytes(
       self.store.logical(layer, state.store), entries_lib.physical_bytes(state)
     )

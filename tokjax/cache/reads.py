@@ -165,7 +165,7 @@ class PageIndex:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pages(Everything):
+class Pages(ReadAll):
   """The pages whose keys may fit the query best, for each query head (Quest).
 
   A page's bound is the largest product that a key between its channelwise
@@ -226,7 +226,7 @@ class Pages(Everything):
 
   def __call__(self, query, entries, index, carry):
     if query.layer.index < self.from_layer:
-      return Everything.__call__(self, query, entries, index, carry)
+      return ReadAll.__call__(self, query, entries, index, carry)
     pages = index.low.shape[2]
     most = min(int(self.most(query.layer, entries.room)), pages)
     scores = entries_lib.over_heads(
@@ -252,7 +252,7 @@ class Pages(Everything):
 
 
 @dataclasses.dataclass(frozen=True)
-class Persistent(Everything):
+class Persistent(ReadAll):
   """Tokens that an earlier layer chose, for the same query head (TidalDecode).
 
   The selecting layers and those below the first of them read everything; a

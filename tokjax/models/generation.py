@@ -29,7 +29,7 @@ GREEDY = Sampler()
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Going:
+class Generation:
   """Texts that are being made.
 
   Attributes:
@@ -57,7 +57,7 @@ def prefill(
   chunk: int | None = None,
   kind: Int[Array, "b n"] | None = None,
   room: Capacities | None = None,
-) -> Going:
+) -> Generation:
   """Takes prompts; one compilation for each padded length.
 
   Args:
@@ -75,15 +75,15 @@ def prefill(
   done = prompting.prefill(
     model, params, tokens, length, decode, chunk, kind, room
   )
-  return Going(
+  return Generation(
     done.states, done.logits, done.position, length > 0, done.shifts
   )
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="going")
 def decode_step(
-  model: Decoder, params: Any, going: Going, token: Int[Array, "b"]
-) -> Going:
+  model: Decoder, params: Any, going: Generation, token: Int[Array, "b"]
+) -> Generation:
   """Takes one token of each text; those that are complete stay as they are."""
   logits, states = model.apply(
     {"params": params},
@@ -95,7 +95,7 @@ def decode_step(
     method="decode",
   )
   position = going.position + going.alive
-  return Going(states, logits, position, going.alive, going.shifts)
+  return Generation(states, logits, position, going.alive, going.shifts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -174,7 +174,7 @@ class Generator:
     self,
     prompts: Sequence[Sequence[int]],
     kinds: Sequence[Sequence[Kind]] | None = None,
-  ) -> Going:
+  ) -> Generation:
     """Takes prompts; see `pack` for errors.
 
     Args:
@@ -194,7 +194,7 @@ class Generator:
 
   def stream(
     self,
-    going: Going,
+    going: Generation,
     *,
     sampler: Sampler = GREEDY,
     key: PRNGKeyArray | None = None,
@@ -227,7 +227,7 @@ class Generator:
       )
     return self._stream(going, sampler, key, ends, most)
 
-  def _stream(self, going: Going, sampler, key, ends, most):
+  def _stream(self, going: Generation, sampler, key, ends, most):
     for i in range(most):
       keys = None
       if key is not None:
@@ -254,7 +254,7 @@ class Generator:
           text.append(int(token))
     return texts
 
-  def bytes(self, going: Going) -> Bytes:
+  def bytes(self, going: Generation) -> Bytes:
     """Sizes of the cache of all blocks."""
     cache = cache_of(self.model.slots)
     sizes = [
