@@ -24,7 +24,7 @@ from tokjax.cache import evict as evict_lib
 from tokjax.cache import reads, workspace
 from tokjax.cache.entries import Entries
 from tokjax.cache.evict import Trim
-from tokjax.cache.reads import ReadAll, Query
+from tokjax.cache.reads import Query, ReadAll
 from tokjax.cache.stores import Exact, Parts, Store
 from tokjax.cache.workspace import Workspace
 from tokjax.layer import LSE, NOTES, Arrivals, Carry, Layer
@@ -137,7 +137,7 @@ class KV(Prompted):
 
   evict: Reduce | None = None
   store: Store = Exact()
-  read: Everything = ReadAll()
+  read: ReadAll = ReadAll()
   trim: Trim | None = None
 
   # What recipes fill one by one, see `tokjax.recipes.compose`.
@@ -264,7 +264,7 @@ class KV(Prompted):
 
   def _parts(self, layer: Layer, store: Any) -> Parts | None:
     """The store in parts, where all of it is read and nothing else asks."""
-    if type(self.read) is not Everything or self.trim is not None:
+    if type(self.read) is not ReadAll or self.trim is not None:
       return None
     return self.store.parts(layer, store)
 

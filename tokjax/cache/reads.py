@@ -64,7 +64,7 @@ class Query:
 
 
 @dataclasses.dataclass(frozen=True)
-class Everything:
+class ReadAll:
   """Reads all entries. The base of the other reads.
 
   A read that is not `dense` gives no weights of all entries.
@@ -75,7 +75,7 @@ class Everything:
   def check(self, layer: Layer) -> None:
     """Raises ValueError for a layer that cannot be read like this."""
 
-  def with_keep(self, keep: float) -> "Everything":
+  def with_keep(self, keep: float) -> "ReadAll":
     """Reads about that fraction, where it chooses."""
     return self
 

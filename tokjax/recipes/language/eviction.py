@@ -26,7 +26,7 @@ TIES = (
 
 @recipe("full", family="cache", paper="-")
 def full() -> Slots:
-  """Everything, in full precision."""
+  """All entries, in full precision."""
   return Slots(cache=KV())
 
 
