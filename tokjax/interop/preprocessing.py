@@ -62,12 +62,12 @@ class Preprocessing:
     fraction = self.crop_fraction
     if not fields.is_number(fraction) or not 0 < fraction <= 1:
       found.append(f"crop_fraction={fraction}: must be in (0, 1]")
-    problems.check()
-    if max(self._resized()) > MOST_PIXELS:
-      raise fields.ConfigError(
-        "preprocessing",
-        [f"resize_to={self.resize_to}: must be at most {MOST_PIXELS} pixels"],
+    elif not found and max(self.sides) / fraction > MOST_PIXELS:
+      found.append(
+        f"image_size={self.image_size}, crop_fraction={fraction}: must make"
+        f" resize_to at most {MOST_PIXELS} pixels"
       )
+    problems.check()
 
   @property
   def sides(self) -> tuple[int, int]:

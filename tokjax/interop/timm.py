@@ -155,7 +155,8 @@ class Timm(Layout):
     with problems.collect():
       embedded = not fields.flag(args, "no_embed_class")
       values["position_on_class"] = embedded
-      values["position_on_registers"] = embedded and bool(values["registers"])
+      registers = values.get("registers", 0) > 0
+      values["position_on_registers"] = embedded and registers
     values["patch_bias"] = not values.get("pre_norm", False)
     return problems.build(
       functools.partial(
