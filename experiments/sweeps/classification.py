@@ -109,6 +109,11 @@ class Pretrained:
     model, params, how = interop.load(
       self.checkpoint, dtype=dtype, revision=self.revision
     )
+    if not isinstance(model, ViT):
+      raise ValueError(
+        f"checkpoint={self.checkpoint!r}: is a {type(model).__name__}, no"
+        " model of images"
+      )
     if how is None:
       raise ValueError(
         f"checkpoint={self.checkpoint!r}: the folder does not state how images"
