@@ -10,7 +10,8 @@ from tests.interop.checkpoints import QWEN
 from tokjax import interop
 from tokjax.interop.architectures_language import LANGUAGE
 from tokjax.interop.architectures_vision import VISION
-from tokjax.interop.preprocessing_files import from_hf, from_timm
+from tokjax.interop.preprocessing_files import from_hf
+from tokjax.interop.preprocessing_timm import from_timm
 from tokjax.interop.timm import DEFAULTS, NEEDED, Timm
 
 DEEP: list = []
