@@ -69,6 +69,11 @@ def encoder(checkpoint: str | None, size: int, patch: int) -> Encoder:
     how = interop.Preprocessing(mean=half, std=half, image_size=size)
     return Encoder(config, params, how, stand_in.NAME)
   model, params, how = interop.load(checkpoint)
+  if not isinstance(model, ViT):
+    raise ValueError(
+      f"checkpoint={checkpoint!r}: is a {type(model).__name__}, no model of"
+      " images"
+    )
   if how is None:
     raise ValueError(
       f"checkpoint={checkpoint!r}: the folder does not state how images are"

@@ -127,6 +127,11 @@ def _read(checkpoint: str, revision: str | None, precision: str) -> Carrier:
   model, params, tokenizer = interop.load(
     checkpoint, dtype=dtype, param_dtype=dtype, revision=revision
   )
+  if not isinstance(model, Decoder):
+    raise ValueError(
+      f"checkpoint={checkpoint!r}: is a {type(model).__name__}, no language"
+      " model"
+    )
   if tokenizer is None:
     raise typed.ConfigError(
       f"checkpoint={checkpoint!r}: has no tokenizer.json; put the tokenizer of"

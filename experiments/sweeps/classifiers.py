@@ -114,6 +114,11 @@ class Pretrained:
     model, params, how = interop.load(
       self.checkpoint, dtype=dtype, revision=self.revision
     )
+    if not isinstance(model, ViT):
+      raise typed.ConfigError(
+        f"checkpoint={self.checkpoint!r}: is a {type(model).__name__}, no"
+        " model of images"
+      )
     if how is None:
       raise typed.ConfigError(
         f"checkpoint={self.checkpoint!r}: the folder does not state how images"

@@ -11,7 +11,8 @@ from experiments.data import images as data_images
 from experiments.data.errors import DataError
 from tokjax.interop import Preprocessing
 from tokjax.interop.images import to_pillow
-from tokjax.interop.preprocessing_files import from_hf, from_timm, read
+from tokjax.interop.preprocessing_files import from_hf, read
+from tokjax.interop.preprocessing_timm import from_timm
 
 HALF = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
 RNG = np.random.default_rng(0)

@@ -6,7 +6,8 @@ from PIL import Image
 
 from tests.interop.helpers import config, random_params
 from tokjax import interop
-from tokjax.interop.preprocessing_files import from_hf, from_timm, to_hf
+from tokjax.interop.preprocessing_files import from_hf, to_hf
+from tokjax.interop.preprocessing_timm import from_timm
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 NORMAL = {"image_mean": MEAN, "image_std": STD, "do_normalize": True}

@@ -24,7 +24,7 @@ class Language(Layout):
     name: of the class.
     family: how its config.json is written.
     norms: rows of the table for the norms of a block.
-    prefixes: what stands before the decoder's tensors; the first is the usual
+    prefixes: of the decoder's tensors; the first is the usual
       one.
     ignored: starts of the names of tensors that belong to other parts.
   """
@@ -88,8 +88,8 @@ class Language(Layout):
   ) -> DecoderConfig:
     """Not tied if the file has an output matrix that is not the embedding.
 
-    As `transformers` 5 (5.24, `PreTrainedModel.tie_weights`), whatever
-    `tie_word_embeddings` says.
+    As `transformers` 5 (5.24, `PreTrainedModel.tie_weights`), also
+    where `tie_word_embeddings` is true.
     """
     prefix = self.prefix(tensors.headers)
     embedding = f"{prefix}embed_tokens.weight"

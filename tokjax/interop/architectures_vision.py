@@ -24,7 +24,7 @@ class Architecture(Layout):
     name: of the class.
     family: how its config.json is written.
     rows: its table.
-    prefixes: what stands before the encoder's tensors; the first is written,
+    prefixes: of the encoder's tensors; the first is written,
       all are read.
     classes: it has a classifier.
     pooler: it may have the encoder's pooler.

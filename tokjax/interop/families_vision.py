@@ -27,8 +27,10 @@ def activation_name(value: str, config: ViTConfig) -> str:
 def mlp_dim(part: Json, name: str, of: str = "hidden_size") -> int:
   """Width of the MLP, stated as a multiple of the model's."""
   ratio, width = fields.positive(part, name), part[of]
-  if not fields.is_number(width) or not math.isfinite(ratio * width):
-    raise fields.wrong(name, ratio, f"a multiple of {of}={width!r}")
+  if not fields.is_number(width):
+    raise ValueError(f"{name}: cannot be used without {of}")
+  if not math.isfinite(ratio * width):
+    raise fields.wrong(name, ratio, f"small enough for {of}={width}")
   return int(ratio * width)
 
 

@@ -70,6 +70,15 @@ class Problems:
     raise ConfigError(self.source, self.found)
 
 
+@contextlib.contextmanager
+def problems_of(source: str) -> Generator[None]:
+  """A fault inside becomes a ConfigError of this file."""
+  problems = Problems(source)
+  with problems.collect():
+    yield
+  problems.check()
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
   """One value of a config.json.
@@ -189,6 +198,17 @@ def one_of(names: Mapping[str, Any]) -> Reader:
     return names[value]
 
   return reader
+
+
+def per_channel(
+  name: str, found: tuple[float, ...], channels: int, positive: bool
+) -> tuple[float, ...]:
+  """Numbers, one for each channel."""
+  if len(found) != channels:
+    raise wrong(name, found, f"of {channels} channels")
+  if positive and min(found) <= 0:
+    raise wrong(name, found, "above 0 in every channel")
+  return found
 
 
 def string(part: Json, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Images as 8-bit RGB or grey, whatever they are stored as.
+"""Images of any file or array as 8-bit RGB or grey.
 
 Nothing is guessed: an image whose range or order of channels is not known is
 refused.

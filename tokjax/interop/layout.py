@@ -24,7 +24,7 @@ class Layout(abc.ABC):
 
   @abc.abstractmethod
   def prefix(self, names: Collection[str]) -> str:
-    """What stands before the model's tensors in a file with these names."""
+    """The prefix of the model's tensors in a file with these names."""
 
   @abc.abstractmethod
   def table(self, config: Any) -> tuple[Row, ...]:

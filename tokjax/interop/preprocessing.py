@@ -62,12 +62,12 @@ class Preprocessing:
     fraction = self.crop_fraction
     if not fields.is_number(fraction) or not 0 < fraction <= 1:
       found.append(f"crop_fraction={fraction}: must be in (0, 1]")
-    problems.check()
-    if max(self._resized()) > MOST_PIXELS:
-      raise fields.ConfigError(
-        "preprocessing",
-        [f"resize_to={self.resize_to}: must be at most {MOST_PIXELS} pixels"],
+    elif not found and max(self.sides) / fraction > MOST_PIXELS:
+      found.append(
+        f"image_size={self.image_size}, crop_fraction={fraction}: must make"
+        f" resize_to at most {MOST_PIXELS} pixels"
       )
+    problems.check()
 
   @property
   def sides(self) -> tuple[int, int]:
@@ -78,8 +78,21 @@ class Preprocessing:
   @property
   def resize_to(self) -> int | tuple[int, int]:
     """Side before the crop, in pixels; height and width where they differ."""
-    high, wide = self._resized()
+    high, wide = self.resized_sides
     return high if high == wide else (high, wide)
+
+  @property
+  def resized_sides(self) -> tuple[int, int]:
+    """Height and width before the crop, in pixels."""
+    height, width = self.sides
+    down = lambda side: math.floor(side / self.crop_fraction)
+    return down(height), down(width)
+
+  @property
+  def rounds(self) -> bool:
+    """True if there are images whose crop cannot be exactly in the middle."""
+    pairs = zip(self.resized_sides, self.sides, strict=True)
+    return self.keep_aspect or any((a - b) % 2 for a, b in pairs)
 
   def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
     """An image as the model takes it.
@@ -106,14 +119,9 @@ class Preprocessing:
     )
     return (x / np.float32(255) - mean) / std
 
-  def _resized(self) -> tuple[int, int]:
-    height, width = self.sides
-    down = lambda side: math.floor(side / self.crop_fraction)
-    return down(height), down(width)
-
   def _size_of(self, width: int, height: int) -> tuple[int, int]:
     """Width and height that an image is resized to."""
-    high, wide = self._resized()
+    high, wide = self.resized_sides
     if not self.keep_aspect:
       return wide, high
     if high != wide:

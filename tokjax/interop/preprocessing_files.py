@@ -1,12 +1,10 @@
-"""Preprocessing as `transformers` and timm publish it."""
+"""Preprocessing of a folder, and as `transformers` publishes it."""
 
-import contextlib
 import math
 import pathlib
-from collections.abc import Generator
 from typing import Any
 
-from tokjax.interop import fields, files
+from tokjax.interop import fields, files, preprocessing_timm
 from tokjax.interop.fields import Json, Problems
 from tokjax.interop.preprocessing import Preprocessing, fraction
 
@@ -21,7 +19,6 @@ RESAMPLE = {
   5: "hamming",
 }
 HALF = [0.5] * 3
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 ON = {
   "do_resize": True,
   "do_rescale": True,
@@ -99,34 +96,13 @@ def read(folder: pathlib.Path, channels: int = 3) -> Preprocessing | None:
     # transformers 5 saves the parts of a processor in one file.
     parts = files.read_json(folder / PROCESSOR_FILE)
     if parts.get("image_processor") is not None:
-      with problems_of(PROCESSOR_FILE):
+      with fields.problems_of(PROCESSOR_FILE):
         part = fields.mapping(parts, "image_processor")
         return from_hf(part, model, channels)
-  published = timm_part(whole)
+  published = preprocessing_timm.part_of(whole)
   if {"mean", "std"} & published.keys():
-    return from_timm(published, channels)
+    return preprocessing_timm.from_timm(published, channels)
   return None
-
-
-def timm_part(whole: Json) -> Json:
-  """The part of timm's config.json on inputs; the oldest files have no part.
-
-  Raises:
-    ConfigError: it is no JSON object.
-  """
-  if "pretrained_cfg" not in whole:
-    return whole if "architecture" in whole else {}
-  with problems_of("config.json"):
-    return fields.mapping(whole, "pretrained_cfg")
-
-
-@contextlib.contextmanager
-def problems_of(source: str) -> Generator[None]:
-  """A fault inside becomes a ConfigError of this file."""
-  problems = Problems(source)
-  with problems.collect():
-    yield
-  problems.check()
 
 
 def processor_of(whole: Json, model_type: Any) -> str:
@@ -199,19 +175,10 @@ def normalisation(part: Json, channels: int, problems: Problems) -> Json:
         found = (fields.number(part, theirs),) * channels
       else:
         found = fields.numbers(part, theirs)
-      values[ours] = checked(theirs, found, channels, positive=ours == "std")
+      values[ours] = fields.per_channel(
+        theirs, found, channels, positive=ours == "std"
+      )
   return values
-
-
-def checked(
-  name: str, found: tuple[float, ...], channels: int, positive: bool
-) -> tuple[float, ...]:
-  """Numbers, one for each channel."""
-  if len(found) != channels:
-    raise fields.wrong(name, found, f"of {channels} channels")
-  if positive and min(found) <= 0:
-    raise fields.wrong(name, found, "above 0 in every channel")
-  return found
 
 
 def sizes_of(part: Json) -> dict[str, Any]:
@@ -271,8 +238,8 @@ def to_hf(value: Preprocessing) -> dict[str, Any]:
   Raises:
     ValueError: it does what `transformers` does not.
   """
-  (high, wide), (height, width) = resized_of(value), value.sides
-  if value.crop_rounding != "floor" and rounds(value):
+  (high, wide), (height, width) = value.resized_sides, value.sides
+  if value.crop_rounding != "floor" and value.rounds:
     raise ValueError(
       "preprocessing: crop_rounding='half_even' cannot be written for"
       " transformers, which rounds down; take 'floor' if a shift of one pixel"
@@ -299,76 +266,4 @@ def to_hf(value: Preprocessing) -> dict[str, Any]:
     "size": {"shortest_edge": high}
     if value.keep_aspect
     else {"height": high, "width": wide},
-  }
-
-
-def resized_of(value: Preprocessing) -> tuple[int, int]:
-  """Height and width before the crop."""
-  side = value.resize_to
-  return side if isinstance(side, tuple) else (side, side)
-
-
-def rounds(value: Preprocessing) -> bool:
-  """True if there are images whose crop is not exactly in the middle."""
-  pairs = zip(resized_of(value), value.sides, strict=True)
-  return value.keep_aspect or any((a - b) % 2 for a, b in pairs)
-
-
-def from_timm(part: Json, channels: int = 3) -> Preprocessing:
-  """The pretrained_cfg of a config.json of timm.
-
-  What it does not state is as in timm's `resolve_data_config`, which reads
-  these six keys only.
-
-  Raises:
-    ConfigError: lists every value that cannot be followed.
-  """
-  problems = Problems("config.json: pretrained_cfg")
-  stated = {key: value for key, value in part.items() if value}
-  part = {
-    "mean": IMAGENET_MEAN,
-    "std": IMAGENET_STD,
-    "input_size": [channels, 224, 224],
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-    "interpolation": "bicubic",
-    **stated,
-  }
-  values: dict[str, Any] = {"crop_rounding": "half_even"}
-  for name in ("mean", "std"):
-    with problems.collect():
-      found = fields.numbers(part, name)
-      values[name] = checked(name, found, channels, positive=name == "std")
-  with problems.collect():
-    values["image_size"] = fields.input_size(part, "input_size")[1:]
-  with problems.collect():
-    values["crop_fraction"] = fields.positive(part, "crop_pct")
-  with problems.collect():
-    modes = {"center": True, "squash": False}
-    values["keep_aspect"] = fields.one_of(modes)(part, "crop_mode")
-  with problems.collect():
-    names = {name: name for name in RESAMPLE.values()}
-    values["interpolation"] = fields.one_of(names)(part, "interpolation")
-  return problems.build(Preprocessing, values)
-
-
-def to_timm(value: Preprocessing) -> dict[str, Any]:
-  """The part of pretrained_cfg that says how images are made.
-
-  Raises:
-    ValueError: it rounds where timm rounds half to even.
-  """
-  if value.crop_rounding != "half_even" and rounds(value):
-    raise ValueError(
-      "preprocessing: crop_rounding='floor' cannot be written in timm's layout,"
-      " which rounds half to even; take 'half_even' if a shift of one pixel"
-      " does not matter"
-    )
-  return {
-    "input_size": [len(value.mean), *value.sides],
-    "mean": list(value.mean),
-    "std": list(value.std),
-    "interpolation": value.interpolation,
-    "crop_pct": value.crop_fraction,
-    "crop_mode": "center" if value.keep_aspect else "squash",
   }

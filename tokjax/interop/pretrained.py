@@ -7,7 +7,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tokjax.interop import convert, fields, files, preprocessing_files
+from tokjax.interop import (
+  convert,
+  fields,
+  files,
+  preprocessing_files,
+  preprocessing_timm,
+)
 from tokjax.interop.architectures_language import LANGUAGE
 from tokjax.interop.architectures_vision import VISION
 from tokjax.interop.convert import Config
@@ -186,7 +192,7 @@ def config_files(
   if value is None:
     return {"config.json": whole}
   if isinstance(target, Timm):
-    whole["pretrained_cfg"] |= preprocessing_files.to_timm(value)
+    whole["pretrained_cfg"] |= preprocessing_timm.to_timm(value)
     return {"config.json": whole}
   published = preprocessing_files.to_hf(value)
   return {preprocessing_files.HF_FILE: published, "config.json": whole}

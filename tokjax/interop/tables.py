@@ -61,9 +61,9 @@ class Row:
 
 
 def head_prefix(prefix: str) -> str:
-  """What stands before the output matrix, from the prefix of the decoder.
+  """The prefix of the output matrix, from that of the decoder.
 
-  The matrix lies next to "model", whatever holds the two.
+  The matrix and "model" are next to each other in the same module.
   """
   return prefix.removesuffix("model.") if prefix.endswith(".model.") else ""
 

@@ -14,6 +14,7 @@ from tokjax.interop import (
   families_vision,
   fields,
   preprocessing_files,
+  preprocessing_timm,
   tables,
 )
 from tokjax.interop.fields import Field, Json, Problems
@@ -155,7 +156,8 @@ class Timm(Layout):
     with problems.collect():
       embedded = not fields.flag(args, "no_embed_class")
       values["position_on_class"] = embedded
-      values["position_on_registers"] = embedded and bool(values["registers"])
+      registers = values.get("registers", 0) > 0
+      values["position_on_registers"] = embedded and registers
     values["patch_bias"] = not values.get("pre_norm", False)
     return problems.build(
       functools.partial(
@@ -213,7 +215,7 @@ def arguments(whole: Json) -> dict[str, Any]:
   name = fields.string(whole, "architecture")
   match = NAME.fullmatch(name)
   args = from_name(match) if match else {}
-  published = fields.mapping(whole, "pretrained_cfg")
+  published = preprocessing_timm.part_of(whole)
   if published.get("input_size") is not None:
     size = fields.input_size(published, "input_size")
     args |= {"in_chans": size[0], "img_size": size[1:]}
