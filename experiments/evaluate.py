@@ -1,4 +1,4 @@
-"""Evaluation of a run, whatever its mesh was.
+"""Evaluation of a run, on any mesh.
 
 python -m experiments.evaluate --workdir DIR
 python -m experiments.evaluate --workdir DIR --recipe tome --keep 0.5

@@ -5,7 +5,7 @@ python -m experiments.generate --config configs/generate.py:recipe=snapkv ...
 python -m experiments.generate --config configs/generate.py:checkpoint=NAME ...
 
 Streams the text, then prints time to first token, tokens per second and the
-bytes of the cache beside those of the full cache. Without a checkpoint a small
+bytes of the cache, compared with the full cache. Without a checkpoint a small
 model is trained first, once for each workdir.
 """
 
@@ -35,7 +35,7 @@ class Generate:
     carrier: the model; "trained" or "pretrained".
     recipe: fills its slots.
     prompt: text that is continued.
-    tokens: at most so many are generated.
+    tokens: the largest number of tokens to generate.
     capacity: the longest prompt, in tokens; None: the model's length.
     chunk: tokens of the prompt taken at a time; None: all.
     sampler: how tokens are drawn.

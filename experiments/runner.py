@@ -7,7 +7,7 @@ A config module exposes `sweep()`, which yields flat overrides such as
 `{"recipe.name": "tome", "optimizer.lr": 1e-3}`. Points that have finished are
 not run again; others go on from their checkpoint. `DIR/results.json` and
 `DIR/results.csv` have one row for every point. Points that are running save and
-stop when the runner ends, whatever ends it.
+stop when the runner ends, killed or not.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def run_point(
 ) -> dict[str, Any]:
   """One row of the table; trains unless that has been done.
 
-  The process writes to `log.txt` in its folder, beside the checkpoints.
+  The process writes to `log.txt` in its folder, next to the checkpoints.
   """
   folder = workdir / folder_name(point)
   done = folder / "row.json"

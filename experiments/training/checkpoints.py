@@ -57,7 +57,7 @@ class Checkpoints:
       self._manager = _manager(self._directory, keep, read_only)
     except OSError:
       raise
-    except Exception as error:  # Orbax raises whatever its parts do.
+    except Exception as error:  # Orbax passes on errors of any type.
       raise CheckpointError(
         f"{self._directory}: cannot be read ({first_line(error)})"
       ) from error
@@ -119,7 +119,7 @@ class Checkpoints:
           state=_restore_args(state), data=ocp.args.JsonRestore()
         ),
       )
-    except Exception as error:  # Orbax raises whatever its parts do.
+    except Exception as error:  # Orbax passes on errors of any type.
       raise self._damaged(step, error) from error
     self._verify(step, meta, restored.state)
     if "data" in meta and checksums.of_json(restored.data) != meta["data"]:
@@ -144,7 +144,7 @@ class Checkpoints:
       restored = self._manager.restore(
         step, args=ocp.args.Composite(state=_restore_args(tree))
       )
-    except Exception as error:  # Orbax raises whatever its parts do.
+    except Exception as error:  # Orbax passes on errors of any type.
       raise self._damaged(step, error) from error
     params = restored.state[wanted]
     self._verify(step, meta, {wanted: params})
@@ -225,7 +225,7 @@ class Checkpoints:
     """Shape and dtype of every array of a step's state."""
     try:
       return dict(self._manager.item_metadata(step).state)
-    except Exception as error:  # Orbax raises whatever its parts do.
+    except Exception as error:  # Orbax passes on errors of any type.
       raise self._damaged(step, error) from error
 
   def _path(self, step: int) -> pathlib.Path:

@@ -79,7 +79,7 @@ class Warmup:
     done = (step / steps - self.start) / (self.stop - self.start)
     if done < 0:
       return 0
-    # A step on a boundary belongs to the next level, whatever the rounding.
+    # A step on a boundary belongs to the next level, however it is rounded.
     passed = int(done * (self.levels - 2) + 1e-9)
     return min(1 + passed, self.levels - 1)
 

@@ -21,7 +21,7 @@ class Optimizer:
     schedule: what follows until the last step.
     weight_decay: on tensors of two or more axes; decoupled.
     clip: largest global norm of the gradient; None: no limit.
-    accumulate: a batch is processed in so many parts.
+    accumulate: number of parts that a batch is processed in.
     ema: decay of the average of parameters that is evaluated; None: none.
     freeze: parameters whose path (`encoder/block_0/...`) matches one of these
       regular expressions stay as they are.

@@ -50,8 +50,8 @@ def init(
 
   Args:
     example: input of the model, one row.
-    params: start from these; what the model has besides (a recipe's own
-      parameters) starts at random.
+    params: start from these; other parameters of the model, such as a recipe's
+      own, start at random.
     seed: may be traced; None: that of the config.
   """
   key = jax.random.key(config.seed if seed is None else seed)

@@ -24,7 +24,7 @@ def test_streams_text_and_reports(workdir):
   assert len(done.ids) == 8 and shown.startswith(done.text)
   assert "time to first token" in shown and "tokens/s" in shown
   assert done.physical == done.full and "100.0%" in shown
-  # Greedy text is the same whatever the prompt comes in, and every time.
+  # Greedy text is the same for prompts in chunks, and every time.
   again, _ = run(workdir, "", "import os", chunk=5)
   assert again.ids == done.ids
 
