@@ -10,6 +10,7 @@ from tests.decoder.models import config, decoder, params_of
 from tests.multimodal import prompts, reference
 from tests.multimodal.prompts import DEPTH, KINDS, MORE, NAMES, PROMPTS
 from tokjax.models import generation
+from tokjax.slots import Slots
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 SLOW = {
