@@ -148,15 +148,3 @@ class Reduce:
   def around(self) -> bool:
     """Whether tokens are given back within the block."""
     return self.back is not None and self.back.until == "sublayer"
-
-
-def __getattr__(name):  # Shim while the house is rebuilt.
-  if name == "Slots":
-    from tokjax.slots import Slots
-
-    return Slots
-  if name == "bind":
-    from tokjax.binding import bind
-
-    return bind
-  raise AttributeError(name)
