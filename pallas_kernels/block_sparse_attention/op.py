@@ -67,8 +67,11 @@ def _attend_bwd(implementation, params, residuals, cotangents):
   dtype = contract.acc_dtype(operands.q)
   delta = jnp.sum(d_out.astype(dtype) * out.astype(dtype), axis=-1)
   delta = jnp.swapaxes(delta, 1, 2) - d_lse
-  good, nan = hidden.queries(lse, delta, d_out, d_lse)
-  d_out = hidden.zeroed(d_out, jnp.swapaxes(good, 1, 2))
+  good = hidden.queries(lse, delta, d_out)
+  mark = functools.partial(
+    hidden.with_nan, good=good, lse=lse, d_out=d_out, d_lse=d_lse
+  )
+  d_out = hidden.without_bad(d_out, good)
   delta, lse = jnp.where(good, delta, 0), jnp.where(good, lse, jnp.inf)
   d_sinks = None
   if sinks is not None:
@@ -82,8 +85,7 @@ def _attend_bwd(implementation, params, residuals, cotangents):
     operands = operands._replace(layout=operands.layout.with_transpose())
   backward = batchable(functools.partial(_backward, implementation, params))
   d_q, d_k, d_v, d_bias = backward(operands, lse, delta, d_out)
-  d_q = jnp.where(jnp.swapaxes(nan, 1, 2)[..., None], jnp.nan, d_q)
-  d_operands = contract.Operands(d_q, d_k, d_v, d_bias, None)
+  d_operands = contract.Operands(mark(d_q), d_k, d_v, d_bias, None)
   return d_operands, d_sinks
 
 

@@ -47,10 +47,17 @@ def attend(implementation, params, operands):
 def _cleaned(operands):
   """Operands with zeros in tokens that are not finite."""
   q, k, v, *rest = operands
-  good = hidden.finite(k, v)
-  q = hidden.zeroed(q, hidden.finite(q))
-  k, v = hidden.zeroed(k, good), hidden.zeroed(v, good)
-  return type(operands)(q, k, v, *rest)
+  asking, good = hidden.finite(q), hidden.finite(k, v)
+
+  def cleaned():
+    return (
+      hidden.zeroed(q, asking),
+      hidden.zeroed(k, good),
+      hidden.zeroed(v, good),
+    )
+
+  fine = asking.all() & good.all()
+  return type(operands)(*lax.cond(fine, lambda: (q, k, v), cleaned), *rest)
 
 
 def _bad(operands):
@@ -65,8 +72,12 @@ def _bad(operands):
 def _poisoned(out, last, q, bad, bad_last):
   """NaN in bad results, and no gradient through them but NaN to queries."""
   del q
-  out = jnp.where(bad[..., None], jnp.nan, out)
-  return out, jnp.where(bad_last[..., None, None], jnp.nan, last)
+
+  def marked():
+    rows = jnp.where(bad[..., None], jnp.nan, out)
+    return rows, jnp.where(bad_last[..., None, None], jnp.nan, last)
+
+  return lax.cond(bad.any(), marked, lambda: (out, last))
 
 
 def _poisoned_fwd(out, last, q, bad, bad_last):

@@ -14,14 +14,31 @@ is given NaN or infinities that it could multiply by zero; around every kernel:
 Shapes are those of `contract.Operands`.
 """
 
+import functools
+
 import jax
+from jax import lax
 from jax import numpy as jnp
+
+# Times any finite numbers, so that their sum is finite too.
+_SMALL = 2.0**-100
 
 
 def finite(*arrays):
-  """Whether every number of each row is finite, `[..., n]` of `[..., n, d]`."""
-  found = [jnp.all(jnp.isfinite(x), axis=-1) for x in arrays if x is not None]
-  return jnp.stack(found).all(axis=0) if len(found) > 1 else found[0]
+  """Whether every number of each row is finite, `[..., n]` of `[..., n, d]`.
+
+  By a product, which a CPU does several times faster than `isfinite` and a
+  reduction over short rows.
+  """
+
+  def one(x):
+    x = lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+    small = jnp.full(x.shape[-1:], _SMALL, x.dtype)
+    return jnp.isfinite(jnp.matmul(x, small, precision="highest"))
+
+  return functools.reduce(
+    jnp.logical_and, [one(x) for x in arrays if x is not None]
+  )
 
 
 def zeroed(x, good):
@@ -38,12 +55,16 @@ def forward(operands):
   """Operands for a forward kernel: bad keys have zeros and logits of NaN."""
   q, k, v, bias, _ = operands
   good = finite(k, v)
-  v = None if v is None else zeroed(v, good)
-  if bias is None:
-    return operands._replace(k=jnp.where(good[..., None], k, jnp.nan), v=v)
-  shown = of_queries(jnp.swapaxes(good, 1, 2), q.shape[2]) | _hides(bias)
-  bias = jnp.where(shown, bias, jnp.nan)
-  return operands._replace(k=zeroed(k, good), v=v, bias=bias)
+
+  def marked():
+    cleaned = None if v is None else zeroed(v, good)
+    if bias is None:
+      return jnp.where(good[..., None], k, jnp.nan), cleaned, None
+    shown = of_queries(jnp.swapaxes(good, 1, 2), q.shape[2]) | _hides(bias)
+    return zeroed(k, good), cleaned, jnp.where(shown, bias, jnp.nan)
+
+  k, v, bias = lax.cond(good.all(), lambda: (k, v, bias), marked)
+  return operands._replace(k=k, v=v, bias=bias)
 
 
 def results(out, lse):
@@ -55,28 +76,57 @@ def results(out, lse):
 def backward(operands):
   """Operands for a backward kernel: all finite, but for hiding biases."""
   q, k, v, bias, _ = operands
-  good = finite(k, v)
+  asking, good = finite(q), finite(k, v)
+  fine = asking.all() & good.all()
   if bias is not None:
-    bias = jnp.where(jnp.isfinite(bias) | _hides(bias), bias, 0)
-  v = None if v is None else zeroed(v, good)
-  return operands._replace(
-    q=zeroed(q, finite(q)), k=zeroed(k, good), v=v, bias=bias
-  )
+    plain = jnp.isfinite(bias) | _hides(bias)
+    fine = fine & plain.all()
+
+  def cleaned():
+    return (
+      zeroed(q, asking),
+      zeroed(k, good),
+      None if v is None else zeroed(v, good),
+      None if bias is None else jnp.where(plain, bias, 0),
+    )
+
+  q, k, v, bias = lax.cond(fine, lambda: (q, k, v, bias), cleaned)
+  return operands._replace(q=q, k=k, v=v, bias=bias)
 
 
-def queries(lse, delta, d_out, d_lse):
-  """Which queries give gradients to keys, and which get NaN: `[B, H, Q]`.
+def queries(lse, delta, d_out):
+  """Queries that give gradients to keys, bool `[B, H, Q]`.
 
   Args:
-    lse, delta, d_lse: `[B, H, Q]`.
+    lse, delta: `[B, H, Q]`.
     d_out: `[B, Q, H, Dv]`.
   """
-  asked = jnp.any(d_out != 0, axis=-1)
-  asked = jnp.swapaxes(asked, 1, 2) | (d_lse != 0)
-  some = ~jnp.isneginf(lse)
-  good = (jnp.isfinite(lse) | ~some) & jnp.isfinite(delta)
-  good = good & jnp.swapaxes(finite(d_out), 1, 2)
-  return good, ~good & asked & some
+  good = (jnp.isfinite(lse) | jnp.isneginf(lse)) & jnp.isfinite(delta)
+  return good & jnp.swapaxes(finite(d_out), 1, 2)
+
+
+def without_bad(d_out, good):
+  """`d_out` with zeros for queries that are not `good`."""
+  rows = jnp.swapaxes(good, 1, 2)
+  return lax.cond(good.all(), lambda: d_out, lambda: zeroed(d_out, rows))
+
+
+def with_nan(d_q, good, lse, d_out, d_lse):
+  """Gradients of queries: NaN for bad ones on which something depends.
+
+  Args:
+    d_q: `[B, Q, H, D]`.
+    good: of `queries`.
+    lse, d_out, d_lse: results of forward, and cotangents as given.
+  """
+
+  def marked():
+    asked = jnp.any(d_out != 0, axis=-1)
+    asked = jnp.swapaxes(asked, 1, 2) | (d_lse != 0)
+    bad = ~good & asked & ~jnp.isneginf(lse)
+    return jnp.where(jnp.swapaxes(bad, 1, 2)[..., None], jnp.nan, d_q)
+
+  return lax.cond(good.all(), lambda: d_q, marked)
 
 
 def _hides(bias):
@@ -108,11 +158,9 @@ def _poisoned_bwd(kept, cotangents):
   lse, q, bad = kept
   d_out, d_lse = cotangents
   lse = jnp.where(bad, jnp.nan, lse)
-  good, nan = queries(lse, d_lse, d_out, d_lse)
-  d_q = jnp.where(jnp.swapaxes(nan, 1, 2)[..., None], jnp.nan, 0)
-  d_q = jnp.broadcast_to(d_q, q.shape).astype(q.dtype)
-  d_out = zeroed(d_out, jnp.swapaxes(good, 1, 2))
-  return d_out, jnp.where(good, d_lse, 0), d_q, None
+  good = queries(lse, d_lse, d_out)
+  d_q = with_nan(jnp.zeros_like(q), good, lse, d_out, d_lse)
+  return without_bad(d_out, good), jnp.where(good, d_lse, 0), d_q, None
 
 
 poisoned.defvjp(_poisoned_fwd, _poisoned_bwd)
