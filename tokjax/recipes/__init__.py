@@ -8,9 +8,9 @@ that goes over `names()`, such as the contract tests and the sweep.
 import importlib
 import os
 
+from tokjax.recipes import vision
 from tokjax.recipes import language
 from tokjax.recipes import multimodal
-from tokjax.recipes import vision
 from tokjax.recipes.registry import Recipe
 from tokjax.recipes.registry import UnknownOption
 from tokjax.recipes.registry import compose
