@@ -221,7 +221,7 @@ class Generator:
         f"most={most}: must be 0 or more; the cache has room for"
         f" decode={self.decode} tokens"
       )
-    if going.logits.is_deleted():
+    if any(x.is_deleted() for x in jax.tree.leaves(going)):
       raise ValueError(
         "going is used up: an earlier stream took it over; prefill again"
       )
