@@ -18,7 +18,6 @@ from tokjax.attention.block_memory import BlockMemory
 from tokjax.attention.estimated import Antidiagonal
 from tokjax.attention.head_chunks import HeadChunks
 from tokjax.attention.landmark import Landmark
-from tokjax.attention.retrieval import Retriever
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.attention.static import Band
 from tokjax.cache.combine import ByHead, ByLayer
@@ -27,6 +26,7 @@ from tokjax.cache.evict import Trim
 from tokjax.cache.kivi import Kivi
 from tokjax.cache.kv import KV
 from tokjax.cache.reads import Pages
+from tokjax.cache.retriever import Retriever
 from tokjax.layer import Memory
 from tokjax.slots import Slots
 

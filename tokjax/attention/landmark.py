@@ -17,8 +17,7 @@ from tokjax.attention import core
 from tokjax.attention.causal import Causal
 from tokjax.attention.retrieval import Retrieval
 from tokjax.budgets import Budget
-from tokjax.cache.kv import NOTES
-from tokjax.layer import Layer
+from tokjax.layer import NOTES, Layer
 
 
 def with_landmarks(

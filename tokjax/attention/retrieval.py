@@ -2,7 +2,8 @@
 
 A method is written once, for a chunk of one example's queries and all keys
 before them (never rotated): a prompt is read chunk by chunk, a decoded token
-is a chunk of one. `Retriever` is the cache that goes with any of them.
+is a chunk of one. `tokjax.cache.retriever.Retriever` is the cache that
+goes with any of them.
 """
 
 import dataclasses
@@ -15,11 +16,7 @@ from tokjax import budgets
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, need_whole
 from tokjax.budgets import Budget
-from tokjax.cache import entries as entries_lib
-from tokjax.cache import workspace
-from tokjax.cache.kv import NOTES, Prompted
-from tokjax.layer import Layer, Memory
-from tokjax.slots import Bytes
+from tokjax.layer import NOTES, Layer, Memory
 
 # What a method remembers of one example besides keys and values.
 Memo = tuple[Array, ...]
@@ -192,88 +189,3 @@ class Retrieval(Causal):
     out = jnp.moveaxis(out, 0, 1).reshape(b, -1, *out.shape[3:])[:, :t]
     carry = {**carry, NOTES: {"memo": memo}}
     return self.finish(layer, out.astype(layer.dtype), a, params), carry
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RetrieverState:
-  """The state of `Retriever`: every token, before rotation.
-
-  Attributes:
-    k, v: `[b, n, G, D]`.
-    length: tokens that are there, `[b]`.
-    prompt: how many of them are the prompt's, `[b]`.
-    memo: the method's.
-  """
-
-  k: Float[Array, "b n g d"]
-  v: Float[Array, "b n g d"]
-  length: Int[Array, "b"]
-  prompt: Int[Array, "b"]
-  memo: Memo
-
-
-@dataclasses.dataclass(frozen=True)
-class Retriever(Prompted):
-  """Keeps everything; tokens read it as the model's `attend` slot retrieves."""
-
-  def check(self, layer, attend, prompt, decode):
-    if not isinstance(attend, Retrieval):
-      raise ValueError(
-        f"Retriever reads as attend= retrieves, but {type(attend).__name__}"
-        " does not; use KV()"
-      )
-
-  def prefill(
-    self, layer, state, arrivals, *, attend, params, carry, last: bool
-  ):
-    """As in the base; the method's memo gets room for generated tokens."""
-    out, state, carry = super().prefill(
-      layer, state, arrivals, attend=attend, params=params, carry=carry,
-      last=last,
-    )  # fmt: skip
-    if last:
-      of = jax.eval_shape(lambda: attend.remembered(layer, state.k.shape[1]))
-      memo = jax.tree.map(_grown, state.memo, of)
-      state = dataclasses.replace(state, memo=memo)
-    return out, state, carry
-
-  def compress(
-    self, layer, space: workspace.Workspace, notes, params
-  ) -> RetrieverState:
-    m: Memory = space.memory
-    grown = lambda x: jnp.pad(
-      x, [(0, 0), (0, space.decode)] + [(0, 0)] * (x.ndim - 2)
-    )
-    return RetrieverState(
-      grown(m.k).astype(layer.dtype), grown(m.v).astype(layer.dtype),
-      space.length, space.length, notes["memo"],
-    )  # fmt: skip
-
-  def step(self, layer, state: RetrieverState, arrivals, attend, params, carry):
-    a, n = arrivals, state.k.shape[1]
-    at = jnp.where(a.valid[:, 0], state.length, n)
-    put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
-    k = put(state.k, at, a.k[:, 0].astype(state.k.dtype))
-    v = put(state.v, at, a.v[:, 0].astype(state.v.dtype))
-    length = jnp.minimum(state.length + a.valid[:, 0], n)
-    place = jnp.maximum(length - 1, 0)[:, None]
-    chunk = Chunk(a.q, place, a.valid, k, v, length, state.prompt)
-    out, memo = attend.batch(layer, chunk, state.memo)
-    out = out.astype(layer.dtype)
-    return out, RetrieverState(k, v, length, state.prompt, memo), carry
-
-  def bytes(self, layer, state: RetrieverState) -> Bytes:
-    one = sum(x[0, 0].size * x.dtype.itemsize for x in (state.k, state.v))
-    return Bytes(
-      state.length.astype(jnp.float32) * one,
-      entries_lib.physical_bytes(state),
-    )
-
-
-def _grown(x: Array, of: jax.ShapeDtypeStruct) -> Array:
-  """Zeros behind, up to the shape of one example's memo."""
-  pad = [(0, 0)] + [
-    (0, big - small) for small, big in zip(x.shape[1:], of.shape, strict=True)
-  ]
-  return jnp.pad(x, pad)

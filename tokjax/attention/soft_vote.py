@@ -10,7 +10,6 @@ from tokjax import budgets, selection
 from tokjax.attention import core
 from tokjax.attention.retrieval import Chunk, Retrieval, grouped, mean_query
 from tokjax.budgets import Budget
-from tokjax.cache import scores as importance
 from tokjax.layer import Layer
 
 
@@ -66,7 +65,7 @@ class SoftVote(Retrieval):
     x = jnp.einsum("grd,ngd->grn", grouped(layer, q), chunk.k)
     votes = core.softmax(x, middle[None, None]).sum(axis=(0, 1))
     if self.kernel > 1:
-      votes = importance.pool(votes, self.kernel, "max")
+      votes = scores.pool(votes, self.kernel, "max")
     return votes, middle
 
   def choose(self, layer: Layer, chunk: Chunk, memo):

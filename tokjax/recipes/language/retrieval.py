@@ -4,11 +4,11 @@ from tokjax import budgets
 from tokjax.attention.block_memory import BlockMemory
 from tokjax.attention.head_chunks import HeadChunks
 from tokjax.attention.landmark import Landmark
-from tokjax.attention.retrieval import Retriever
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.budgets import Budget
 from tokjax.cache.kv import KV
 from tokjax.cache.reads import Pages, Persistent
+from tokjax.cache.retriever import Retriever
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.free import ALL, Free
 from tokjax.reduce.reduction import Reduce
