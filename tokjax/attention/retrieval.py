@@ -16,7 +16,7 @@ from tokjax import budgets
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, need_whole
 from tokjax.budgets import Budget
-from tokjax.layer import NOTES, Layer, Memory
+from tokjax.layer import NOTES, Layer
 
 # What a method remembers of one example besides keys and values.
 Memo = tuple[Array, ...]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tokjax import budgets, selection
+from tokjax import budgets, scores, selection
 from tokjax.attention import core
 from tokjax.attention.retrieval import Chunk, Retrieval, grouped, mean_query
 from tokjax.budgets import Budget
