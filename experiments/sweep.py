@@ -22,6 +22,7 @@ from experiments.sweeps.count import Count
 from experiments.sweeps.language import Language
 from experiments.sweeps.results import WHOLE, Results, Row, writable
 from experiments.sweeps.subject import UNREDUCED, Job, Subject, Sweep, Unfit
+from experiments.training import rundir
 
 KINDS: tuple[type[Sweep], ...] = (Classification, Language)
 
@@ -54,8 +55,17 @@ def main(config: Any, workdir: str | pathlib.Path) -> Results:
     ConfigError: a setting, recipe or workdir that cannot be used, or damaged
       results of an earlier run.
   """
-  began, config = time.perf_counter(), load(config)
+  config = load(config)
   methods, workdir = config.methods(), writable(workdir, "workdir")
+  with rundir.locked(workdir):
+    return _main(config, methods, workdir)
+
+
+def _main(
+  config: Sweep, methods: Sequence[str], workdir: pathlib.Path
+) -> Results:
+  """`main` of a checked config, alone in its workdir."""
+  began = time.perf_counter()
   results = Results(workdir / f"{config.STEM}.json", config.fingerprint())
   subject = config.prepare(workdir)
   complete(config, subject, methods, results)
