@@ -165,7 +165,8 @@ def stored_bytes(host: DecoderHost, slots: Slots) -> int:
     start = generation.prefill(
       model, params, ids, length, ANSWER, None, ids if visual else None, room
     )
-    return start.states
+    return jax.tree.leaves(start.states)
 
-  made = jax.eval_shape(states, host.params(model), ids, length)
-  return sum(physical_bytes(state) for state in made)
+  return physical_bytes(
+    jax.eval_shape(states, host.params(model), ids, length)
+  )
