@@ -1,9 +1,10 @@
 """The laws of the design, held by every registered recipe.
 
-Recipes come from the registry, models from `tests.contract.hosts` (those of
-decoders keep to `tests/cache/test_contract.py`); what a law must adapt to (a
-restored output, a grid, a key) is read from the slots, never from a recipe's
-name.
+Recipes come from the registry, models from `tests.contract.hosts`; what a law
+must adapt to (a restored output, a grid, a key, what a budget is of) is read
+from the slots, never from a recipe's name. Laws without a host in their
+parameters' name hold in every kind of model. Language recipes are compared with
+slow references, layer by layer, in `tests/cache/test_contract.py`.
 """
 
 import flax.linen as nn
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 
 from tests.contract import hosts, probes
-from tests.contract.runs import BATCH, KEY, case
+from tests.contract.case import BATCH, KEEP, KEY
+from tests.contract.decoder_runs import stored_bytes
+from tests.contract.hosts import DecoderHost, Host, VisionHost
+from tests.contract.runs import case
 from tokjax import budgets, recipes
 from tokjax.analysis import cost
 from tokjax.signals import Rows
@@ -23,7 +27,7 @@ from tokjax.tokens import Kind
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
 
-def pairs(first_only: bool = False):
+def pairs(kind: type = Host, first_only: bool = False):
   """(recipe, host) parameters; those of one recipe share a worker."""
   return [
     pytest.param(
@@ -32,16 +36,26 @@ def pairs(first_only: bool = False):
       marks=pytest.mark.xdist_group(f"contract-{name}"),
       id=f"{name}-{host.name}",
     )
-    for name in hosts.names()
-    for host in hosts.hosts_of(name)[: 1 if first_only else None]
+    for name in recipes.names()
+    for host in taking(name, kind)[: 1 if first_only else None]
   ]
 
 
-EVERY = pytest.mark.parametrize(("recipe", "host"), pairs(), scope="module")
-FIRST = pytest.mark.parametrize(
-  ("recipe", "host"), pairs(first_only=True), scope="module"
-)
-NAMES = pytest.mark.parametrize("recipe", hosts.names())
+def taking(name: str, kind: type) -> list[Host]:
+  """The hosts of one kind that take a recipe."""
+  return [host for host in hosts.hosts_of(name) if isinstance(host, kind)]
+
+
+def over(found):
+  return pytest.mark.parametrize(("recipe", "host"), found, scope="module")
+
+
+# First: the first host of its kind, for laws that one is enough for.
+EVERY = over(pairs())
+FIRST = over(pairs(VisionHost, first_only=True) + pairs(DecoderHost))
+VISION = over(pairs(VisionHost))
+FIRST_VISION = over(pairs(VisionHost, first_only=True))
+NAMES = pytest.mark.parametrize("recipe", hosts.names(VisionHost))
 ALL = pytest.mark.parametrize("recipe", recipes.names())
 
 
@@ -76,7 +90,7 @@ def finite(tree) -> bool:
 # Law 1: static out, adaptive inside.
 
 
-@EVERY
+@VISION
 def test_output_length_follows_from_the_schedule(recipe, host):
   c = case(recipe, host)
   free, depth = c.host.config.num_patches, c.host.config.depth
@@ -89,7 +103,6 @@ def test_output_length_follows_from_the_schedule(recipe, host):
     counts = c.slots.counts(free, depth)
     assert left == min(n for after in counts for n in after if n is not None)
     assert left < free
-  assert c.clean["output"].shape == (BATCH, c.host.config.num_classes)
   assert bool(c.clean["plans"]) == bool(c.slots.reduce)
 
 
@@ -97,32 +110,45 @@ def test_output_length_follows_from_the_schedule(recipe, host):
 def test_two_calls_of_one_shape_compile_once(recipe, host):
   c = case(recipe, host)
   assert finite(c.clean["output"])
+  assert c.clean["output"].shape == c.output_shape
   assert c.compiled == 1
 
 
 # Law 2: pure.
 
 
-@FIRST
+@FIRST_VISION
 def test_jit_equals_eager(recipe, host):
   c = case(recipe, host)
-  args = c.params, c.images[:1], KEY(0)
+  args = c.params, c.inputs[:1], KEY(0)
   eager, jitted = c.forward(*args), c.single(*args)
   close(eager, jitted)
 
 
-@FIRST
+@FIRST_VISION
 def test_a_batch_equals_each_example_alone(recipe, host):
   c = case(recipe, host)
   for i in range(BATCH):
     # Rolled, so that the example is the first one, whose key it gets alone.
-    batch = c.run(jnp.roll(c.images, -i, axis=0))
-    alone = c.single(c.params, c.images[i : i + 1], KEY(0))
+    batch = c.run(jnp.roll(c.inputs, -i, axis=0))
+    alone = c.single(c.params, c.inputs[i : i + 1], KEY(0))
     for name in ("output", "tokens"):
       close(example(batch[name], 0), example(alone[name], 0))
 
 
 @FIRST
+def test_the_order_of_a_batch_changes_nothing(recipe, host):
+  c = case(recipe, host)
+  if c.slots.needs_key:
+    pytest.skip("examples have keys of their own")
+  rolled = c.run(jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), c.inputs))
+  for i in range(BATCH):
+    close(
+      example(rolled["output"], i - 1), example(c.clean["output"], i)
+    )
+
+
+@FIRST_VISION
 def test_gradients_are_finite(recipe, host):
   c = case(recipe, host)
   _, (of_params, of_x) = c.alone
@@ -136,15 +162,15 @@ def test_gradients_are_finite(recipe, host):
 @FIRST
 def test_same_key_same_result(recipe, host):
   c = case(recipe, host)
-  assert same(c.run(c.images, seed=0), c.clean)
+  assert same(c.run(c.inputs, seed=0), c.clean)
   if not c.slots.needs_key:
-    assert same(c.run(c.images, seed=1), c.clean)
+    assert same(c.run(c.inputs, seed=1), c.clean)
 
 
 @NAMES
 def test_a_random_recipe_asks_for_a_key(recipe):
-  host = hosts.hosts_of(recipe)[0]
-  slots = recipes.get(recipe, keep=hosts.KEEP)
+  host = taking(recipe, VisionHost)[0]
+  slots = recipes.get(recipe, keep=KEEP)
   image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
   init = host.build(slots).init
   if slots.needs_key:
@@ -157,52 +183,37 @@ def test_a_random_recipe_asks_for_a_key(recipe):
 # Law 3: padding never leaks.
 
 
-MASKED = pytest.mark.parametrize(
-  ("recipe", "host"),
-  [pair for pair in pairs() if case(*pair.values).takes_mask],
-  scope="module",
-)
+def masked(found):
+  """Those that take padding."""
+  return [pair for pair in found if case(*pair.values).takes_mask]
 
 
-@MASKED
+@over(masked(pairs()))
 def test_padded_equals_alone(recipe, host):
-  c = case(recipe, host)
-  padded, alone = c.with_nan[0], c.alone[0]
-  # Noise belongs to places, so a random recipe sees the same only where the
-  # padding comes last.
-  for i in range(1 if c.slots.needs_key else 2):
-    few = padded["mask"][i]
-    there = np.ones(alone["x"].shape[1], bool)
-    if alone["mask"] is not None:
-      there = alone["mask"][i]
-    assert few.sum() == there.sum()
-    for name in ("x", "size", "position", "kind"):
-      np.testing.assert_allclose(
-        padded[name][i][few],
-        alone[name][i][there],
-        err_msg=name,
-        **CLOSE,
-      )
+  for padded, alone in case(recipe, host).padded_and_alone():
+    for name, values in padded.items():
+      assert values.shape == alone[name].shape
+      np.testing.assert_allclose(values, alone[name], err_msg=name, **CLOSE)
 
 
-@MASKED
+@over(masked(pairs()))
 def test_garbage_in_padding_changes_nothing(recipe, host):
+  one, other = case(recipe, host).with_garbage()
+  assert finite(one)
+  assert same(one, other)
+
+
+@over(masked(pairs(VisionHost)))
+def test_padding_is_not_learned_from(recipe, host):
   c = case(recipe, host)
-  huge, _ = c.padded(1e30)
-  nan, gradients = c.with_nan
-  x = np.where(nan["mask"][..., None], nan["x"], 0)
-  assert finite(x)
-  np.testing.assert_array_equal(
-    np.where(huge["mask"][..., None], huge["x"], 0), x
-  )
-  of_params, of_x = gradients
+  _, (of_params, of_x) = c.with_nan
   assert finite(of_params["encoder"])
   assert finite(of_x)
   real = c.padding.batch.mask
-  assert not of_x[~real].any(), "padding must not be learned from"
+  assert not of_x[~real].any()
 
 
-@MASKED
+@over(masked(pairs(VisionHost)))
 def test_examples_of_one_token_or_none_have_a_result(recipe, host):
   c = case(recipe, host)
   tokens, _ = c.with_nan
@@ -215,7 +226,7 @@ def test_examples_of_one_token_or_none_have_a_result(recipe, host):
 
 @pytest.mark.parametrize(
   ("recipe", "host"),
-  [pair for pair in pairs() if not case(*pair.values).takes_mask],
+  [p for p in pairs(VisionHost) if not case(*p.values).takes_mask],
 )
 def test_a_recipe_that_needs_a_grid_refuses_a_mask(recipe, host):
   c = case(recipe, host)
@@ -234,16 +245,17 @@ def test_a_recipe_that_needs_a_grid_refuses_a_mask(recipe, host):
 @FIRST
 def test_nan_stays_in_its_example(recipe, host):
   c = case(recipe, host)
-  results = c.run(c.images.at[1, 5, 5].set(jnp.nan))
+  params, inputs = c.nan_inputs
+  results = c.run(inputs, params=params)
   for i in (0, 2):
-    for name in ("output", "tokens"):
+    for name in results.keys() & {"output", "tokens"}:
       assert same(example(results[name], i), example(c.clean[name], i))
 
 
 # Law 4: provenance.
 
 
-@EVERY
+@VISION
 def test_plans_are_their_matrices(recipe, host):
   for i, b, plan in plans_of(recipe, host):
     m, n = plan["matrix"].shape
@@ -255,7 +267,7 @@ def test_plans_are_their_matrices(recipe, host):
     assert not plan["matrix"][~plan["valid"]].any()
 
 
-@EVERY
+@VISION
 def test_size_is_conserved_and_what_is_dropped_is_known(recipe, host):
   for i, b, plan in plans_of(recipe, host):
     mass = np.abs(np.asarray(probes.fixed(2, plan["share"].shape[1])))
@@ -266,7 +278,7 @@ def test_size_is_conserved_and_what_is_dropped_is_known(recipe, host):
     np.testing.assert_allclose(plan["total"], plan["share"] @ mass, rtol=1e-5)
 
 
-@EVERY
+@VISION
 def test_restore_gives_members_their_output(recipe, host):
   for i, b, plan in plans_of(recipe, host):
     message = f"plan {i}, example {b}"
@@ -284,7 +296,7 @@ def test_restore_gives_members_their_output(recipe, host):
       assert not plan["restored"][plan["dropped"]].any()
 
 
-@EVERY
+@VISION
 def test_plans_compose_to_the_product_of_their_matrices(recipe, host):
   c = case(recipe, host)
   whole = c.clean["whole"]
@@ -301,34 +313,22 @@ def test_plans_compose_to_the_product_of_their_matrices(recipe, host):
 # Law 5: identity.
 
 
-@FIRST
+@over(
+  pairs(VisionHost, first_only=True)
+  + [pair for pair in pairs(DecoderHost) if case(*pair.values).keeps_all]
+)
 def test_keeping_everything_is_the_model_itself(recipe, host):
   c = case(recipe, host)
-  args = c.images[:1], KEY(0)
-
-  def run(slots):
-    model = c.host.build(slots)
-
-    def forward(params, images, key):
-      _, out = model.apply({"params": params}, images, key=key)
-      valid = [p.valid for made in out["plans"] for p in made]
-      return vars(out["tokens"]), [v for v in valid if v is not None]
-
-    return jax.jit(forward)(c.params, *args)
-
-  tokens, valid = run(recipes.get(recipe, keep=1.0))
-  if valid and not np.concatenate(valid, axis=1).all():
-    # An adaptive method: room for all is no order to keep all.
-    assert tokens["mask"] is not None
-    return
-  tokens["mask"] = None
-  assert same(tokens, run(c.bare)[0])
+  results = c.keeping_all()
+  if results is not None:
+    whole, plain = results
+    assert same(whole, plain) if c.exact else close(whole, plain) is None
 
 
 # Law 6: protection.
 
 
-@EVERY
+@VISION
 def test_protected_tokens_survive_untouched_and_in_front(recipe, host):
   p = case(recipe, host).host.protected
   for i, b, plan in plans_of(recipe, host):
@@ -343,7 +343,7 @@ def test_protected_tokens_survive_untouched_and_in_front(recipe, host):
 # Law 7: positions travel.
 
 
-@EVERY
+@VISION
 def test_positions_kinds_and_sizes_travel(recipe, host):
   c = case(recipe, host)
   tokens = c.clean["tokens"]
@@ -374,7 +374,7 @@ def test_positions_kinds_and_sizes_travel(recipe, host):
 # Law 8: honest cost.
 
 
-@FIRST
+@FIRST_VISION
 def test_the_compiled_program_costs_less(recipe, host):
   c = case(recipe, host)
   wide = {"width": 192, "heads": 3, "mlp_dim": 768}
@@ -400,19 +400,27 @@ def test_the_compiled_program_costs_less(recipe, host):
     np.testing.assert_allclose(reduced.flops, whole.flops, rtol=0.05)
 
 
+@over(
+  [pair for pair in pairs(DecoderHost) if case(*pair.values).stores_less]
+)
+def test_less_is_stored_than_in_a_full_cache(recipe, host):
+  c = case(recipe, host)
+  assert 0 < stored_bytes(c.host, c.slots) < stored_bytes(c.host, Slots())
+
+
 # Law 9: errors early.
 
 
-@NAMES
+@ALL
 def test_a_recipe_has_a_host(recipe):
   assert hosts.hosts_of(recipe), "no model in tests.contract.hosts takes it"
 
 
 @NAMES
 def test_a_model_that_lacks_a_signal_is_refused(recipe):
-  slots = recipes.get(recipe, keep=hosts.KEEP)
+  slots = recipes.get(recipe, keep=KEEP)
   asked = [q for r in slots.reduce for q in r.asks if isinstance(q, Rows)]
-  for host in hosts.HOSTS:
+  for host in hosts.VISION:
     has = {*host.config.kinds, Kind.PATCH}
     lacking = {k for q in asked for k in q.of.kinds} - has
     if lacking:
@@ -430,7 +438,7 @@ def test_a_schedule_that_runs_out_of_tokens_is_refused(recipe):
     return
   slots = recipes.get(recipe, budget=budgets.Constant(40))
   with pytest.raises(budgets.BudgetError, match=f"{recipe}.*block"):
-    hosts.hosts_of(recipe)[0].build(slots)
+    taking(recipe, VisionHost)[0].build(slots)
 
 
 @ALL
@@ -453,8 +461,8 @@ def test_an_unknown_recipe_is_refused_with_a_hint():
 
 @NAMES
 def test_one_token_runs_or_is_refused(recipe):
-  host = hosts.hosts_of(recipe)[0]
-  slots = recipes.get(recipe, keep=hosts.KEEP)
+  host = taking(recipe, VisionHost)[0]
+  slots = recipes.get(recipe, keep=KEEP)
   if not host.admits(slots, image_size=2):
     with pytest.raises(ValueError, match=recipe):
       host.build(slots, image_size=2)
@@ -471,7 +479,7 @@ def test_one_token_runs_or_is_refused(recipe):
 # Dtypes.
 
 
-@FIRST
+@FIRST_VISION
 def test_bfloat16_runs(recipe, host):
   c = case(recipe, host)
   model = c.host.build(c.slots, jnp.bfloat16)
@@ -482,7 +490,7 @@ def test_bfloat16_runs(recipe, host):
     plans = [plan for made in out["plans"] for plan in made]
     return output, out, [jax.vmap(probes.shares)(plan) for plan in plans]
 
-  output, out, shares = run(c.params, c.images[:1])
+  output, out, shares = run(c.params, c.inputs[:1])
   for i, (arrives, kept) in enumerate(shares):
     message = f"plan {i}: shares of a token's size must add up to 1"
     np.testing.assert_allclose(arrives, kept, rtol=1e-5, err_msg=message)

@@ -1,35 +1,62 @@
 """Small models that recipes are built into, to be held to the laws.
 
 A recipe runs in every host that can be built with its slots. A new kind of
-model (a decoder, a video model) joins by one more entry in `HOSTS`; a recipe
-that no host takes fails the contract.
+model (vision-language, a denoiser) joins by one more entry in `HOSTS`, and a
+`tests.contract.case.Case` that feeds it; a recipe that no host takes fails the
+contract.
 """
 
 import dataclasses
 import functools
-import zlib
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.contract.case import KEEP, draw_params
+from tests.contract.decoder_host import DecoderHost
 from tokjax import recipes
 from tokjax.models import ViT, ViTConfig
 from tokjax.models.encoder import Encoder
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
-DECODERS = ("llm", "cache", "vlm")
 
+@runtime_checkable
+class Host(Protocol):
+  """A small model of one kind."""
 
-def names() -> tuple[str, ...]:
-  """Recipes that models of this module take: all but those of decoders."""
-  return tuple(
-    name
-    for name in recipes.names()
-    if recipes.find(name).family not in DECODERS
-  )
+  @property
+  def name(self) -> str:
+    """Of the host, in test ids."""
+    ...
+
+  @property
+  def families(self) -> tuple[str, ...]:
+    """Families of the recipes that are built into it."""
+    ...
+
+  def slots(self, recipe: str, keep: float) -> Slots:
+    """The recipe, with options that suit the size of the model."""
+    ...
+
+  def build(self, slots: Slots, dtype: Any = ..., **changes) -> nn.Module:
+    """The model with these slots; `changes` are of its config."""
+    ...
+
+  def admits(self, slots: Slots, **changes) -> bool:
+    """Whether the model can be built with these slots."""
+    ...
+
+  def params(self, model: Any) -> dict[str, Any]:
+    """Random parameters, such that no two tokens and no two scores tie."""
+    ...
+
+  def inputs(self, batch: int) -> Any:
+    """A random batch; its leaves have the batch as leading axis."""
+    ...
 
 
 SMALL = ViTConfig(
@@ -55,10 +82,16 @@ class VisionHost:
 
   name: str
   config: ViTConfig
+  families: ClassVar = tuple(
+    f for f in recipes.registry.FAMILIES if f not in DecoderHost.families
+  )
 
   @property
   def protected(self) -> int:
     return len(self.config.kinds)
+
+  def slots(self, recipe: str, keep: float) -> Slots:
+    return recipes.get(recipe, keep=keep)
 
   def build(self, slots: Slots, dtype: Any = jnp.float32, **changes) -> ViT:
     return ViT(dataclasses.replace(self.config, **changes), slots, dtype)
@@ -71,6 +104,9 @@ class VisionHost:
       return False
     return True
 
+  def inputs(self, batch: int) -> jax.Array:
+    return self.images(batch)
+
   def images(self, batch: int) -> jax.Array:
     """Random, so that no two tokens and no two scores tie."""
     side = self.config.image_size
@@ -78,27 +114,12 @@ class VisionHost:
     return jnp.asarray(rng.normal(size=(batch, side, side, 3)), "float32")
 
   def params(self, model: ViT) -> dict[str, Any]:
-    """Random parameters, drawn without compiling an initialiser.
-
-    Larger than at the start of training, so that attention is not uniform.
-    """
+    """Random parameters."""
     side = model.config.image_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     key = jax.random.key(0)
-
-    def init(image):
-      return model.init(key, image, key=key)["params"]
-
-    def draw(path, leaf):
-      name = jax.tree_util.keystr(path)
-      rng = np.random.default_rng(zlib.crc32(name.encode()))
-      noise = rng.normal(size=leaf.shape).astype(np.float32)
-      if "scale" in name:
-        return jnp.asarray(1 + 0.1 * noise)
-      fan = np.prod(leaf.shape[:-1]) if "kernel" in name else 4.0
-      return jnp.asarray(1.5 * noise / np.sqrt(fan, dtype=np.float32))
-
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, image))
+    init = lambda image: model.init(key, image, key=key)["params"]
+    return draw_params(jax.eval_shape(init, image))
 
   def encoder(self, slots: Slots, dtype: Any = jnp.float32) -> Encoder:
     """The encoder alone; its parameters are `params["encoder"]`."""
@@ -121,7 +142,7 @@ class VisionHost:
     )
 
 
-HOSTS = (
+VISION = (
   VisionHost(
     "vit", dataclasses.replace(SMALL, distillation_token=True, registers=1)
   ),
@@ -129,12 +150,28 @@ HOSTS = (
     "vit_mean", dataclasses.replace(SMALL, class_token=False, pool="mean")
   ),
 )
-
-KEEP = 0.5
+HOSTS: tuple[VisionHost | DecoderHost, ...] = (
+  *VISION,
+  DecoderHost("decoder"),
+  DecoderHost("deep_decoder", reduces=True),
+)
 
 
 @functools.cache
-def hosts_of(name: str, keep: float = KEEP) -> tuple[VisionHost, ...]:
+def hosts_of(name: str, keep: float = KEEP) -> tuple[Any, ...]:
   """The hosts that take a recipe."""
-  slots = recipes.get(name, keep=keep)
-  return tuple(host for host in HOSTS if host.admits(slots))
+  family = recipes.find(name).family
+  return tuple(
+    host
+    for host in HOSTS
+    if family in host.families and host.admits(host.slots(name, keep))
+  )
+
+
+def names(kind: type = VisionHost) -> tuple[str, ...]:
+  """Recipes that a host of this kind takes."""
+  return tuple(
+    name
+    for name in recipes.names()
+    if any(isinstance(host, kind) for host in hosts_of(name))
+  )

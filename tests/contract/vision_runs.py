@@ -1,0 +1,217 @@
+"""A recipe in a vision transformer."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.contract import probes
+from tests.contract.case import BATCH, KEY, Case
+from tests.contract.hosts import VisionHost
+from tokjax.slots import Slots
+from tokjax.tokens import Tokens
+
+
+class VisionCase(Case):
+  """Results: "output", "tokens" and, of batches, "plans" and "whole"."""
+
+  host: VisionHost
+
+  @property
+  def output_shape(self) -> tuple[int, ...]:
+    return (BATCH, self.host.config.num_classes)
+
+  @property
+  def stays(self) -> bool:
+    """Whether every token leaves the model again: plans are undone."""
+    return all(r.back is not None for r in self.slots.reduce)
+
+  @property
+  def around(self) -> bool:
+    """Whether a plan is undone within its block, so that plans do not chain."""
+    return any(r.around for r in self.slots.reduce)
+
+  @property
+  def bare(self) -> Slots:
+    """What is left of the recipe where `keep` has nothing to remove.
+
+    Its own parameters may stay: low-rank updates, a learned attention.
+    """
+    attend = self.slots.attend
+    attend = None if hasattr(attend, "with_keep") else attend
+    return Slots(attend=attend, adapter_rank=self.slots.adapter_rank)
+
+  @property
+  def takes_mask(self) -> bool:
+    return not self.slots.complete
+
+  def forward(self, params, images, key) -> dict[str, Any]:
+    """Output and tokens."""
+    output, out = self.model.apply({"params": params}, images, key=key)
+    return {"output": output, "tokens": vars(out["tokens"])}
+
+  def probed(self, params, images, key) -> dict[str, Any]:
+    """Output, tokens and what every plan says of itself."""
+    output, out = self.model.apply({"params": params}, images, key=key)
+    plans = [plan for made in out["plans"] for plan in made]
+    return {
+      "output": output,
+      "tokens": vars(out["tokens"]),
+      "plans": [probes.probe(plan) for plan in plans],
+      "whole": probes.compose(plans) if plans and not self.around else None,
+    }
+
+  @functools.cached_property
+  def batch(self):
+    return jax.jit(self.probed)
+
+  @property
+  def other_inputs(self) -> jax.Array:
+    return self.inputs[::-1] + 1
+
+  @property
+  def nan_inputs(self) -> tuple[Any, Any]:
+    return self.params, self.inputs.at[1, 5, 5].set(jnp.nan)
+
+  @functools.cached_property
+  def single(self):
+    """The program of a batch of one."""
+    return jax.jit(self.forward)
+
+  @functools.cached_property
+  def encode(self):
+    """The encoder alone, forward and backward: (tokens, gradients)."""
+    encoder = self.host.encoder(self.slots)
+
+    def run(params, tokens, key, grid):
+      def loss(params, x):
+        variables = {"params": params["encoder"]}
+        given = tokens.replace(x=x)
+        out, _ = encoder.apply(variables, given, grid=grid, key=key)
+        x = out.x if out.mask is None else masked(out.x, out.mask)
+        return jnp.sum(x**2), out
+
+      grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
+      gradients, out = grad(params, tokens.x)
+      return vars(out), gradients
+
+    return jax.jit(run, static_argnames="grid")
+
+  @functools.cached_property
+  def padding(self) -> "Padding":
+    return Padding.of(self.host)
+
+  def padded(self, garbage: float) -> tuple[dict[str, Any], Any]:
+    """The padded batch, with `garbage` where nothing is real."""
+    tokens = self.padding.batch
+    x = jnp.where(tokens.mask[..., None], tokens.x, jnp.float32(garbage))
+    tokens = tokens.replace(x=x)
+    out = self.encode(self.params, tokens, KEY(0), self.host.config.grid)
+    return jax.device_get(out)
+
+  @functools.cached_property
+  def with_nan(self) -> tuple[dict[str, Any], Any]:
+    return self.padded(np.nan)
+
+  @functools.cached_property
+  def alone(self) -> tuple[dict[str, Any], Any]:
+    """The first two examples of the padded batch without their padding.
+
+    All their tokens where the recipe takes no padding: parameters may be tied
+    to the number of tokens.
+    """
+    tokens, grid = self.padding.alone, Padding.GRID
+    if not self.takes_mask:
+      tokens = self.host.tokens(2, self.host.config.num_patches)
+      grid = self.host.config.grid
+    return jax.device_get(self.encode(self.params, tokens, KEY(0), grid))
+
+  def padded_and_alone(self) -> Iterator[tuple[dict, dict]]:
+    padded, alone = self.with_nan[0], self.alone[0]
+    names = ("x", "size", "position", "kind")
+    # Noise belongs to places, so a random recipe sees the same only where the
+    # padding comes last.
+    for i in range(1 if self.slots.needs_key else 2):
+      few = padded["mask"][i]
+      there = np.ones(alone["x"].shape[1], bool)
+      if alone["mask"] is not None:
+        there = alone["mask"][i]
+      yield (
+        {name: padded[name][i][few] for name in names},
+        {name: alone[name][i][there] for name in names},
+      )
+
+  def with_garbage(self) -> tuple[dict, dict]:
+    nan, huge = self.with_nan[0], self.padded(1e30)[0]
+    real = nan["mask"][..., None]
+    return (
+      {"x": np.where(real, nan["x"], 0)},
+      {"x": np.where(huge["mask"][..., None], huge["x"], 0)},
+    )
+
+  def keeping_all(self) -> tuple[dict, dict] | None:
+    args = self.inputs[:1], KEY(0)
+
+    def run(slots):
+      model = self.host.build(slots)
+
+      def forward(params, images, key):
+        _, out = model.apply({"params": params}, images, key=key)
+        valid = [p.valid for made in out["plans"] for p in made]
+        return vars(out["tokens"]), [v for v in valid if v is not None]
+
+      return jax.jit(forward)(self.params, *args)
+
+    tokens, valid = run(self.host.slots(self.recipe, 1.0))
+    if valid and not np.concatenate(valid, axis=1).all():
+      # An adaptive method: room for all is no order to keep all.
+      assert tokens["mask"] is not None
+      return None
+    tokens["mask"] = None
+    return tokens, run(self.bare)[0]
+
+
+def masked(x, mask):
+  return jnp.where(mask[..., None], x, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+  """Padded examples, and two of them alone.
+
+  Rows of `batch`: padded at the end, padded anywhere, not padded, one real
+  patch, none. `alone` holds the real tokens of the first two, nothing else.
+  """
+
+  batch: Tokens
+  alone: Tokens
+
+  GRID = (6, 8)
+  REAL = 48
+
+  @classmethod
+  def of(cls, host: VisionHost) -> "Padding":
+    p, patches = host.protected, host.config.num_patches
+    tokens = host.tokens(5, patches)
+    rng = np.random.default_rng(11)
+    mask = np.zeros((5, patches), bool)
+    mask[0, : cls.REAL] = True
+    mask[1, np.sort(rng.permutation(patches)[: cls.REAL])] = True
+    mask[2] = True
+    mask[3, patches // 3] = True
+    mask = np.concatenate([np.ones((5, p), bool), mask], axis=1)
+
+    def real(values):
+      return jnp.stack([values[i][mask[i]] for i in range(2)])
+
+    alone = Tokens(
+      real(tokens.x),
+      real(tokens.size),
+      real(tokens.position),
+      real(tokens.kind),
+    )
+    return cls(tokens.replace(mask=jnp.asarray(mask)), alone)
