@@ -130,7 +130,7 @@ class Recipes(Stage):
       self.order = [*rng.permutation(recipes.names())]
     name = str(self.order.pop())
     family = recipes.find(name).family
-    run = self.decode if family in hosts.DECODERS else self.encode
+    run = self.decode if family in hosts.DecoderHost.families else self.encode
     yield from run(name, rng)
 
   def encode(self, name: str, rng):
