@@ -66,8 +66,8 @@ class Share(Budget):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sum(Budget):
-  """What two budgets keep together (H2O: heavy hitters and recent ones)."""
+class _Pair(Budget):
+  """Two budgets, `a` and `b`."""
 
   a: Budget
   b: Budget
@@ -77,6 +77,11 @@ class Sum(Budget):
   @property
   def layered(self) -> bool:
     return self.a.layered or self.b.layered
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum(_Pair):
+  """What two budgets keep together (H2O: heavy hitters and recent ones)."""
 
   def count(self, tokens: int, layer: int, depth: int) -> int:
     return sum(bounded(part, tokens, layer, depth) for part in (self.a, self.b))
@@ -115,17 +120,8 @@ class Rest(Budget):
 
 
 @dataclasses.dataclass(frozen=True)
-class Larger(Budget):
+class Larger(_Pair):
   """The larger of two budgets."""
-
-  a: Budget
-  b: Budget
-
-  bound: ClassVar = True
-
-  @property
-  def layered(self) -> bool:
-    return self.a.layered or self.b.layered
 
   def count(self, tokens: int, layer: int, depth: int) -> int:
     return max(bounded(part, tokens, layer, depth) for part in (self.a, self.b))

@@ -214,11 +214,7 @@ class _Heads:
     place = jnp.arange(e.room)
     there = place < e.length
     free = there & (place >= first) & (place < e.length - last)
-    size = e.extra.get("count", jnp.ones((e.room,), jnp.float32))
-    tokens = Tokens(
-      e.k, size, e.position[:, None].astype(jnp.float32),
-      jnp.full((e.room,), Kind.TEXT, jnp.int32), there,
-    )  # fmt: skip
+    tokens = _tokens(e)
     due = jnp.minimum(count, e.length) - (there & ~free).sum()
     site = Site(
       tokens, answers, self.keep, self.layer.index, self.layer.depth,
@@ -227,7 +223,7 @@ class _Heads:
     found = self.rule(site)
     plan = found.plan if isinstance(found, Carried) else found
     if self.rest == "mean":
-      plan = lift.with_mean_of_rest(plan, free, size)
+      plan = lift.with_mean_of_rest(plan, free, tokens.size)
     plan = lift.anywhere(plan, there & ~free, self.spare, self.room)
     return entries_lib.move(plan, e)
 
@@ -325,18 +321,21 @@ class Trim:
     return jax.tree.map(pick, fewer, entries)
 
 
+def _tokens(e: Entries) -> Tokens:
+  """One head's entries as tokens, which rules see; features are the keys."""
+  one = jnp.ones((e.room,), jnp.float32)
+  return Tokens(
+    e.k, e.extra.get("count", one), e.position[:, None].astype(jnp.float32),
+    jnp.full((e.room,), Kind.TEXT, jnp.int32), jnp.arange(e.room) < e.length,
+  )  # fmt: skip
+
+
 def _scored(score, e: Entries, answers: Answers, layer: Layer) -> Array:
   """A rule's scores of one head's entries."""
-  place = jnp.arange(e.room)
-  tokens = Tokens(
-    e.k, jnp.ones((e.room,), jnp.float32),
-    e.position[:, None].astype(jnp.float32),
-    jnp.full((e.room,), Kind.TEXT, jnp.int32), place < e.length,
-  )  # fmt: skip
+  tokens = _tokens(e)
   return score(
-    Site(tokens, answers, e.room, layer.index, layer.depth,
-         free_at=place < e.length)
-  )  # fmt: skip
+    Site(tokens, answers, e.room, layer.index, layer.depth, free_at=tokens.mask)
+  )
 
 
 def _less_one(
