@@ -2,8 +2,8 @@
 
 Recipes come from the registry, models from `tests.contract.hosts`; what a law
 must adapt to (a restored output, a grid, a key, what a budget is of) is read
-from the slots, never from a recipe's name. Laws without a host in their
-parameters' name hold in every kind of model. Language recipes are compared with
+from the slots, never from a recipe's name. Laws over `EVERY` and `FIRST`
+hold in every kind of model. Language recipes are compared with
 slow references, layer by layer, in `tests/cache/test_contract.py`.
 """
 
@@ -143,9 +143,7 @@ def test_the_order_of_a_batch_changes_nothing(recipe, host):
     pytest.skip("examples have keys of their own")
   rolled = c.run(jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), c.inputs))
   for i in range(BATCH):
-    close(
-      example(rolled["output"], i - 1), example(c.clean["output"], i)
-    )
+    close(example(rolled["output"], i - 1), example(c.clean["output"], i))
 
 
 @FIRST_VISION
