@@ -9,7 +9,7 @@ def slots_of(recipe: recipes.Recipe) -> str:
   filled = ["reduce"] if slots.reduce else []
   if slots.attend is not None or slots.proportional:
     filled.append("attend")
-  filled += [n for n in ("cache", "prompt") if getattr(slots, n) is not None]
+  filled += [n for n in ("cache", "program") if getattr(slots, n) is not None]
   return ",".join(filled) or "-"
 
 
