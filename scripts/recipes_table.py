@@ -25,6 +25,7 @@ TITLES = {
   "vision": "Vision encoders",
   "llm": "Attention and prompts of language models",
   "cache": "KV caches of language models",
+  "vlm": "Visual tokens in language models",
 }
 HEAD = """# Systems
 
