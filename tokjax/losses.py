@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tokjax.signals import Attention
+from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +183,6 @@ class Consistency:
   name = "consistency"
 
   def __call__(self, view: View) -> Array:
-    from tokjax.slots import Slots
-
     slots = Slots(name="none")
     if self.keep is not None:
       slots = view.model.slots.with_keep(self.keep)

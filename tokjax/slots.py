@@ -48,6 +48,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tokjax import budgets
 from tokjax.layer import Arrivals, Carry, Layer, Memory, Params
 from tokjax.reduce.reduction import Reduce
+from tokjax.reduce.stages import check
 from tokjax.signals import Question
 
 State = Any
@@ -285,8 +286,6 @@ class Slots:
 
   def counts(self, tokens: int, depth: int) -> tuple[budgets.Counts, ...]:
     """Checked counts of every reduction, each as if it were alone."""
-    from tokjax.reduce.stages import check
-
     return tuple(
       check(
         r.budget.counts(tokens, depth), tokens, recipe=self.name,

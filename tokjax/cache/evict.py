@@ -24,6 +24,7 @@ from tokjax.layer import Arrivals, Layer
 from tokjax.reduce import lift
 from tokjax.reduce.free import Free
 from tokjax.reduce.reduction import Carried, Reduce
+from tokjax.reduce.rules import KEEP_NEWEST
 from tokjax.reduce.site import Site
 from tokjax.signals import Answers
 from tokjax.tokens import Kind, Tokens
@@ -250,7 +251,7 @@ class Trim:
       `[b]`; by default 0.
   """
 
-  rule: Any = None
+  rule: Any = KEEP_NEWEST
   remember: Any = None
   after: bool = False
   slack: int = 0
@@ -259,10 +260,6 @@ class Trim:
   arriving: Callable[[Arrivals], Array] | None = None
 
   def __post_init__(self):
-    if self.rule is None:
-      from tokjax.reduce.rules import KEEP_NEWEST
-
-      object.__setattr__(self, "rule", KEEP_NEWEST)
     if self.slack < 0:
       raise ValueError(f"slack={self.slack}: must not be negative")
 
