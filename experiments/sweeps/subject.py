@@ -30,7 +30,7 @@ class UnknownRecipe(typed.ConfigError, KeyError):
     return str(self.args[0])
 
 
-def find(name: str) -> recipes.Recipe:
+def find(name: str) -> recipes.Recipe | recipes.Joined:
   """The recipe of that name.
 
   Raises:

@@ -133,12 +133,12 @@ class Recipe:
     if level is not None:
       keep = self.warmup.keep(keep, level)
     try:
-      found = [recipes.find(name.strip()) for name in self.name.split("+")]
+      found = recipes.find(self.name)
     except KeyError as error:
       raise typed.ConfigError(error.args[0]) from error
     hints = {
       key: hint
-      for recipe in found
+      for recipe in getattr(found, "parts", (found,))
       for key, hint in typing.get_type_hints(
         recipe.build, include_extras=True
       ).items()
@@ -154,7 +154,7 @@ class Recipe:
     if keep is not None:
       given["keep"] = keep
     try:
-      return recipes.get(self.name, **given)
+      return found(**given)
     except (recipes.UnknownOption, ValueError) as error:
       raise typed.ConfigError(str(error)) from error
 

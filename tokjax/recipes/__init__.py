@@ -11,6 +11,7 @@ import os
 from tokjax.recipes import vision
 from tokjax.recipes import language
 from tokjax.recipes import multimodal
+from tokjax.recipes.registry import Joined
 from tokjax.recipes.registry import Recipe
 from tokjax.recipes.registry import UnknownOption
 from tokjax.recipes.registry import compose
@@ -20,6 +21,7 @@ from tokjax.recipes.registry import names
 from tokjax.recipes.registry import recipe
 
 __all__ = [
+  "Joined",
   "Recipe",
   "UnknownOption",
   "compose",

@@ -99,8 +99,60 @@ def names(family: str | None = None) -> tuple[str, ...]:
   return tuple(r.name for r in _RECIPES.values() if family in (None, r.family))
 
 
-def find(name: str) -> Recipe:
-  """The `Recipe` of that name; suggests near ones when there is none."""
+@dataclasses.dataclass(frozen=True)
+class Joined:
+  """Several recipes as one: what `find("evit+tome")` gives.
+
+  Attributes:
+    parts: in the order in which they act.
+  """
+
+  parts: tuple[Recipe, ...]
+
+  @property
+  def name(self) -> str:
+    return "+".join(part.name for part in self.parts)
+
+  @property
+  def family(self) -> str:
+    """That of the last part."""
+    return self.parts[-1].family
+
+  @property
+  def training(self) -> str:
+    """Whether a part has to be trained: "learned", or "training-free"."""
+    found = {part.training for part in self.parts}
+    return "learned" if "learned" in found else "training-free"
+
+  @property
+  def options(self) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(o for part in self.parts for o in part.options))
+
+  def __call__(self, *, keep: float | None = None, **options) -> Slots:
+    """Builds the slots; each part takes the options that it has."""
+    unknown = [name for name in options if name not in self.options]
+    if unknown:
+      raise UnknownOption(
+        f"recipe {self.name!r}: unknown option {unknown[0]!r}; its options are"
+        f" keep, {', '.join(self.options)}"
+      )
+    own = lambda r: {o: v for o, v in options.items() if o in r.options}
+    slots = compose_slots(*(part(**own(part)) for part in self.parts))
+    return slots if keep is None else slots.with_keep(keep)
+
+
+def find(name: str) -> Recipe | Joined:
+  """The `Recipe` of that name, or those of names joined by "+".
+
+  Raises:
+    KeyError: there is none; suggests near ones.
+  """
+  if "+" in name:
+    return Joined(tuple(_one(part.strip()) for part in name.split("+")))
+  return _one(name)
+
+
+def _one(name: str) -> Recipe:
   if name not in _RECIPES:
     near = difflib.get_close_matches(name, _RECIPES, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
@@ -124,20 +176,7 @@ def get(name: str, **options) -> Slots:
     UnknownOption: no such option.
     ValueError: an option out of range, or recipes that do not go together.
   """
-  if "+" not in name:
-    return find(name)(**options)
-  keep = options.pop("keep", None)
-  found = [find(part.strip()) for part in name.split("+")]
-  unknown = [o for o in options if not any(o in r.options for r in found)]
-  if unknown:
-    known = sorted({option for r in found for option in r.options})
-    raise UnknownOption(
-      f"recipe {name!r}: unknown option {unknown[0]!r}; its options are keep,"
-      f" {', '.join(known)}"
-    )
-  own = lambda r: {o: v for o, v in options.items() if o in r.options}
-  slots = compose_slots(*(r(**own(r)) for r in found))
-  return slots if keep is None else slots.with_keep(keep)
+  return find(name)(**options)
 
 
 def compose(*parts: str | Slots, keep: float | None = None) -> Slots:
