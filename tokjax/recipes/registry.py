@@ -118,6 +118,22 @@ class Joined:
     """That of the last part."""
     return self.parts[-1].family
 
+  def _of_all(self, field: str) -> str:
+    found = [f"{part.name}: {getattr(part, field)}" for part in self.parts]
+    return "; ".join(found)
+
+  @property
+  def paper(self) -> str:
+    return self._of_all("paper")
+
+  @property
+  def evidence(self) -> str:
+    return self._of_all("evidence")
+
+  @property
+  def deviations(self) -> str:
+    return self._of_all("deviations")
+
   @property
   def training(self) -> str:
     """Whether a part has to be trained: "learned", or "training-free"."""
