@@ -29,7 +29,7 @@ def check_slots(config: DecoderConfig, slots: Slots) -> None:
       " tokjax.slots.Attend, such as tokjax.attention.Causal"
     )
   for reduce in slots.reduce:
-    where = f"recipe {slots.name!r}: {reduce.recipe or reduce.rule}"
+    where = f"recipe {slots.name!r}, slot 'reduce': {reduce.recipe or 'a rule'}"
     if reduce.at not in PLACES:
       raise ValueError(
         f"{where} acts at {reduce.at!r}, inside attention; a decoder carries"

@@ -116,14 +116,15 @@ class ViTConfig:
 
   def _fields(self) -> Iterator[str]:
     """Faults of single fields."""
-    sizes = ("patch_size", "channels", "width", "depth", "heads", "mlp_dim")
+    sizes = ("patch_size", "channels", "width", "heads", "mlp_dim")
     yield from faults.integers(self, sizes, 1)
     if not all(faults.is_integer(x) and x > 0 for x in self.image_sides):
       yield (
         f"image_size={self.image_size!r}: must be 1 or more, or two of these"
         " (height, width), as integers"
       )
-    yield from faults.integers(self, ("registers",), 0)
+    # Without blocks it is a linear model of its patches.
+    yield from faults.integers(self, ("registers", "depth"), 0)
     heads = ("pooler", "projection", "num_classes")
     given = [name for name in heads if getattr(self, name) is not None]
     yield from faults.integers(self, given, 1)
@@ -289,12 +290,13 @@ def check_slots(config: ViTConfig, slots: Slots) -> None:
   for reduce in slots.reduce:
     if reduce.again or reduce.position != "keep":
       raise ValueError(
-        f"recipe {slots.name!r}: again= and position='renumber' are for"
+        f"recipe {slots.name!r}, slot 'reduce': again= and renumbering are for"
         " language models; a vision encoder keeps positions"
       )
     if Kind.PATCH not in reduce.free.kinds:
       raise ValueError(
-        f"recipe {slots.name!r} reduces {[k.name for k in reduce.free.kinds]};"
+        f"recipe {slots.name!r}, slot 'reduce': reduces"
+        f" {[k.name for k in reduce.free.kinds]};"
         " a vision encoder has free tokens of the kind PATCH"
       )
   kinds = (*config.kinds, Kind.PATCH)
@@ -302,12 +304,12 @@ def check_slots(config: ViTConfig, slots: Slots) -> None:
     of = getattr(question, "of", None)
     if isinstance(of, By):
       raise ValueError(
-        f"recipe {slots.name!r} weights queries by {of.signal}, which only"
-        " decoders answer"
+        f"recipe {slots.name!r}, slot 'reduce': weights queries by a signal,"
+        " which only decoders answer"
       )
     if isinstance(of, Of) and not set(of.kinds) & set(kinds):
       raise ValueError(
-        f"recipe {slots.name!r} asks for the attention of"
+        f"recipe {slots.name!r}, slot 'reduce': asks for the attention of"
         f" {[kind.name for kind in of.kinds]} tokens, which this model does not"
         f" have (class_token={config.class_token}); it has"
         f" {sorted({kind.name for kind in kinds})}"
