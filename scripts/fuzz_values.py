@@ -91,7 +91,7 @@ class Weights(Stage):
     path = sorted(self.whole)[rng.integers(len(self.whole))]
     what = self.change(path, rng)
     try:
-      model, params, _ = interop.load_decoder(self.folder)
+      model, params, _ = interop.load(self.folder)
       text = jnp.zeros((1, 3), jnp.int32)
       logits = jax.eval_shape(model.apply, {"params": params}, text)[0]
       assert logits.shape[:2] == (1, 3)
