@@ -10,11 +10,10 @@ def faults(*flags: str) -> int:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(
-  "stage, cases", [("configs", 1), ("kernels", 1), ("damage", 8)]
-)
-def test_a_planted_fault_is_found(stage, cases, capsys):
-  command = "--stages", stage, "--cases", str(cases), "--plant", stage
+@pytest.mark.parametrize("stage", ["configs", "kernels"])
+def test_a_planted_fault_is_found(stage, capsys):
+  """Of damaged files a flipped bit may be harmless: nothing is sure there."""
+  command = "--stages", stage, "--cases", "1", "--plant", stage
   assert faults(*command) >= 1
   shown = capsys.readouterr().out
   assert f"FAULT python -m scripts.fuzz --stages {stage}" in shown
