@@ -4,7 +4,7 @@ import pytest
 
 from experiments import pictures
 from experiments.data import Digits
-from experiments.sweeps import carriers, classification
+from experiments.sweeps import carriers, classifiers
 from tests.interop import checkpoints
 from tests.interop.helpers import config, random_params
 from tokjax import interop
@@ -12,11 +12,11 @@ from tokjax import interop
 
 def test_a_language_model_is_no_model_of_images(tmp_path):
   checkpoints.write(tmp_path)
-  subject = classification.Pretrained(str(tmp_path), Digits())
+  subject = classifiers.Pretrained(str(tmp_path), Digits())
   with pytest.raises(ValueError, match="is a Decoder, no model of images"):
     subject.prepare(tmp_path)
   with pytest.raises(ValueError, match="is a Decoder, no model of images"):
-    pictures.looker(str(tmp_path), 32, 8)
+    pictures.encoder(str(tmp_path), 32, 8)
 
 
 def test_a_model_of_images_is_no_language_model(tmp_path):

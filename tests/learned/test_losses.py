@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +11,14 @@ import pytest
 from configs import recall
 from experiments import train
 from experiments.tasks import TASKS
+from tests.decoder.models import config as decoder_config
+from tests.decoder.models import decoder, params_of, tokens
 from tests.experiments import tiny
 from tests.learned import reference
 from tokjax import losses
 from tokjax.models import Decoder, DecoderConfig
 from tokjax.recipes import registry
+from tokjax.signals import Answers, Attention, Block
 from tokjax.slots import Slots
 
 
@@ -58,7 +59,8 @@ def test_diversity_against_numpy_over_layers_and_batch():
     reference.softmax(2 * rng.normal(size=(2, 3, 9, 9))) for _ in range(2)
   ]
   signals = [
-    type("S", (), {"attention": jnp.asarray(m, jnp.float32)}) for m in maps
+    Answers((Attention(Block(i)),), (jnp.asarray(m, jnp.float32),))
+    for i, m in enumerate(maps)
   ]
   found = losses.Diversity(factor=1.5)(View({"signals": signals}))
   expected = np.mean([reference.diversity(a, 1.5) for m in maps for a in m])
@@ -208,28 +210,18 @@ def test_the_loop_logs_the_losses_of_a_decoders_recipe(tmp_path, monkeypatch):
   assert row["loss"] == pytest.approx(nats + 0.5 * row["confidence"], rel=1e-5)
 
 
-class Attentive(nn.Module):
-  """A language model that hands out attention, as recipes may ask for."""
-
-  slots: Slots
-  maps: Any
-
-  @nn.compact
-  def __call__(self, tokens, *, key=None, train=False):
-    logits = nn.Embed(7, 7)(tokens)
-    return logits, {"signals": self.maps}
-
-
 def test_diversity_of_a_language_model():
-  a = reference.softmax(np.random.default_rng(0).normal(size=(2, 3, 4, 4)))
-  maps = (type("S", (), {"attention": jnp.asarray(a, jnp.float32)}),)
-  slots = Slots(losses=(losses.Diversity(1.5),), collect=("attention",))
-  model = Attentive(slots, maps)
-  batch = {"tokens": jnp.zeros((2, 5), int)}
-  params = model.init(jax.random.key(0), batch["tokens"])["params"]
-  _, metrics = TASKS["language"]().loss(model, params, batch, jax.random.key(0))
-  expected = np.mean([reference.diversity(x, 1.5) for x in a])
-  np.testing.assert_allclose(metrics["diversity"], expected, rtol=1e-5)
+  """A decoder collects its maps, and the task adds the loss on them."""
+  slots = Slots(losses=(losses.Diversity(1.5),), collect=(Attention(),))
+  model, params = decoder(slots), params_of(decoder_config())
+  ids = jnp.asarray(tokens(2, 7))
+  _, metrics = TASKS["language"]().loss(
+    model, params, {"tokens": ids}, jax.random.key(0)
+  )
+  _, out = model.apply({"params": params}, ids[:, :-1])
+  maps = [answers.of(Attention) for answers in out["signals"]]
+  expected = np.mean([reference.diversity(a, 1.5) for m in maps for a in m])
+  np.testing.assert_allclose(metrics["diversity"], expected, rtol=1e-4)
 
 
 def test_a_loss_that_the_model_cannot_feed_is_refused():
