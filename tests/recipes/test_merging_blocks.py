@@ -11,6 +11,7 @@ from tests.recipes import reference_merging as reference
 from tests.recipes.sites_merging import batch_of
 from tests.recipes.sites_pruning import rows
 from tokjax import budgets, recipes
+from tokjax.models import ViTConfig
 from tokjax.models.encoder import Encoder
 
 B, WIDTH, HEADS, DEPTH, EPSILON = 2, 12, 3, 2, 1e-6
@@ -92,19 +93,12 @@ def test_an_encoder(name):
   block, protected, options = CASES[name]
   n = 16 + protected
   tokens = batch_of(rows(0, B, n, WIDTH), protected)
-  encoder = Encoder(
-    depth=DEPTH,
-    width=WIDTH,
-    heads=HEADS,
-    mlp_dim=20,
-    activation="gelu",
-    epsilon=EPSILON,
-    qkv_bias=True,
-    layer_scale=False,
-    slots=recipes.get(name, **options),
-    protected=protected,
-    dtype=np.float32,
-  )
+  config = ViTConfig(
+    image_size=4, patch_size=1, width=WIDTH, depth=DEPTH, heads=HEADS,
+    mlp_dim=20, epsilon=EPSILON, num_classes=None, pool="none",
+    class_token=protected > 0, distillation_token=protected > 1,
+  )  # fmt: skip
+  encoder = Encoder(config, recipes.get(name, **options), np.float32)
 
   start = functools.partial(encoder.init, jax.random.key(0), grid=(4, 4))
   rng = np.random.default_rng(1)
