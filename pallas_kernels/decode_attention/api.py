@@ -73,7 +73,9 @@ def decode_attention(
     `[*b, t, H, Dv]` in q's dtype, and with `return_lse` a tuple of that and
     lse `[*b, H, t]`. Where
     nothing is visible: 0 and -inf (or the sink). Entries that are not visible
-    have no influence, also where they are not finite.
+    have no influence, also where they are not finite; the TPU kernel wants
+    those in blocks that it reads to be finite (to compute again without them
+    would take a second cache).
 
   Raises:
     ValueError: for shapes that do not fit, or an unknown implementation.
@@ -98,8 +100,10 @@ def decode_attention(
     choice.implementations(_PACKAGE), (operands, options), implementation
   )
   run = lambda x: chosen.forward(x, options)
-  if chosen.name != "reference":
+  if chosen.name == "xla":
     run = op.batchable(lambda x: _forward(chosen, x, options))
+  elif chosen.name != "reference":
+    run = op.batchable(run)
   out, lse = run(operands)  # [B, t, H, Dv], [B, H, t]
   if sinks is not None:
     out, lse = op.apply_sinks(

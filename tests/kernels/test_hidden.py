@@ -192,9 +192,12 @@ def test_keys_that_a_nan_query_sees_receive_no_number(implementation):
 
 
 @pytest.mark.parametrize("how", ("length", "list", "bias", "causal"))
-@every_implementation
+@pytest.mark.parametrize("implementation", ("reference", "xla"))
 def test_decode_attention(implementation, how):
-  """An unfilled part, blocks that are not read, and keys that a bias hides."""
+  """An unfilled part, blocks that are not read, and keys that a bias hides.
+
+  The TPU kernel is not among them: it wants what it reads to be finite.
+  """
   rng = np.random.default_rng(1)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   t = 2 if how == "causal" else 1
