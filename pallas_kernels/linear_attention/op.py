@@ -9,12 +9,12 @@ the gradient G[t] of S[t] runs backward, from `d_last`:
 and every pair of tokens that a decay lies between gives log_decay its distance
 times what it contributes. Kernels do this by tiles; see `tpu_backward`.
 
-A token that is not finite has no influence on those before it. Products within
-a tile would multiply it by zero for them, and 0 * NaN is NaN: it takes part
-with zeros, and the outputs that it reaches become NaN afterwards. Those give
-no gradient but NaN to their own query (as in `walks.hidden`). Kernels run on
-what they are given first: their small results, the last state and the
-gradients of the first one and of the decay, are finite if all else is.
+Without a backward kernel, a token that is not finite has no influence on
+those before it. Products within a tile would multiply it by zero for them, and
+0 * NaN is NaN: it takes part with zeros, and the outputs that it reaches become
+NaN afterwards. Those give no gradient but NaN to their own query (as in
+`walks.hidden`). Kernels with a backward pass of their own (TPU) want tokens
+that are finite: a second run without the others would double what is compiled.
 """
 
 import functools
@@ -110,18 +110,8 @@ def _attend(implementation, params, operands):
 def _forward(implementation, params, operands, keep):
   """Results of a kernel, and what its backward pass needs."""
 
-  def run(operands):
-    call = functools.partial(implementation.forward, params=params, keep=keep)
-    first = call(operands)
-
-    def again():
-      out, last, kept = call(_cleaned(operands))
-      out, last = _poisoned(out, last, operands.q, *_bad(operands))
-      return out, last, kept
-
-    return lax.cond(jnp.isfinite(first[1]).all(), lambda: first, again)
-
-  return op.batchable(run)(operands)
+  call = functools.partial(implementation.forward, params=params, keep=keep)
+  return op.batchable(call)(operands)
 
 
 def _fwd(implementation, params, operands):
@@ -133,19 +123,9 @@ def _bwd(implementation, params, residuals, cotangents):
   operands, kept = residuals
 
   def run(operands, kept, d_out, d_last):
-    call = functools.partial(
-      implementation.backward, params=params, kept=kept
+    return implementation.backward(
+      operands, params=params, kept=kept, d_out=d_out, d_last=d_last
     )
-    first = call(operands, d_out=d_out, d_last=d_last)
-
-    def again():
-      bad = _bad(operands)
-      given, given_last, nan = _cotangents(*bad, d_out, d_last)
-      found = call(_cleaned(operands), d_out=given, d_last=given_last)
-      return found._replace(q=jnp.where(nan[..., None], jnp.nan, found.q))
-
-    fine = jnp.isfinite(first.log_decay).all() & jnp.isfinite(first.state).all()
-    return lax.cond(fine, lambda: first, again)
 
   return (op.batchable(run)(operands, kept, *cotangents),)
 

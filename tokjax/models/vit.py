@@ -314,6 +314,9 @@ def check_slots(config: ViTConfig, slots: Slots) -> None:
         f" have (class_token={config.class_token}); it has"
         f" {sorted({kind.name for kind in kinds})}"
       )
+  if len(slots.reduce) == 1:
+    # A budget that runs out is refused, also where all tokens come back.
+    slots.counts(config.num_patches, config.depth)
   stages = plan_stages(
     slots.reduce,
     sequence_of_patches(config.num_patches, len(config.kinds), config.grid),
