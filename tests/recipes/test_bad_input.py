@@ -106,7 +106,8 @@ BUILT = {
   ),
   "a signal the model has not": (
     lambda: vit("evit", BARE),
-    r"recipe 'evit', slot 'reduce': asks .*\['CLASS'\].*class_token=False.*it has \['PATCH'\]",
+    r"recipe 'evit', slot 'reduce': asks .*\['CLASS'\].*class_token=False"
+    r".*it has \['PATCH'\]",
   ),
   "attention before there is any": (
     lambda: vit("zero_tprune", budget=budgets.Once(0.5, 0)),
