@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -177,8 +176,3 @@ def step_refuses(question: Question) -> str:
 
 # Among what entries carry with them.
 REMEMBERED = "score"
-
-
-def flat(tree: Any) -> Any:
-  """Leading axes `[b, G]` as one."""
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)

@@ -164,7 +164,7 @@ def evict(
   if reduce.rest == "mean" or not _selects(reduce.rule):
     extra["count"] = jnp.ones(whole.position.shape, jnp.float32)
   whole = whole.replace(extra=extra)
-  count, last = limits(reduce, layer, n, space.length)
+  count, last = (jnp.asarray(x)[space.length] for x in (of.count, of.last))
   step = _Heads(reduce.rule, reduce.rest, of.free, int(of.ends.max()),
                 room(reduce, layer, n), layer)  # fmt: skip
   own = tuple(q.answered(layer.index) for q in reduce.asks)
@@ -267,7 +267,7 @@ class Trim:
   def asks(self) -> tuple[Any, ...]:
     return signals.questions_of(self.rule)
 
-  def check(self, store: Any) -> None:
+  def check(self) -> None:
     """Raises ValueError for questions that a step does not answer."""
     for question in self.asks:
       match question:

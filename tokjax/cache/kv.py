@@ -169,7 +169,7 @@ class KV(Prompted):
     if self.evict is not None:
       evict_lib.check(self.evict, layer, prompt)
     if self.trim is not None:
-      self.trim.check(self.store)
+      self.trim.check()
       if self.evict is None:
         raise ValueError("trim= needs evict=, whose budget it keeps to")
       if not self.store.movable:

@@ -97,14 +97,13 @@ class Block(Reduces, nn.Module):
     """A whole sequence, of which nothing is remembered."""
 
     def attend(arrivals):
-      y, after = attend_of(self.slots)(
+      return attend_of(self.slots)(
         self.facts,
         arrivals,
         Memory.of(arrivals),
         params=unfreeze(self.params),
         carry=carry,
       )
-      return y, after
 
     return self._through(passage, reducer, attend)
 
