@@ -56,6 +56,25 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tokjax")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """Gives tests that share a fixture of their module one worker.
+
+  Two workers would both make it; where each case has its own, that is no loss.
+  """
+  for item in items:
+    made = item._fixtureinfo.name2fixturedefs.values()
+    own = [
+      fixture
+      for found in made
+      for fixture in found
+      if fixture.scope == "module" and not fixture.params
+      and fixture.func.__module__ == item.module.__name__
+    ]  # fmt: skip
+    if own and item.get_closest_marker("xdist_group") is None:
+      item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def devices() -> list[jax.Device]:
   """The virtual devices, for tests that shard."""

@@ -21,10 +21,11 @@ def own_recipe() -> str:
   return found.group(1)
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+@pytest.fixture
+def environment(tmp_path):
   """Of a shell in which the README's `my_recipes.py` was saved and named."""
-  folder = tmp_path_factory.mktemp("mine")
+  folder = tmp_path / "mine"
+  folder.mkdir()
   (folder / "my_recipes.py").write_text(own_recipe())
   path = os.pathsep.join([str(folder), str(ROOT)])
   return {**os.environ, "TOKJAX_RECIPES": "my_recipes", "PYTHONPATH": path}

@@ -22,9 +22,10 @@ def merge(
   safe = jnp.where(jnp.isneginf(peak), 0, peak)
   weight = jnp.exp(lses - safe)
   total = jnp.sum(weight, axis=axis, keepdims=True)
-  share = weight / jnp.where(total > 0, total, 1)
-  out = jnp.sum(outs * share[..., None].astype(outs.dtype), axis=axis)
-  lse = jnp.where(
-    total > 0, jnp.log(jnp.where(total > 0, total, 1)) + safe, -jnp.inf
+  # Not total > 0: NaN stays.
+  some = jnp.where(total == 0, 1, total)
+  out = jnp.sum(
+    outs * (weight / some)[..., None].astype(outs.dtype), axis=axis
   )
+  lse = jnp.where(total == 0, -jnp.inf, jnp.log(some) + safe)
   return out, jnp.squeeze(lse, axis)

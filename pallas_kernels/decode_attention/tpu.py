@@ -221,22 +221,26 @@ def _kernel(options, size, depth, has_bias, lists, ends, q, *refs):
 
   lax.fori_loop(start, stop, step, None)
   whole = tiles.total(mass[...])
-  some = jnp.where(whole > 0, whole, 1)
+  # Not whole > 0: NaN stays.
+  some = jnp.where(whole == 0, 1, whole)
   out[...] = total[...] / tiles.spread(some, total.shape[1])
   found = (peak[...] + jnp.log2(some)) * tiles.LN2
-  lse[...] = jnp.where(whole > 0, found, -jnp.inf)
+  lse[...] = jnp.where(whole == 0, -jnp.inf, found)
 
 
 def _online_softmax(
   options, size, block, ends, q, k, v, bias, peak, mass, total
 ):
-  """Adds one block of the cache."""
+  """Adds one block of the cache; what is hidden may be NaN (`walks.hidden`)."""
   params = contract.Params(options.scale, options.soft_cap)
   # Reading the cache takes longer than multiplying in full precision.
   precision = lax.Precision.HIGHEST
   value, _ = tiles.logits(
     params, tiles.product(q[...], k, 1, 1, precision), bias
   )
+  value, v = value + tiles.nan_of_rows(v), tiles.finite(v)
+  if bias is not None:
+    value = jnp.where(bias == -jnp.inf, -jnp.inf, value)
   at = block * size + lax.broadcasted_iota(jnp.int32, value.shape, 1)
   value = jnp.where(at < tiles.spread(ends[...], size), value, -jnp.inf)
   new = jnp.maximum(peak[...], jnp.max(value, axis=1, keepdims=True))

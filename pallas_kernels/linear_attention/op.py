@@ -9,12 +9,11 @@ the gradient G[t] of S[t] runs backward, from `d_last`:
 and every pair of tokens that a decay lies between gives log_decay its distance
 times what it contributes. Kernels do this by tiles; see `tpu_backward`.
 
-Without a backward kernel, a token that is not finite has no influence on
-those before it. Products within a tile would multiply it by zero for them, and
-0 * NaN is NaN: it takes part with zeros, and the outputs that it reaches become
-NaN afterwards. Those give no gradient but NaN to their own query (as in
-`walks.hidden`). Kernels with a backward pass of their own (TPU) want tokens
-that are finite: a second run without the others would double what is compiled.
+A token that is not finite has no influence on those before it. Products within
+a tile would multiply it by zero for them, and 0 * NaN is NaN. Kernels select
+instead, forward; for backward, and without a backward kernel, such a token
+takes part with zeros, and the outputs that it reaches give no gradient but NaN
+to their own query (as in `walks.hidden`).
 """
 
 import functools
@@ -121,13 +120,18 @@ def _fwd(implementation, params, operands):
 
 def _bwd(implementation, params, residuals, cotangents):
   operands, kept = residuals
+  d_out, d_last, nan = _cotangents(*_bad(operands), *cotangents)
+  operands = _cleaned(operands)
+  # States that a bad token has reached get no gradient, and are not to give any.
+  kept = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), kept)
 
   def run(operands, kept, d_out, d_last):
     return implementation.backward(
       operands, params=params, kept=kept, d_out=d_out, d_last=d_last
     )
 
-  return (op.batchable(run)(operands, kept, *cotangents),)
+  found = op.batchable(run)(operands, kept, d_out, d_last)
+  return (found._replace(q=jnp.where(nan[..., None], jnp.nan, found.q)),)
 
 
 _attend.defvjp(_fwd, _bwd)

@@ -8,6 +8,7 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.linear_attention import tpu_plan, tpu_tiles
+from pallas_kernels.walks.tpu_tiles import finite, nan_of_rows
 
 
 def forward(operands, params, keep=False, interpret=False):
@@ -59,6 +60,7 @@ def _kernel(plan, params, decay, q, k, v, initial, out, last, *refs):
     plan, decay[0, head], params.scale, (weights, since, until)
   )
   tiles = tpu_tiles.Tiles(plan, params, cell, q.dtype)
+  after = tpu_tiles.lags(weights.shape) >= 0
 
   @pl.when(cell == 0)
   def _():
@@ -72,8 +74,10 @@ def _kernel(plan, params, decay, q, k, v, initial, out, last, *refs):
     held, state = decays.enter(number), last[head]
     query, key, value = (ref[rows] for ref in (q, k, v))
     s = tiles.product(query, key, 1, 1) * weights[...]
+    s = jnp.where(after, s + nan_of_rows(value), 0)
     across = tiles.product(query, state, 1, 0)
-    result = tiles.product(s, value, 1, 0) + tiles.scaled(across, since[...])
+    within = tiles.product(s, finite(value), 1, 0)
+    result = within + tiles.scaled(across, since[...])
     out[rows] = result.astype(out.dtype)
     last[head] = tiles.after(decays, held, state, key, value)
 

@@ -17,6 +17,8 @@ from pallas_kernels.walks import numerics, tpu_plan
 LOG2E = math.log2(math.e)
 LN2 = math.log(2)
 LANES = tpu_plan.LANES
+# Rows of the smallest tile, of 16-bit numbers too.
+SUBLANES = 16
 
 
 def product(a, b, axis_a, axis_b, precision):
@@ -30,6 +32,20 @@ def product(a, b, axis_a, axis_b, precision):
     precision=precision,
     preferred_element_type=jnp.float32,
   )
+
+
+def finite(x):
+  """x with zeros for what is not finite, to be multiplied by zero."""
+  return jnp.where(jnp.abs(x.astype(jnp.float32)) < jnp.inf, x, 0)
+
+
+def nan_of_rows(x):
+  """NaN for rows `[n, d]` that hold something not finite, else 0: `[1, n]`.
+
+  A product with few rows, which turns a column into a line on the way.
+  """
+  ones = jnp.ones((SUBLANES, x.shape[1]), x.dtype)
+  return product(ones, x * 0, 1, 1, None)[:1]
 
 
 def column(line):

@@ -27,11 +27,13 @@ from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.decoder_layers import GatedMlp, Projections, norm
 from tokjax.models.decoder_slots import (
   capacities_of,
+  check_initialised,
   check_mask,
   check_slots,
   put_back,
   stages_of,
   start_passage,
+  whole_sequence,
 )
 from tokjax.models.reducer import Passage, Reducer, Reduces
 from tokjax.signals import Answers
@@ -265,15 +267,10 @@ class Decoder(nn.Module):
       tokens, valid = order.apply(tokens), order.apply(mask)
       kind = None if kind is None else order.apply(kind)
     rows = self.enter(tokens, positions_of(valid), valid, kind)
-    slots = self.slots
-    if self.is_initializing() or any(r.again for r in slots.reduce):
-      if not self.is_initializing():
-        raise ValueError(
-          f"recipe {slots.name!r} makes a new prompt of what remains, which a"
-          " whole sequence at once does not have; use tokjax.models.Generator"
-        )
-      slots = dataclasses.replace(slots, reduce=())
+    slots = whole_sequence(self.slots, self.is_initializing())
     stages = stages_of(slots, self.config, tokens.shape[1], capacities_of(rows))
+    if self.is_initializing():
+      check_initialised(slots, stages)
     reducer = Reducer.create(
       slots, stages, len(tokens), masked=mask is not None, ragged=True,
       key=key, train=train,

@@ -1,5 +1,6 @@
 """What a decoder makes of its slots: refusals, stages, passages."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -94,6 +95,38 @@ def stages_of(
   return plan_stages(
     slots.reduce, sequence, config.depth, recipe=slots.name, idle=idle
   )
+
+
+def whole_sequence(slots: Slots, initialising: bool) -> Slots:
+  """The slots as a call carries them out that takes a whole sequence at once.
+
+  Raises:
+    ValueError: a reduction that makes a new prompt of what remains; only its
+      parameters can be made so.
+  """
+  if not any(reduce.again for reduce in slots.reduce):
+    return slots
+  if not initialising:
+    raise ValueError(
+      f"recipe {slots.name!r} makes a new prompt of what remains, which a"
+      " whole sequence at once does not have; use tokjax.models.Generator"
+    )
+  once = tuple(dataclasses.replace(r, again=False) for r in slots.reduce)
+  return dataclasses.replace(slots, reduce=once)
+
+
+def check_initialised(slots: Slots, stages: Stages) -> None:
+  """Raises where a reduction with weights does not act, so has none."""
+  acting = {stage.number for block in stages for stage in block}
+  for number, reduce in enumerate(slots.reduce):
+    weights = reduce.learned is not None or reduce.combine is not None
+    if weights and number not in acting:
+      kinds = ", ".join(kind.name for kind in reduce.free.kinds)
+      raise ValueError(
+        f"recipe {slots.name!r}: {reduce.recipe or 'a reduction'} has weights"
+        " and nothing to remove from the tokens that the model is initialised"
+        f" with; give more tokens of the kinds {kinds} (argument kind=)"
+      )
 
 
 def check_mask(mask: Array | None, tokens: Array) -> None:
