@@ -131,7 +131,7 @@ def _antidiagonal(q, k, queries, keys, bias, visible, stride, block_q, block_k):
         i, j = a * stride + stride - 1 - s, b * stride + s
         if i < m and j < n and asked[i] and there[j]:
           total += q[i] @ k[j]
-      logits[b] = total / np.sqrt(width) / stride + np.log(np.exp(own).sum())
+      logits[b] = total / np.sqrt(width) / stride + np.log(np.exp(own).mean())
     if asked[a * stride : (a + 1) * stride].any():
       p = _softmax(logits)
       for b in range(tiles):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import layout as layouts
 from tokjax import budgets, selection
-from tokjax.attention import core
+from tokjax.attention import core, estimators
 from tokjax.attention.causal import Causal, listed, with_others
 from tokjax.budgets import Budget
 from tokjax.layer import Arrivals, Layer, Memory
@@ -220,28 +220,20 @@ class Antidiagonal(Causal):
     self, layer: Layer, arrivals: Arrivals, memory: Memory
   ) -> Float[Array, "b h m m"]:
     """Estimated attention of each block of queries to each block of keys."""
-    s, g = self.stride, layer.kv_heads
-    q = core.split(layer.rotate(arrivals.q, arrivals.position), g)
-    k = core.heads_first(layer.rotate(memory.k, memory.position))
-    q = jnp.where(arrivals.valid[:, None, None, :, None], q, 0.0)
-    k = jnp.where(memory.valid[:, None, :, None], k, 0.0)
-    tiles = lambda x: _padded(x, self.block, axis=-2).reshape(
-      *x.shape[:-2], -1, s, x.shape[-1]
-    )
-    x = jnp.einsum(
-      "bgrcsd,bgesd->bgrce", tiles(q)[..., ::-1, :], tiles(k),
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    x = x * (layer.factor / s / self.norm)
-    real = _padded(memory.valid, self.block, axis=1)
-    real = real.reshape(real.shape[0], -1, s).any(axis=-1)
-    place = jnp.arange(real.shape[1])
-    seen = (place[:, None] >= place[None])[None] & real[:, None, :]
-    seen = seen & real[:, :, None]
-    p = core.softmax(x, seen[:, None, None])
-    m, per = p.shape[-1] * s // self.block, self.block // s
-    p = p.reshape(p.shape[0], layer.heads, m, per, m, per)
-    return p.sum(axis=(3, 5))
+    # Estimators scale products by D ** -0.5.
+    scale = layer.factor * layer.head_dim**0.5 / self.norm
+    q = layer.rotate(arrivals.q, arrivals.position) * scale
+    k = layer.rotate(memory.k, memory.position)
+
+    def one(q, k, asked, there):
+      given = estimators.Blocked(
+        q=q, k=k, block_q=self.block, block_k=self.block, q_mask=asked,
+        k_mask=there, pattern=layouts.Causal(),
+      )  # fmt: skip
+      return jnp.exp(estimators.antidiagonal(given, stride=self.stride))
+
+    first = core.heads_first
+    return jax.vmap(one)(first(q), first(k), arrivals.valid, memory.valid)
 
   def blocks(
     self, layer: Layer, arrivals: Arrivals, memory: Memory

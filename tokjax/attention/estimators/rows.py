@@ -14,9 +14,10 @@ def antidiagonal(given: Blocked, *, stride: int = 16) -> Float[Array, "h i j"]:
 
   XAttention (arXiv 2503.16428; checked against `xattn_estimate` of
   xattn/src/Xattention.py, mode "inverse"): the logit of a tile is the sum of
-  its antidiagonal over `stride`, missing tokens being zeros. A tile is visible
-  where its last query may see its first key, which is its rule for a causal
-  pattern and extends it to others. Cost: 1 / stride of the scores.
+  its antidiagonal over `stride`, missing tokens being zeros; biases, which it
+  does not have, add the logarithm of their mean over the tile. A tile is
+  visible where its last query may see its first key, which is its rule for a
+  causal pattern and extends it to others. Cost: 1 / stride of the scores.
 
   Raises:
     ValueError: if `stride` does not divide the block sizes.
@@ -30,6 +31,7 @@ def antidiagonal(given: Blocked, *, stride: int = 16) -> Float[Array, "h i j"]:
   heads, m, width = q.shape
   asked, there = given.asked(stride), given.there(stride)
   own = blocks.log_sum(given.key_logits(stride))
+  own = own - jnp.log(jnp.maximum(there.sum(axis=1), 1))
   tiles = lambda x, shown: jnp.where(
     shown[None, :, :, None], blocks.cut(x, stride), 0.0
   )
