@@ -91,7 +91,8 @@ class RandomMask:
     noise = jax.random.uniform(jax.random.key(self.seed), (b, h, n - 1, n))
     seen = sparse_mask.largest(noise, sparse_mask.room(self.share, n))
     seen = jnp.concatenate([jnp.ones((b, h, 1, n), bool), seen], axis=2)
-    return dense.mix(sparse_mask.masked_softmax(q, k, seen, bias, mask), v)
+    weight = dense.probabilities(q, k, bias=bias, mask=mask, seen=seen)
+    return dense.mix(weight, v)
 
 
 def by_chance(slots: Slots, kind: str, seed: int) -> Slots:

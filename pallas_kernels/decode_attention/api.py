@@ -71,8 +71,9 @@ def decode_attention(
 
   Returns:
     `[*b, t, H, Dv]` in q's dtype, and with `return_lse` a tuple of that and
-    lse `[*b, H, t]`. Where nothing is visible: 0 and -inf (or the sink). Entries
-    that are not visible have no influence, also where they are not finite.
+    lse `[*b, H, t]`. Where nothing is visible: 0 and -inf (or the sink).
+    Entries that are not visible have no influence, also where they are not
+    finite.
 
   Raises:
     ValueError: for shapes that do not fit, or an unknown implementation.

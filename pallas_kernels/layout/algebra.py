@@ -15,9 +15,10 @@ from pallas_kernels.layout import (
   patterns,
   types,
 )
+from pallas_kernels.layout.types import BlockLayout
 
 
-def intersect(a, b):
+def intersect(a: BlockLayout, b: BlockLayout) -> BlockLayout:
   """Pairs that both layouts show.
 
   At most one of them may have segments, or else the masks of the common
@@ -57,7 +58,7 @@ def intersect(a, b):
   return _tagged(layout, a, b, "and")
 
 
-def union(a, b):
+def union(a: BlockLayout, b: BlockLayout) -> BlockLayout:
   """Pairs that either layout shows.
 
   Layouts with one mask function (or none on one side, without partial blocks)
@@ -134,7 +135,7 @@ def _aligned(a, b):
   )
 
 
-def shift(layout, blocks):
+def shift(layout: BlockLayout, blocks: int) -> BlockLayout:
   """Moves every key block by `blocks`; what leaves the sequence is dropped.
 
   Query i then sees key j where it saw key `j - blocks * block_k`. A block that
@@ -170,7 +171,7 @@ def shift(layout, blocks):
   return dataclasses.replace(moved, mask_fn=fn)
 
 
-def causal_cut(layout, offset=0):
+def causal_cut(layout: BlockLayout, offset: int = 0) -> BlockLayout:
   """Hides keys after the query's position plus `offset`."""
   return intersect(
     layout, build.from_pattern(patterns.Causal(offset), **_sizes(layout))

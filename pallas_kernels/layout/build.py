@@ -1,26 +1,29 @@
 """Builds layouts from patterns, masks, mask functions and segments."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 from jax import numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Int8
 
 from pallas_kernels.layout import dense, patterns, types
+from pallas_kernels.layout.types import BlockLayout, MaskFn
 
 
 def from_kinds(
-  kinds,
+  kinds: Int8[Array | np.ndarray, "*lead l i j"],
   *,
-  block_q,
-  block_k,
-  q_len,
-  k_len,
-  mask_fn=None,
-  full_capacity=None,
-  partial_capacity=None,
-  **leaves,
-):
+  block_q: int,
+  block_k: int,
+  q_len: int,
+  k_len: int,
+  mask_fn: MaskFn | None = None,
+  full_capacity: int | None = None,
+  partial_capacity: int | None = None,
+  **leaves: Any,
+) -> BlockLayout:
   """Builds a layout from a block map.
 
   Args:
@@ -81,7 +84,14 @@ def _transposed(kinds):
   return types.BlockTranspose(*lists)
 
 
-def from_pattern(pattern, *, q_len, k_len=None, block_q=128, block_k=128):
+def from_pattern(
+  pattern: patterns.Pattern,
+  *,
+  q_len: int,
+  k_len: int | None = None,
+  block_q: int = 128,
+  block_k: int = 128,
+) -> BlockLayout:
   """Builds the layout of a static pattern, without looking at elements.
 
   The lists are computed on the host at trace time, with exact capacities and
@@ -105,7 +115,13 @@ def from_pattern(pattern, *, q_len, k_len=None, block_q=128, block_k=128):
   )
 
 
-def full(*, q_len, k_len=None, block_q=128, block_k=128):
+def full(
+  *,
+  q_len: int,
+  k_len: int | None = None,
+  block_q: int = 128,
+  block_k: int = 128,
+) -> BlockLayout:
   """The layout that shows everything (dense attention by blocks)."""
   return from_pattern(
     patterns.Full(), q_len=q_len, k_len=k_len, block_q=block_q, block_k=block_k
@@ -113,8 +129,13 @@ def full(*, q_len, k_len=None, block_q=128, block_k=128):
 
 
 def from_mask(
-  mask, *, block_q=128, block_k=128, full_capacity=None, partial_capacity=None
-):
+  mask: Bool[ArrayLike, "*lead l q k"],
+  *,
+  block_q: int = 128,
+  block_k: int = 128,
+  full_capacity: int | None = None,
+  partial_capacity: int | None = None,
+) -> BlockLayout:
   """Builds a layout from an element mask, inside jit if wished.
 
   Args:
@@ -150,16 +171,16 @@ def from_mask(
 
 
 def from_mask_fn(
-  mask_fn,
+  mask_fn: MaskFn,
   *,
-  q_len,
-  k_len=None,
-  heads=1,
-  block_q=128,
-  block_k=128,
-  full_capacity=None,
-  partial_capacity=None,
-):
+  q_len: int,
+  k_len: int | None = None,
+  heads: int = 1,
+  block_q: int = 128,
+  block_k: int = 128,
+  full_capacity: int | None = None,
+  partial_capacity: int | None = None,
+) -> BlockLayout:
   """Builds a layout from any element mask function, inside jit if wished.
 
   Evaluates the function one block row at a time: O(block_q * k_len) memory,

@@ -6,13 +6,16 @@ as long as there are key blocks; ours may be shorter.
 """
 
 import dataclasses
+from typing import Any
 
 from jax import numpy as jnp
+from jaxtyping import Array, ArrayLike, Int, Int32
 
 from pallas_kernels.layout import types
+from pallas_kernels.layout.types import BlockLayout, MaskFn
 
 
-def to_flex(layout):
+def to_flex(layout: BlockLayout) -> dict[str, Int32[Array, "..."]]:
   """Arrays of FlexAttention's `BlockMask`, as a dict by its field names.
 
   `kv_*` are the partial blocks (evaluated with the mask function), `full_kv_*`
@@ -28,17 +31,17 @@ def to_flex(layout):
 
 
 def from_flex(
-  kv_num_blocks,
-  kv_indices,
-  full_kv_num_blocks=None,
-  full_kv_indices=None,
+  kv_num_blocks: Int[ArrayLike, "*lead l i"],
+  kv_indices: Int[ArrayLike, "*lead l i c"],
+  full_kv_num_blocks: Int[ArrayLike, "*lead l i"] | None = None,
+  full_kv_indices: Int[ArrayLike, "*lead l i f"] | None = None,
   *,
-  q_len,
-  k_len,
-  block_q=128,
-  block_k=128,
-  mask_fn=None,
-):
+  q_len: int,
+  k_len: int,
+  block_q: int = 128,
+  block_k: int = 128,
+  mask_fn: MaskFn | None = None,
+) -> BlockLayout:
   """Builds a layout from FlexAttention's lists.
 
   Args:
@@ -77,14 +80,14 @@ def from_flex(
   return layout if k_len % block_k == 0 else _demoted(layout)
 
 
-def to_fa4(layout):
+def to_fa4(layout: BlockLayout) -> dict[str, dict[str, Int32[Array, "..."]]]:
   """FlashAttention-4's lists, forward and (transposed) backward, as a dict.
 
   Keys `mask_block_cnt`, `mask_block_idx`, `full_block_cnt`, `full_block_idx`
   of `BlockSparseTensorsTorch`, under "forward" and "backward".
   """
   layout = layout.with_transpose()
-  forms = {
+  forms: dict[str, tuple[Any, int]] = {
     "forward": (layout, layout.k_blocks),
     "backward": (layout.transpose, layout.q_blocks),
   }
@@ -100,12 +103,12 @@ def to_fa4(layout):
 
 
 def from_fa4(
-  mask_block_cnt,
-  mask_block_idx,
-  full_block_cnt=None,
-  full_block_idx=None,
-  **sizes,
-):
+  mask_block_cnt: Int[ArrayLike, "*lead l i"],
+  mask_block_idx: Int[ArrayLike, "*lead l i c"],
+  full_block_cnt: Int[ArrayLike, "*lead l i"] | None = None,
+  full_block_idx: Int[ArrayLike, "*lead l i f"] | None = None,
+  **sizes: Any,
+) -> BlockLayout:
   """Builds a layout from FlashAttention-4's forward lists; see `from_flex`."""
   return from_flex(
     mask_block_cnt, mask_block_idx, full_block_cnt, full_block_idx, **sizes

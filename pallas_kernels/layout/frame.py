@@ -2,12 +2,16 @@
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import jax
 from jax import numpy as jnp
 
+if TYPE_CHECKING:  # `types` imports this module.
+  from pallas_kernels.layout.types import BlockLayout
 
-def with_lead(layout, batch):
+
+def with_lead(layout: "BlockLayout", batch: tuple[int, ...]) -> "BlockLayout":
   """Flattens the leading axes to exactly one, of size 1 or `prod(batch)`.
 
   Segments are padded to whole blocks, with ids that match nothing.
@@ -48,7 +52,7 @@ def with_lead(layout, batch):
   )
 
 
-def expand_heads(layout, heads):
+def expand_heads(layout: "BlockLayout", heads: int) -> "BlockLayout":
   """Repeats the layout heads, so that there is one per query head.
 
   Raises:
@@ -77,7 +81,7 @@ def expand_heads(layout, heads):
   )
 
 
-def broadcast(layout, lead):
+def broadcast(layout: "BlockLayout", lead: tuple[int, ...]) -> "BlockLayout":
   """Broadcasts the leading axes to `lead`."""
   rank = len(layout.lead)
 

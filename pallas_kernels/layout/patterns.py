@@ -15,6 +15,7 @@ time but never changes the result, because such a block is masked elementwise.
 import dataclasses
 
 import numpy as np
+from jaxtyping import Int8
 
 
 class Pattern:
@@ -30,7 +31,7 @@ class Pattern:
     """Returns `(some, every)` for inclusive position ranges of blocks."""
     raise NotImplementedError
 
-  def for_head(self, h):
+  def for_head(self, h: int) -> "Pattern":
     """Returns the pattern of head `h` alone."""
     del h
     return self
@@ -73,7 +74,7 @@ class And(Pattern):
     some_b, every_b = self.b.classify(*corners)
     return some_a & some_b, every_a & every_b
 
-  def for_head(self, h):
+  def for_head(self, h: int) -> "Pattern":
     return And(self.a.for_head(h), self.b.for_head(h))
 
 
@@ -96,7 +97,7 @@ class Or(Pattern):
     some_b, every_b = self.b.classify(*corners)
     return some_a | some_b, every_a | every_b
 
-  def for_head(self, h):
+  def for_head(self, h: int) -> "Pattern":
     return Or(self.a.for_head(h), self.b.for_head(h))
 
 
@@ -117,7 +118,7 @@ class Not(Pattern):
     some, every = self.a.classify(*corners)
     return ~every, ~some
 
-  def for_head(self, h):
+  def for_head(self, h: int) -> "Pattern":
     return Not(self.a.for_head(h))
 
 
@@ -233,12 +234,12 @@ class Row(Pattern):
     return (q_lo <= k_hi) & (k_lo <= q_hi), every
 
 
-def column(width):
+def column(width: int) -> Pattern:
   """Pairs in one column of an image of `width` tokens, row by row."""
   return Dilated(width)
 
 
-def criss_cross(width):
+def criss_cross(width: int) -> Pattern:
   """Row and column of the query's pixel (CCNet, arXiv 1811.11721)."""
   return Row(width) | column(width)
 
@@ -274,11 +275,13 @@ class PerHead(Pattern):
   def classify(self, *corners):
     raise ValueError("PerHead.classify needs a head; call for_head(h) first")
 
-  def for_head(self, h):
+  def for_head(self, h: int) -> "Pattern":
     return self.patterns[h]
 
 
-def block_kinds(pattern, block_q, block_k, q_len, k_len):
+def block_kinds(
+  pattern: Pattern, block_q: int, block_k: int, q_len: int, k_len: int
+) -> Int8[np.ndarray, "heads i j"]:
   """Classifies every block of a pattern on the host.
 
   Returns:

@@ -2,9 +2,14 @@
 
 import jax
 from jax import numpy as jnp
+from jaxtyping import Array, Float32
+
+from pallas_kernels.layout.types import BlockLayout
 
 
-def picture(layout, shape=None):
+def picture(
+  layout: BlockLayout, shape: tuple[int, int] | None = None
+) -> Float32[Array, "*lead l rows columns"]:
   """Block map as grey values: 0 hidden, 0.5 partial, 1 full.
 
   Args:

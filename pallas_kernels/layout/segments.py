@@ -4,19 +4,21 @@ import dataclasses
 
 import numpy as np
 from jax import numpy as jnp
+from jaxtyping import ArrayLike, Int
 
 from pallas_kernels.layout import algebra, build
+from pallas_kernels.layout.types import BlockLayout
 
 
 def from_segments(
-  q_segments,
-  k_segments=None,
+  q_segments: Int[ArrayLike, "*lead q"],
+  k_segments: Int[ArrayLike, "*lead k"] | None = None,
   *,
-  block_q=128,
-  block_k=128,
-  full_capacity=None,
-  partial_capacity=None,
-):
+  block_q: int = 128,
+  block_k: int = 128,
+  full_capacity: int | None = None,
+  partial_capacity: int | None = None,
+) -> BlockLayout:
   """Builds the layout in which equal segment ids see each other.
 
   Blocks whose id ranges do not meet are left out, so ids that grow along the
@@ -59,7 +61,11 @@ def _id_range(segments, block):
   return jnp.min(blocks, axis=-1), jnp.max(blocks, axis=-1)
 
 
-def with_segments(layout, q_segments, k_segments):
+def with_segments(
+  layout: BlockLayout,
+  q_segments: Int[ArrayLike, "*lead q"],
+  k_segments: Int[ArrayLike, "*lead k"] | None,
+) -> BlockLayout:
   """Restricts a layout to equal segment ids; see `from_segments`."""
   return algebra.intersect(
     layout,

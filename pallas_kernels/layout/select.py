@@ -10,8 +10,12 @@ import jax
 import numpy as np
 from jax import lax
 from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
 
 from pallas_kernels.layout import patterns, types
+from pallas_kernels.layout.types import BlockLayout
+
+FULL = patterns.Full()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +24,17 @@ class TopK:
 
   k: int
 
-  def capacity_of(self, n):
+  def capacity_of(self, n: int) -> int:
     return min(self.k, n)
 
-  def chosen(self, ranked, scores):
+  def chosen(
+    self, ranked: Float[Array, "*s c"], scores: Float[Array, "*s n"]
+  ) -> Bool[Array, "*s c"]:
     """Which of the ranked blocks stay; all scores are given for their sum."""
     del scores
     return jnp.ones(ranked.shape, bool)
 
-  def wanted(self, scores):
+  def wanted(self, scores: Float[Array, "*s n"]) -> Int32[Array, "*s"]:
     """How many blocks the rule asks for, before capacity."""
     there = jnp.sum(scores > -jnp.inf, axis=-1, dtype=jnp.int32)
     return jnp.minimum(there, self.k)
@@ -45,10 +51,12 @@ class TopP:
   p: float
   capacity: int | None = None
 
-  def capacity_of(self, n):
+  def capacity_of(self, n: int) -> int:
     return n if self.capacity is None else min(self.capacity, n)
 
-  def chosen(self, ranked, scores):
+  def chosen(
+    self, ranked: Float[Array, "*s c"], scores: Float[Array, "*s n"]
+  ) -> Bool[Array, "*s c"]:
     mass = _mass(ranked)
     total = jnp.sum(_mass(scores), axis=-1, keepdims=True)
     before = jnp.cumsum(mass, axis=-1) - mass
@@ -58,7 +66,7 @@ class TopP:
     kept = ranked == jnp.inf
     return (before < self.p * total) | first | kept
 
-  def wanted(self, scores):
+  def wanted(self, scores: Float[Array, "*s n"]) -> Int32[Array, "*s"]:
     ranked = -jnp.sort(-scores, axis=-1)
     chosen = self.chosen(ranked, scores) & (ranked > -jnp.inf)
     return jnp.sum(chosen, axis=-1, dtype=jnp.int32)
@@ -71,14 +79,16 @@ class Threshold:
   value: float
   capacity: int | None = None
 
-  def capacity_of(self, n):
+  def capacity_of(self, n: int) -> int:
     return n if self.capacity is None else min(self.capacity, n)
 
-  def chosen(self, ranked, scores):
+  def chosen(
+    self, ranked: Float[Array, "*s c"], scores: Float[Array, "*s n"]
+  ) -> Bool[Array, "*s c"]:
     del scores
     return ranked >= self.value
 
-  def wanted(self, scores):
+  def wanted(self, scores: Float[Array, "*s n"]) -> Int32[Array, "*s"]:
     return jnp.sum(scores >= self.value, axis=-1, dtype=jnp.int32)
 
 
@@ -87,16 +97,16 @@ def _mass(scores):
 
 
 def from_scores(
-  scores,
-  rule,
+  scores: Float[Array, "*lead l i j"],
+  rule: TopK | TopP | Threshold,
   *,
-  q_len,
-  k_len=None,
-  block_q=128,
-  block_k=128,
-  pattern=patterns.Full(),
-  keep=None,
-):
+  q_len: int,
+  k_len: int | None = None,
+  block_q: int = 128,
+  block_k: int = 128,
+  pattern: patterns.Pattern = FULL,
+  keep: patterns.Pattern | None = None,
+) -> BlockLayout:
   """Builds a layout from block scores, inside jit, without a host sync.
 
   Args:

@@ -35,10 +35,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax import numpy as jnp
+from jaxtyping import Bool, Float32, Int8, Int32
 
 from pallas_kernels.layout import dense, frame
 
+# NumPy or JAX.
 Array = Any
+# `mask_fn(h, q, k)` or `mask_fn(h, q, k, tag)`.
+MaskFn = Callable[..., Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,37 +99,37 @@ class BlockLayout:
   block_k: int = 128
   q_len: int = 0
   k_len: int = 0
-  mask_fn: Callable[..., Array] | None = None
+  mask_fn: MaskFn | None = None
 
   @property
-  def lead(self):
+  def lead(self) -> tuple[int, ...]:
     """Leading (batch) dimensions, possibly empty."""
     return self.full_count.shape[:-2]
 
   @property
-  def heads(self):
+  def heads(self) -> int:
     """Number of layout heads; it divides the number of query heads."""
     return self.full_count.shape[-2]
 
   @property
-  def q_blocks(self):
+  def q_blocks(self) -> int:
     return -(-self.q_len // self.block_q)
 
   @property
-  def k_blocks(self):
+  def k_blocks(self) -> int:
     return -(-self.k_len // self.block_k)
 
   @property
-  def capacity(self):
+  def capacity(self) -> tuple[int, int]:
     """Static lengths of the lists: `(full, partial)`."""
     return self.full_index.shape[-1], self.partial_index.shape[-1]
 
-  def density(self):
+  def density(self) -> Float32[jax.Array, "*lead l"]:
     """Share of listed blocks, float32 `[*lead, L]`."""
     listed = jnp.sum(self.full_count + self.partial_count, axis=-1)
     return listed / np.float32(max(self.q_blocks * self.k_blocks, 1))
 
-  def kinds(self):
+  def kinds(self) -> Int8[jax.Array, "*lead l i j"]:
     """Block map int8 `[*lead, L, q blocks, k blocks]`: 0 no, 1 part, 2 all."""
 
     def row(fc, fi, pc, pi):
@@ -141,7 +145,7 @@ class BlockLayout:
       self.partial_index,
     )
 
-  def slots(self):
+  def slots(self) -> Int32[jax.Array, "*lead l i j"]:
     """Place of each block in its row's partial list, int32 like `kinds`."""
 
     def row(count, index):
@@ -152,13 +156,13 @@ class BlockLayout:
 
     return self.over_rows(row, self.partial_count, self.partial_index)
 
-  def over_rows(self, fn, *values):
+  def over_rows(self, fn: Callable[..., Any], *values: Any) -> Any:
     """Maps `fn` over the leading, head and query block axes."""
     for _ in range(self.full_count.ndim):
       fn = jax.vmap(fn)
     return fn(*values)
 
-  def with_transpose(self, capacity=None):
+  def with_transpose(self, capacity: int | None = None) -> "BlockLayout":
     """Adds the lists per key block, if they are missing.
 
     Args:
@@ -182,19 +186,19 @@ class BlockLayout:
       ),
     )
 
-  def to_dense(self):
+  def to_dense(self) -> Bool[jax.Array, "*lead l q k"]:
     """Element mask bool `[*lead, L, q_len, k_len]`; O(S^2), for tests only."""
     return dense.to_dense(self)
 
-  def expand_heads(self, heads):
+  def expand_heads(self, heads: int) -> "BlockLayout":
     """The same layout with `heads` layout heads, one per query head."""
     return frame.expand_heads(self, heads)
 
-  def __and__(self, other):
+  def __and__(self, other: "BlockLayout") -> "BlockLayout":
     """Pairs that both layouts show: `algebra.intersect`."""
     return _operators["&"](self, other)
 
-  def __or__(self, other):
+  def __or__(self, other: "BlockLayout") -> "BlockLayout":
     """Pairs that either layout shows: `algebra.union`."""
     return _operators["|"](self, other)
 
@@ -247,6 +251,8 @@ def compact(chosen, capacity=None):
   return xp.minimum(count, np.int32(capacity)), index
 
 
-def apply_mask_fn(mask_fn, h, q, k, tag=None):
+def apply_mask_fn(
+  mask_fn: MaskFn, h: Array, q: Array, k: Array, tag: Array | None = None
+) -> Array:
   """Calls `mask_fn` with the block's tag where the layout has tags."""
   return mask_fn(h, q, k) if tag is None else mask_fn(h, q, k, tag)

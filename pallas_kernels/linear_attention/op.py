@@ -122,7 +122,7 @@ def _bwd(implementation, params, residuals, cotangents):
   operands, kept = residuals
   d_out, d_last, nan = _cotangents(*_bad(operands), *cotangents)
   operands = _cleaned(operands)
-  # States that a bad token has reached get no gradient, and are not to give any.
+  # States that a bad token has reached have no part in what is left.
   kept = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), kept)
 
   def run(operands, kept, d_out, d_last):

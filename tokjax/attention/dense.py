@@ -18,10 +18,12 @@ def probabilities(
   *,
   bias: Float[Array, "b n"] | None = None,
   mask: Bool[Array, "b n"] | None = None,
+  seen: Bool[Array, "b h m n"] | None = None,
   policy: Float[Array, "b n"] | None = None,
 ) -> Float[Array, "b h m n"]:
   """Softmax over keys, in float32; a query that sees no key gets zeros.
 
+  `seen` says which keys a query sees; None: all that `mask` shows.
   With a `policy` every key counts as much as it is present, except that a
   token always sees itself (DynamicViT, checked against models/dyvit.py).
   """
@@ -34,7 +36,9 @@ def probabilities(
     logits = logits + bias[:, None, None, :]
   if policy is not None:
     return _policy_softmax(logits, policy, mask)
-  seen = None if mask is None else mask[:, None, None, :]
+  if mask is not None:
+    shown = mask[:, None, None, :]
+    seen = shown if seen is None else seen & shown
   return jax.nn.softmax(logits, axis=-1, where=seen)
 
 

@@ -228,7 +228,7 @@ class Pages(ReadAll):
     if query.layer.index < self.from_layer:
       return ReadAll.__call__(self, query, entries, index, carry)
     pages = index.low.shape[2]
-    most = min(int(self.most(query.layer, entries.room)), pages)
+    most = min(self.most(query.layer, entries.room), pages)
     scores = entries_lib.over_heads(
       self.bound, query.q[:, :, :, 0], index.low, index.high
     )

@@ -65,7 +65,8 @@ class SparseMask(nn.Module):
       self.sow("losses", "sparsifiner", error)
       return dense.mix(weight, v)
     seen = self.connectivity(mixture, basis)
-    return dense.mix(masked_softmax(q, k, seen, bias, mask), v)
+    weight = dense.probabilities(q, k, bias=bias, mask=mask, seen=seen)
+    return dense.mix(weight, v)
 
   def factors(
     self, q: Float[Array, "b h n k"], k: Float[Array, "b h n k"]
@@ -109,17 +110,3 @@ def largest(values: Float[Array, "*s n"], count: int) -> Bool[Array, "*s n"]:
   for _ in range(values.ndim - 1):
     mark = jax.vmap(mark)
   return mark(top_indices(values, count))
-
-
-def masked_softmax(q, k, seen, bias, mask):
-  """Probabilities over the keys that each query sees, in float32."""
-  logits = jnp.einsum(
-    "bhmk,bhnk->bhmn", q, k, preferred_element_type=jnp.float32
-  )
-  logits = logits * q.shape[-1] ** -0.5
-  if bias is not None:
-    logits = logits + bias[:, None, None, :]
-  if mask is not None:
-    seen = seen & mask[:, None, None, :]
-  logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
-  return jnp.where(seen, jax.nn.softmax(logits, axis=-1), 0.0)
