@@ -1,4 +1,4 @@
-"""Block-sparse attention beside dense attention, on this machine.
+"""Block-sparse attention compared with dense attention, on this machine.
 
 python -m experiments.benchmark --config configs/bench/block_sparse.py \
     --workdir DIR
@@ -48,7 +48,7 @@ class Benchmark:
     opponents: of "dense" (JAX's own; cuDNN on a GPU), "einsum", "splash" (on
       TPU) and "flex" (PyTorch's). What cannot run is listed with the reason.
     flex_on_cpu: whether FlexAttention may be compiled for a CPU.
-    max_gib: memory that a dense program may take besides its inputs.
+    max_gib: memory that a dense program may take in addition to its inputs.
     rounds, seconds: how often everything is timed, and how long at least.
   """
 

@@ -210,7 +210,7 @@ class Two(Forking):
     assert first.wait() == 0, first.output
     assert complete(workdir)[-1] == max(tiny.rows(workdir))
     yield "saved"
-    # The lock of a killed run holds nobody up.
+    # The lock of a killed run does not block the next.
     third = self.server.run(workdir, self.CONFIG)
     self.wait_for_step(workdir, third, max(tiny.rows(workdir)) + 1)
     third.send(signal.SIGKILL)

@@ -2,7 +2,7 @@
 
 An auxiliary loss is a frozen dataclass with a `name` and a `weight`; called
 with a `View` of a training step it returns a scalar. A recipe declares its own
-in `Slots.losses`; whoever trains the model adds their `total` to the loss of
+in `Slots.losses`; the training loop adds their `total` to the loss of
 the task.
 """
 

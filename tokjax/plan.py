@@ -125,7 +125,7 @@ class Assignment:
     index = jnp.full((n,), m, own.dtype).at[self.anchor].set(own)
     if self.rest is None:
       return index
-    # The anchor of an output that stands for nothing may move elsewhere.
+    # The anchor of an output that is padding may move elsewhere.
     goes = jnp.where(self.into < m, self.rest, n)
     return index.at[goes].set(self.into, mode="drop")
 
@@ -321,7 +321,7 @@ def move(plan: Plan, tokens: Tokens) -> Tokens:
 
   Features are weighted, sizes summed over members, positions and kinds are
   those of the anchors, and an output is masked if its anchor was or if the
-  plan says that it stands for nothing.
+  plan says that it is padding.
   """
   if plan.num_sources != tokens.num_tokens:
     raise ValueError(

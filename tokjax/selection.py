@@ -113,7 +113,7 @@ def top_mass(
   Args:
     mass: non-negative.
     share: in [0, 1].
-    forced: chosen in any case.
+    forced: always chosen.
     mask: False excludes an entry.
   """
   mass = jnp.where(mask, mass, 0.0)

@@ -1,4 +1,4 @@
-"""What is timed: block-sparse attention, and the kernels it stands beside."""
+"""What is timed: block-sparse attention, and what it is compared with."""
 
 import dataclasses
 import functools
@@ -176,7 +176,7 @@ def dense(name: str, inputs, direction, max_bytes: float) -> Candidate:
   needed = needed.temp_size_in_bytes if needed is not None else 0
   if needed > max_bytes:
     raise Unavailable(
-      f"needs {needed / 2**30:.1f} GiB besides its inputs, at most"
+      f"needs {needed / 2**30:.1f} GiB in addition to its inputs, at most"
       f" {max_bytes / 2**30:.1f} GiB are allowed (config.max_gib)"
     )
   return timed(name, 1.0, fn, inputs, direction, dense=name == "dense")

@@ -22,7 +22,7 @@ from experiments.data.errors import DataError
 
 Element = dict[str, Any]
 VOCABULARY = 256
-# Every so many-th document of a corpus without splits is held out.
+# Of a corpus without splits, one in so many documents is held out.
 HELD_OUT = 20
 
 

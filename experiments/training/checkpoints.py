@@ -85,7 +85,7 @@ class Checkpoints:
       "data": checksums.of_json(data),
     }
     meta["checksum"] = checksums.of_json(meta)
-    self.wait()  # What went wrong with the previous one is said of that.
+    self.wait()  # An error of the previous one names that one.
     self._writes = f"step {step}"
     with writing(self._directory, self._writes):
       self._manager.save(

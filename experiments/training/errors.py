@@ -18,7 +18,7 @@ class WorkdirError(RuntimeError):
 
 @contextlib.contextmanager
 def disk_errors(workdir: pathlib.Path):
-  """A full disk, whoever notices it first, is a CheckpointError."""
+  """A full disk is a CheckpointError, wherever it is noticed first."""
   try:
     yield
   except OSError as error:

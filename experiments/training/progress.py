@@ -96,7 +96,7 @@ class Log:
 
 @contextlib.contextmanager
 def unread():
-  """Around printing: goes on in silence once nobody reads standard output.
+  """Around printing: goes on in silence once standard output is closed.
 
   `train | head` and a terminal that was closed end the reading, not the run.
   """

@@ -1,4 +1,4 @@
-"""A layout as an image, for whoever draws it."""
+"""A layout as an image."""
 
 import jax
 from jax import numpy as jnp

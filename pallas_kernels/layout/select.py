@@ -62,7 +62,7 @@ class TopP:
     before = jnp.cumsum(mass, axis=-1) - mass
     first = jnp.arange(ranked.shape[-1]) == 0
     first = jnp.expand_dims(first, tuple(range(ranked.ndim - 1)))
-    # Blocks that are kept in any case have an infinite score and no mass.
+    # Blocks that are always kept have an infinite score and no mass.
     kept = ranked == jnp.inf
     return (before < self.p * total) | first | kept
 

@@ -36,7 +36,7 @@ def test_options_equal_the_reference(name):
   for b, n in enumerate(LENGTHS):
     shared = {}
     for layer in range(DEPTH):
-      prompt, steps = function(reference.story(found, b, layer, shared))
+      prompt, steps = function(reference.layer_input(found, b, layer, shared))
       message = f"layer {layer}, example {b}"
       np.testing.assert_allclose(
         found.prefilled[layer, b, :n], prompt, err_msg=message, **CLOSE

@@ -36,8 +36,8 @@ def test_padded_prompts_equal_the_reference_one_by_one(name):
   for b, n in enumerate(LENGTHS):
     shared = {}
     for layer in range(DEPTH):
-      story = reference.story(c, b, layer, shared)
-      prompt, steps = function(story)
+      layer_input = reference.layer_input(c, b, layer, shared)
+      prompt, steps = function(layer_input)
       message = f"layer {layer}, example {b}"
       np.testing.assert_allclose(
         c.prefilled[layer, b, :n], prompt, err_msg=message, **CLOSE

@@ -1,4 +1,4 @@
-"""Laws beside the reference: identity, composition, training, dtypes.
+"""Laws next to the reference: identity, composition, training, dtypes.
 
 One layer is enough here, which compiles in half the time.
 """

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.cache import cases
-from tests.cache.reference import story
-from tests.cache.reference.story import best, half
+from tests.cache.reference import layer_input
+from tests.cache.reference.layer_input import best, half
 from tokjax import recipes
 from tokjax.models.decoder_answers import DecoderAnswers
 from tokjax.reduce.stages import Sequence, asked, plan_stages
@@ -72,7 +72,7 @@ def test_the_last_query_chooses(name):
   last = name == "promptdistill"
   assert plan.anchor.shape[1] == half(cases.PROMPT) + last
   for b in range(len(cases.LENGTHS)):
-    s = story(cases.case("full"), b, 0, {})
+    s = layer_input(cases.case("full"), b, 0, {})
     kept = np.asarray(plan.anchor[b])[np.asarray(plan.valid[b])]
     assert kept.tolist() == expected(s, last)
 

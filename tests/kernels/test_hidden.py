@@ -1,8 +1,8 @@
 """What is hidden has no influence, whatever is stored there.
 
 Every operation is given NaN and infinities where a mask hides them, and must
-return what it returns for ordinary numbers, forward and backward; and whoever
-does see a NaN must not return a number.
+return what it returns for ordinary numbers, forward and backward; and a
+query that does see a NaN must not return a number.
 """
 
 import functools

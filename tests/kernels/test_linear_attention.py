@@ -114,7 +114,7 @@ def check(values, implementation, tolerance=3e-6, **options):
   for name, (a, b) in pairs.items():
     error = np.max(np.abs(np.asarray(a, np.float64) - b))
     assert error < tolerance * np.max(np.abs(b)), name
-  # Head by head: a gradient that is small beside others must hold, too.
+  # Head by head: a gradient that is small compared with others must hold, too.
   np.testing.assert_allclose(
     gradients["log_decay"], exact["log_decay"], rtol=10 * tolerance, atol=1e-20
   )

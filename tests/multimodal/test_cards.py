@@ -148,7 +148,7 @@ def test_raters_are_texts_behind_the_image_above_the_mean():
   # A single token gets all, which is no more than the mean: it rates.
   alone = tokens.replace(mask=jnp.arange(7) < 4)
   np.testing.assert_array_equal(raters(alone), [0, 0, 0, 1, 0, 0, 0])
-  # No image, or no text behind it: nobody rates.
+  # No image, or no text behind it: there are no raters.
   image = tokens.replace(mask=jnp.arange(7) < 3)
   assert not raters(image).any()
 

@@ -24,7 +24,8 @@ class Causal:
   """Every query sees itself and what came before.
 
   Class attributes that methods override:
-    needs: parts of `Arrivals` it reads besides queries, keys and values.
+    needs: parts of `Arrivals` it reads in addition to queries, keys and
+      values.
     whole: it looks at a whole prompt at once, which cannot come in chunks.
   """
 
@@ -124,7 +125,7 @@ class Causal:
     return layouts.from_pattern(core.in_window(layer, pattern), q_len=t)
 
   def pattern(self, layer: Layer, tokens: int) -> layouts.Pattern | None:
-    """What a prompt of `tokens` shows whatever it says; None: that depends."""
+    """What any prompt of `tokens` shows; None: that depends on the prompt."""
     return layouts.Causal() if type(self) is Causal else None
 
   def by_blocks(

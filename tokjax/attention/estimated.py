@@ -135,7 +135,7 @@ class VerticalSlash(Causal):
     return rows
 
   def layout(self, layer, arrivals, memory):
-    """Blocks that slashes touch; columns are read besides."""
+    """Blocks that slashes touch; columns are read separately."""
     if layer.window is not None or self.block == 1:
       return None
     _, distance = self.chosen(layer, arrivals, memory)

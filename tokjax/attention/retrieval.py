@@ -18,7 +18,7 @@ from tokjax.attention.causal import Causal, need_whole
 from tokjax.budgets import Budget
 from tokjax.layer import NOTES, Layer
 
-# What a method remembers of one example besides keys and values.
+# What a method remembers of one example, without keys and values.
 Memo = tuple[Array, ...]
 
 

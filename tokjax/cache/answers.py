@@ -27,7 +27,7 @@ class Observed(Question):
   Attributes:
     fn: from a `Prompt` to `[G, n]`; hashable. See `tokjax.cache.scores`.
     queries: how many last queries it reads; None: all.
-    needs: parts of the arrivals that it reads besides ("token").
+    needs: parts of the arrivals that it also reads ("token").
   """
 
   fn: Scorer | None = None

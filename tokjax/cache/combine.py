@@ -19,7 +19,7 @@ def turned(part: Any, keep: float) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ByLayer:
-  """A cache, or an attention, that is another one in some layers.
+  """Another cache, or other attention, in some layers.
 
   Attributes:
     parts: layers and what acts in them, `((0, 1), KV()), ...`.

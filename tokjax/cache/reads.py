@@ -1,7 +1,7 @@
 """How a decoded token reads a cache: all of it, or what looks promising.
 
-A read may keep an index of its own beside the entries and may hand a carry
-from layer to layer. It nevers evicts anything.
+A read may keep an index of its own next to the entries and may hand a carry
+from layer to layer. It never evicts anything.
 """
 
 import dataclasses
@@ -174,7 +174,7 @@ class Pages(ReadAll):
   Attributes:
     budget: tokens that are read.
     page: tokens a page.
-    least: pages that are read in any case.
+    least: pages that are always read.
     from_layer: layers below read everything.
   """
 

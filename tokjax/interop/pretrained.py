@@ -133,7 +133,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Any:
   names = [field.name for field in dataclasses.fields(config)]
   if unknown := [name for name in overrides if name not in names]:
     raise TypeError(
-      f"load() has no option {unknown[0]!r}; besides its own, the fields of"
+      f"load() has no option {unknown[0]!r}; next to its own, the fields of"
       f" {type(config).__name__}: {', '.join(names)}"
     )
   return dataclasses.replace(config, **overrides)

@@ -152,7 +152,7 @@ def bipartite(
     sides: indices of the a sources and b targets.
     n: number of tokens, a + b + p.
     remove: how many sources merge (static), at most a.
-    mask: padded tokens match nobody.
+    mask: padded tokens are not matched.
     count: outputs this example may keep; merges beyond that do not happen.
     unmerged: order of the sources that stay: by index, or by descending
       similarity as in the official code without a class token.

@@ -219,7 +219,7 @@ def agglomerative(
     i = jnp.argmin(distance.min(axis=1))
     j = jnp.argmin(distance[i])
     i, j = jnp.minimum(i, j), jnp.maximum(i, j)
-    # Nobody is j where no pair is left or this example has joined enough.
+    # There is no j where no pair is left or this example has joined enough.
     j = jnp.where((t < due) & (distance[i, j] < FAR), j, n)
     a, b = distance[i], distance.at[j].get(mode="fill", fill_value=0)
     row = {

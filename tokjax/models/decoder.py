@@ -248,7 +248,7 @@ class Decoder(nn.Module):
     Args:
       tokens: ids.
       mask: False for padding, wherever it is; None: all are real. What comes
-        out at padding means nothing.
+        out at padding has no meaning.
       kind: of each token, one of `Kind`; None: all are TEXT.
       key: for recipes that are random.
       train: recipes that train with soft masks use that form.

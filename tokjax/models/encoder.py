@@ -234,7 +234,7 @@ class Block(Reduces, nn.Module):
     return passage.replace(tokens=tokens.replace(x=tokens.x + y)), collected
 
   def _where(self, tokens) -> dict[str, Array | None]:
-    """What the attend slot is told besides queries, keys and values."""
+    """What the attend slot is told, next to queries, keys and values."""
     bias = key_bias(tokens) if self.slots.proportional else None
     where = {"bias": bias, "mask": tokens.mask}
     if tokens.policy is not None:

@@ -104,7 +104,7 @@ class _Capacities:
       if group != kinds and group & kinds:
         raise ValueError(
           f"recipe {self.recipe!r}: tokens of the kinds {_names(group)} were"
-          " reduced together, so that nobody knows how many of each are left;"
+          " reduced together, so that it is unknown how many of each are left;"
           f" reduce all of them again, not only {_names(kinds)}"
         )
     start = self.sequence.capacity(reduce.free.kinds)

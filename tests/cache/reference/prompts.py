@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from tests.cache.cases import DEPTH, HEADS, STEPS, WIDTH
+from tests.cache.reference.layer_input import GROUP, SCALE, softmax
 from tests.cache.reference.rules import full
-from tests.cache.reference.story import GROUP, SCALE, softmax
 
 
 def head_masks(s, masks):

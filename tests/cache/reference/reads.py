@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.cache.cases import HEADS, STEPS
-from tests.cache.reference.story import GROUP, best, half
+from tests.cache.reference.layer_input import GROUP, best, half
 
 
 def quest(s, page=4, least=1):

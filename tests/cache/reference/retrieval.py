@@ -3,7 +3,14 @@
 import numpy as np
 
 from tests.cache.cases import GROUPS, HEADS, STEPS, WIDTH
-from tests.cache.reference.story import GROUP, SCALE, best, half, rope, softmax
+from tests.cache.reference.layer_input import (
+  GROUP,
+  SCALE,
+  best,
+  half,
+  rope,
+  softmax,
+)
 
 
 def chunked(s, look, chunk=4):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from tests.cache.cases import GROUPS, HEADS, STEPS
-from tests.cache.reference.story import (
+from tests.cache.reference.layer_input import (
   GROUP,
   SCALE,
   best,

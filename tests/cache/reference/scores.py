@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from tests.cache.cases import DEPTH, GROUPS, HEADS, STEPS, WIDTH
-from tests.cache.reference.story import (
+from tests.cache.reference.layer_input import (
   GROUP,
   SCALE,
   best,

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from tests.cache.cases import GROUPS, HEADS, STEPS, WIDTH
+from tests.cache.reference.layer_input import GROUP, SCALE, best, rope, softmax
 from tests.cache.reference.rules import full
-from tests.cache.reference.story import GROUP, SCALE, best, rope, softmax
 
 
 def coarse(x, bits, dtype=np.float32):

@@ -41,7 +41,7 @@ def random(budget: Budget = STAGES) -> Slots:
 
 
 def drop_by_stride(site: Site) -> Plan:
-  """Keeps every so many-th token."""
+  """Keeps tokens at equal distances."""
   index, valid = selection.stride(
     site.num_free, site.keep, mask=site.mask, count=site.due
   )

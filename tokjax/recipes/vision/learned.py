@@ -44,7 +44,7 @@ def dynamicvit_soft(site: Site):
 def dynamicvit(budget: Budget = budgets.Ratio(0.7)) -> Slots:
   """Keeps the tokens that a predictor, trained with Gumbel bits, votes for.
 
-  Trains softly: absent tokens stay but nobody sees them. Infers by gathering.
+  Trains softly: absent tokens stay but are not seen. Infers by gathering.
   """
   reduce = Reduce(
     dynamicvit_rule,

@@ -1,7 +1,7 @@
 """Slow NumPy versions of the methods: one example, one query, plain loops.
 
-A reference is a function of a `Story` (what one layer sees of one example) to
-the outputs of its prompt `[N, H, D]` and of its steps `[steps, H, D]`. Numbers
+A reference is a function of a `LayerInput` (what a layer sees of an example)
+to the outputs of its prompt `[N, H, D]` and of its steps `[steps, H, D]`. Numbers
 of options are those of `cases.SMALL` and `cases.KEEP`, written out again.
 """
 
@@ -36,7 +36,7 @@ def softmax(x):
 
 
 @dataclasses.dataclass
-class Story:
+class LayerInput:
   """One example at one layer.
 
   Attributes:
@@ -86,18 +86,18 @@ class Story:
     return np.stack([self.dense(i) for i in range(self.n)])
 
 
-def story(case, b: int, layer: int, shared: dict) -> Story:
+def layer_input(case, b: int, layer: int, shared: dict) -> LayerInput:
   """Example b of the shared text."""
   text, n = cases.TEXT, cases.LENGTHS[b]
   whole = cases.layers()[layer]
   cut = lambda x: x[: n + STEPS].astype(np.float64)
-  return Story(
+  return LayerInput(
     layer, n, *(cut(x[layer, b]) for x in (text.q, text.k, text.v, text.x)),
     text.token[b], case.params(whole), shared,
   )  # fmt: skip
 
 
-def kept_then_all(s: Story, kept):
+def kept_then_all(s: LayerInput, kept):
   """Decodes over what is kept of the prompt and over all generated tokens."""
   outs = []
   for i in range(s.n, s.n + STEPS):
