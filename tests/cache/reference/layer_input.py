@@ -1,8 +1,9 @@
 """Slow NumPy versions of the methods: one example, one query, plain loops.
 
 A reference is a function of a `LayerInput` (what a layer sees of an example)
-to the outputs of its prompt `[N, H, D]` and of its steps `[steps, H, D]`. Numbers
-of options are those of `cases.SMALL` and `cases.KEEP`, written out again.
+to the outputs of its prompt `[N, H, D]` and of its steps `[steps, H, D]`.
+Numbers of options are those of `cases.SMALL` and `cases.KEEP`, written out
+again.
 """
 
 import dataclasses
