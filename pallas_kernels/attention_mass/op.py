@@ -36,7 +36,10 @@ def _fwd(implementation, params, operands, weights, lse):
   if implementation.needs_transpose:
     operands = operands._replace(layout=operands.layout.with_transpose())
   run = op.batchable(functools.partial(implementation.forward, params))
-  result = run(*_forward_operands(operands, weights, lse))
+  given = operands, *_forward_rows(operands, weights, lse)
+  if not implementation.selects:
+    given = _without_nan(*given)
+  result = run(*given)
   if operands.bias is not None:
     result = _without_hidden(operands, *result)
   return result, (operands, weights, lse)
@@ -48,9 +51,8 @@ def _bwd(implementation, params, residuals, cotangents):
   good = _good(operands, weights, lse)
   closed = jnp.where(good, _closed(operands, lse), jnp.inf)
   weights = jnp.where(good, weights, 0)
-  d_q, d_k, d_bias, r = run(
-    hidden.backward(operands), weights, closed, *cotangents
-  )
+  given = operands if implementation.selects else hidden.backward(operands)
+  d_q, d_k, d_bias, r = run(given, weights, closed, *cotangents)
   return (contract.Operands(d_q, d_k, None, d_bias, None), r, -weights * r)
 
 
@@ -61,20 +63,28 @@ def _good(operands, weights, lse):
   return good & jnp.isfinite(weights)
 
 
-def _forward_operands(operands, weights, lse):
-  """What a forward kernel gets; see `walks.hidden`.
+def _forward_rows(operands, weights, lse):
+  """Weights and lse of the rows: NaN as lse of a bad query.
 
-  The logits of a bad query are NaN and nothing else of it: exp(logit - lse) of
-  what a mask hides from it stays 0. One that sees nothing or counts with
-  weight 0 has no part.
+  One that sees nothing or counts with weight 0 has no part: +inf.
   """
   good = _good(operands, weights, lse)
   counts = ~jnp.isneginf(lse) & (weights != 0)
+  bad = jnp.where(counts, jnp.nan, jnp.inf)
+  lse = jnp.where(good, _closed(operands, lse), bad)
+  return jnp.where(good, weights, 1), lse
+
+
+def _without_nan(operands, weights, lse):
+  """For kernels that do not select: queries of NaN instead of lse of NaN.
+
+  Their logits are NaN and nothing else of them: exp(logit - lse) of what a mask
+  hides stays 0.
+  """
   rows = lambda x: jnp.swapaxes(x, 1, 2)[..., None]
-  given = hidden.forward(operands)
-  q = jnp.where(rows(good), given.q, jnp.where(rows(counts), jnp.nan, 0))
-  lse = jnp.where(good, _closed(operands, lse), jnp.where(counts, 0, jnp.inf))
-  return given._replace(q=q), jnp.where(good, weights, 1), lse
+  given, bad = hidden.forward(operands), jnp.isnan(lse)
+  q = jnp.where(rows(bad), jnp.nan, hidden.plain(given.q))
+  return given._replace(q=q), weights, jnp.where(bad, 0, lse)
 
 
 def _without_hidden(operands, columns, blocks):

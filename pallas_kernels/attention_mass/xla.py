@@ -4,13 +4,17 @@ from jax import lax
 from jax import numpy as jnp
 
 from pallas_kernels.walks import blocks as walks
-from pallas_kernels.walks import contract, numerics
+from pallas_kernels.walks import contract, hidden, numerics
 
 
 def forward(params, operands, weights, lse):
-  """Column sums and block sums; lse is +inf in rows without probability."""
+  """Column sums and block sums.
+
+  lse is +inf in rows without probability, NaN in those that give no number.
+  """
   layout, dtype = operands.layout, contract.acc_dtype(operands.q)
   size = layout.block_k
+  marks = hidden.marks(dtype, operands.k)
   total, bundle = walks.bundles(operands)
 
   def one_bundle(n, sums):
@@ -19,7 +23,9 @@ def forward(params, operands, weights, lse):
 
     def visit(sums, blocks, mask):
       k = walks.keys(operands.k, layout, cells, blocks, dtype)
-      _, logits = walks.logits(operands, params, cells, row.q, blocks, k, mask)
+      _, logits = walks.logits(
+        operands, params, cells, row.q, blocks, k, mask, marks
+      )
       line = jnp.sum(jnp.exp(logits - row.lse) * row.weight, axis=1)
       whole = jnp.sum(line.reshape(blocks.shape + (size,)), axis=-1)
       return walks.add_to_keys(cells, blocks, sums, (line, whole))
@@ -46,7 +52,12 @@ class _Rows:
     dtype = contract.acc_dtype(operands.q)
     line = lambda x: walks.take_line(x, cells, cells.i, size)[..., None]
     rows = walks.take(operands.q, cells, cells.h, cells.i, size)
-    self.q, self.lse, self.weight = rows.astype(dtype), line(lse), line(weights)
+    self.lse, self.weight = line(lse), line(weights)
+    # Logits of a bad query are NaN, and nothing else of it: exp(logit - lse) of
+    # what a mask hides from it stays 0.
+    bad = jnp.isnan(self.lse)
+    self.q = jnp.where(bad, jnp.nan, hidden.plain(rows.astype(dtype)))
+    self.lse = jnp.where(bad, 0, self.lse)
 
 
 def backward(params, operands, weights, lse, d_columns, d_blocks):
@@ -91,7 +102,7 @@ def _backward_visit(operands, params, cells, row, d_columns, d_blocks):
 
   def visit(state, blocks, mask):
     d_q, *sums, r = state
-    k = walks.keys(operands.k, layout, cells, blocks, row.q.dtype)
+    k = walks.finite_keys(operands.k, layout, cells, blocks, row.q.dtype)
     capped, logits = walks.logits(
       operands, params, cells, row.q, blocks, k, mask
     )
@@ -115,6 +126,6 @@ def _backward_visit(operands, params, cells, row, d_columns, d_blocks):
 
 IMPLEMENTATIONS = (
   contract.Implementation(
-    "xla", forward, backward, platforms=("cpu", "gpu", "tpu")
+    "xla", forward, backward, platforms=("cpu", "gpu", "tpu"), selects=True
   ),
 )

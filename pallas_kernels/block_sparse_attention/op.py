@@ -51,7 +51,8 @@ def attend(implementation, params, operands, sinks):
 
 def _attend_fwd(implementation, params, operands, sinks):
   forward = batchable(functools.partial(_forward, implementation, params))
-  out, lse = hidden.results(*forward(hidden.forward(operands)))
+  given = operands if implementation.selects else hidden.forward(operands)
+  out, lse = hidden.results(*forward(given))
   if sinks is not None:
     out, lse = apply_sinks(out, lse, sinks)
   return (out, lse), (operands, sinks, out, lse)
@@ -80,7 +81,8 @@ def _attend_bwd(implementation, params, residuals, cotangents):
   lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse)
   q_len = operands.layout.q_len
   lse = lse.at[:, :, q_len:].set(jnp.inf)
-  operands = hidden.backward(operands)
+  if not implementation.selects:
+    operands = hidden.backward(operands)
   if implementation.needs_transpose:
     operands = operands._replace(layout=operands.layout.with_transpose())
   backward = batchable(functools.partial(_backward, implementation, params))

@@ -14,7 +14,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from pallas_kernels.walks import blocks as walks
-from pallas_kernels.walks import contract, numerics
+from pallas_kernels.walks import contract, hidden, numerics
 
 
 def forward(operands, params):
@@ -23,6 +23,7 @@ def forward(operands, params):
   dtype = contract.acc_dtype(q)
   total, bundle = walks.bundles(operands)
   size, width = layout.block_q, v.shape[-1]
+  marks = hidden.marks(dtype, operands.k, v)
 
   def one_bundle(n, results):
     out, lse = results
@@ -34,7 +35,7 @@ def forward(operands, params):
       jnp.zeros(line, dtype),
       jnp.zeros(line + (width,), dtype),
     )
-    visit = _forward_visit(operands, params, cells, query)
+    visit = _forward_visit(operands, params, cells, query, marks)
     peak, mass, acc = walks.walk(operands, cells, visit, start)
     rows = acc / jnp.where(mass > 0, mass, 1)[..., None]
     out = walks.put(out, cells, rows.astype(q.dtype))
@@ -53,15 +54,17 @@ def forward(operands, params):
   )
 
 
-def _forward_visit(operands, params, cells, query):
+def _forward_visit(operands, params, cells, query, marks):
   """One step of the online softmax."""
   layout, dtype = operands.layout, query.dtype
 
   def visit(state, blocks, mask):
     peak, mass, acc = state
     k = walks.keys(operands.k, layout, cells, blocks, dtype)
-    v = walks.keys(operands.v, layout, cells, blocks, dtype)
-    _, logits = walks.logits(operands, params, cells, query, blocks, k, mask)
+    v = walks.finite_keys(operands.v, layout, cells, blocks, dtype)
+    _, logits = walks.logits(
+      operands, params, cells, query, blocks, k, mask, marks
+    )
     new_peak = jnp.maximum(peak, jnp.max(logits, axis=-1))
     p = jnp.exp(logits - new_peak[..., None])
     shrink = jnp.exp(peak - new_peak)
@@ -108,7 +111,7 @@ def _backward_visit(operands, params, cells, lse, delta, d_out):
   take = lambda x: walks.take(x, cells, cells.h, cells.i, size).astype(dtype)
   take_line = lambda x: walks.take_line(x, cells, cells.i, size)[..., None]
   q, d_o, lse, delta = (
-    take(operands.q),
+    hidden.plain(take(operands.q)),
     take(d_out),
     take_line(lse),
     take_line(delta),
@@ -116,8 +119,8 @@ def _backward_visit(operands, params, cells, lse, delta, d_out):
 
   def visit(state, blocks, mask):
     d_q, *sums = state
-    k = walks.keys(operands.k, layout, cells, blocks, dtype)
-    v = walks.keys(operands.v, layout, cells, blocks, dtype)
+    k = walks.finite_keys(operands.k, layout, cells, blocks, dtype)
+    v = walks.finite_keys(operands.v, layout, cells, blocks, dtype)
     capped, logits = walks.logits(operands, params, cells, q, blocks, k, mask)
     p = jnp.exp(logits - lse)
     d_logits = p * (jnp.matmul(d_o, v.mT, precision=precision) - delta)
@@ -137,6 +140,6 @@ def _backward_visit(operands, params, cells, lse, delta, d_out):
 
 IMPLEMENTATIONS = (
   contract.Implementation(
-    "xla", forward, backward, platforms=("cpu", "gpu", "tpu")
+    "xla", forward, backward, platforms=("cpu", "gpu", "tpu"), selects=True
   ),
 )

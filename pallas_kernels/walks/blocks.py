@@ -16,7 +16,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from pallas_kernels import aot
-from pallas_kernels.walks import int32, numerics
+from pallas_kernels.walks import hidden, int32, numerics
 
 # Full blocks visited together while the lists are that long.
 _TOGETHER = 8
@@ -296,7 +296,7 @@ def _mask(operands, cell, j, t):
   )
 
 
-def logits(operands, params, cells, q, blocks, k, mask):
+def logits(operands, params, cells, q, blocks, k, mask, marks=None):
   """Scores of query blocks against chosen key blocks.
 
   Args:
@@ -306,6 +306,7 @@ def logits(operands, params, cells, q, blocks, k, mask):
     blocks: key block numbers `[W, n]`.
     k: `[W, n * block_k, D]`.
     mask: as `walk` gives it.
+    marks: of `hidden.marks`; None: k is finite, and so is to be the bias.
 
   Returns:
     Capped scores, and logits (with bias, -inf where hidden).
@@ -313,9 +314,16 @@ def logits(operands, params, cells, q, blocks, k, mask):
   s = params.scale * jnp.matmul(q, k.mT, precision=params.precision)
   capped = numerics.capped(s, params.soft_cap)
   value = capped
+  line = lambda x, cells: take_line(
+    x, cells, blocks, operands.layout.block_k
+  ).reshape(blocks.shape[0], 1, -1)
+  if marks is not None:
+    value = value + line(marks, cells._replace(h=cells.g))
   if operands.bias is not None:
-    bias = take_line(operands.bias, cells, blocks, operands.layout.block_k)
-    value = value + bias.reshape(bias.shape[0], 1, -1)
+    bias = line(operands.bias, cells)
+    if marks is None:
+      bias = hidden.plain_bias(bias)
+    value = jnp.where(jnp.isneginf(bias), -jnp.inf, value + bias)
   if mask is not None:
     value = jnp.where(mask, value, -jnp.inf)
   return capped, value
@@ -325,3 +333,8 @@ def keys(x, layout, cells, blocks, dtype):
   """Rows of key or value blocks, `[W, n * block_k, D]`."""
   rows = take(x, cells, cells.g, blocks, layout.block_k)
   return rows.reshape(rows.shape[0], -1, rows.shape[-1]).astype(dtype)
+
+
+def finite_keys(x, layout, cells, blocks, dtype):
+  """The same with zeros for what is not finite; costs nothing but a select."""
+  return hidden.plain(keys(x, layout, cells, blocks, dtype))

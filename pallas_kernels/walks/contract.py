@@ -96,6 +96,9 @@ class Implementation:
     platforms: `jax.default_backend()` names where `implementation=None` may
       pick it; empty for interpreters, which run only when named.
     needs_transpose: whether backward reads `layout.transpose`.
+    selects: whether its functions take numbers that are not finite and give
+      those that a mask hides no influence; others get prepared operands, see
+      `walks.hidden`.
   """
 
   name: str
@@ -104,6 +107,7 @@ class Implementation:
   supports: Callable[..., str | None] = _no_reason
   platforms: tuple = ()
   needs_transpose: bool = False
+  selects: bool = False
 
 
 def acc_dtype(q):

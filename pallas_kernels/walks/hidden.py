@@ -1,7 +1,8 @@
 """What is hidden has no influence, also where it is not finite.
 
-A kernel multiplies by zero what a mask hides, and 0 * NaN is NaN. So no kernel
-is given NaN or infinities that it could multiply by zero; around every kernel:
+A kernel multiplies by zero what a mask hides, and 0 * NaN is NaN. The XLA walks
+select in every tile (`contract.Implementation.selects`). Other kernels are not
+given NaN or infinities that they could multiply by zero; around each of them:
 
 *   Forward, a key is **bad** if a number of it or of its value is not finite.
     Its value becomes zero, and its logits NaN: masks act on logits by
@@ -39,6 +40,22 @@ def finite(*arrays):
   return functools.reduce(
     jnp.logical_and, [one(x) for x in arrays if x is not None]
   )
+
+
+def plain(x):
+  """x with zeros for numbers that are not finite."""
+  return jnp.where(jnp.isfinite(x), x, 0)
+
+
+def plain_bias(bias):
+  """Biases with zeros for what is not finite, but for minus infinity."""
+  return jnp.where(jnp.isfinite(bias) | _hides(bias), bias, 0)
+
+
+def marks(dtype, *arrays):
+  """0 for good rows of `[B, K, G, d]`, NaN for bad ones, `[B, G, K]`."""
+  good = jnp.swapaxes(finite(*arrays), 1, 2)
+  return jnp.where(good, 0, jnp.nan).astype(dtype)
 
 
 def zeroed(x, good):
@@ -79,15 +96,14 @@ def backward(operands):
   asking, good = finite(q), finite(k, v)
   fine = asking.all() & good.all()
   if bias is not None:
-    plain = jnp.isfinite(bias) | _hides(bias)
-    fine = fine & plain.all()
+    fine = fine & (jnp.isfinite(bias) | _hides(bias)).all()
 
   def cleaned():
     return (
       zeroed(q, asking),
       zeroed(k, good),
       None if v is None else zeroed(v, good),
-      None if bias is None else jnp.where(plain, bias, 0),
+      None if bias is None else plain_bias(bias),
     )
 
   q, k, v, bias = lax.cond(fine, lambda: (q, k, v, bias), cleaned)

@@ -207,11 +207,9 @@ def test_everything_is_the_default_and_vmap_is_a_loop():
 
 
 def test_no_square_memory():
-  """A square would be 128 arrays of queries; some ten are held, two of them
-  because what is not finite is set aside."""
   n = 8192
   layout = layouts.full(q_len=n)
   shape = jax.ShapeDtypeStruct((1, n, 1, 64), np.float32)
   fn = lambda q, k: jnp.sum(attention_mass(q, k, layout=layout) ** 2)
   compiled = jax.jit(jax.grad(fn, (0, 1))).lower(shape, shape).compile()
-  assert compiled.memory_analysis().temp_size_in_bytes < 11 * n * 64 * 4
+  assert compiled.memory_analysis().temp_size_in_bytes < 8 * n * 64 * 4
