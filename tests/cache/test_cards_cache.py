@@ -19,7 +19,14 @@ from tests.cache.cases import Rope
 from tokjax import budgets
 from tokjax.attention import core
 from tokjax.attention.causal import Causal
-from tokjax.cache import kivi, low_rank, reads, retrieval_heads, shared
+from tokjax.cache import (
+  kivi,
+  low_rank,
+  reads,
+  retrieval_heads,
+  shared,
+  workspace,
+)
 from tokjax.cache import quantisation as few
 from tokjax.cache import scores as importance
 from tokjax.cache.adaptive import shares
@@ -28,7 +35,7 @@ from tokjax.cache.entries import Entries
 from tokjax.cache.evict import evicting, limits
 from tokjax.cache.kivi import Kivi
 from tokjax.cache.mixed import Mixed
-from tokjax.cache.prompt import Prompt
+from tokjax.cache.prompt import Prompt, over_prompts
 from tokjax.layer import LSE, Arrivals, Layer, Memory
 from tokjax.reduce.rules import KEEP_NEWEST
 
@@ -105,6 +112,33 @@ def test_adakv_shares():
   n = jnp.arange(200.0)
   wide = jnp.stack([jnp.where(n < 150, 2.0, 0.0), jnp.where(n < 50, 1.0, 0)])
   assert of(wide, 100, 0.2) == [140, 60]
+
+
+def test_received_attention_goes_by_position_where_tokens_were_removed(
+  monkeypatch,
+):
+  """Kernels that tell distances by place must not be asked then."""
+  monkeypatch.setattr(core, "LONG", 8)
+  rng = np.random.default_rng(0)
+  at = np.array([0, 1, 2, 9, 10, 11, 20, 21])
+  layer = Layer(head_dim=4, window=4, rotary=Rope())
+  q, k = jnp.asarray(rng.normal(size=(2, 1, 8, 1, 4)), jnp.float32)
+  real = jnp.ones((1, 8), bool)
+  arrivals = Arrivals(q, k, k, jnp.asarray(at)[None], real, gaps=True)
+
+  def run(arrivals):
+    space = workspace.start(layer, 1, 8, 0, window=None)
+    space = workspace.add(space, arrivals)
+    sums = over_prompts(layer, space, importance.column_sums)
+    turn = lambda x: layer.rotate(x, arrivals.position)
+    return sums, turn(arrivals.q), turn(arrivals.k)
+
+  sums, q, k = quick(run, arrivals)
+  logits = np.asarray(q)[0, :, 0] @ np.asarray(k)[0, :, 0].T * layer.factor
+  apart = at[:, None] - at[None, :]
+  weight = np.where((apart >= 0) & (apart < 4), np.exp(logits), 0)
+  expected = (weight / weight.sum(axis=1, keepdims=True)).sum(axis=0)
+  np.testing.assert_allclose(sums[0, 0, 0], expected, rtol=1e-4)
 
 
 def test_knorm_keeps_short_keys():

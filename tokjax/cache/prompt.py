@@ -26,6 +26,7 @@ class Prompt:
     token: ids, `[n]`, where asked for.
     lse: log-sum-exps of the logits of the prompt's queries, `[H, n]`, where
       attention left them.
+    gaps: as in `Arrivals` (static).
   """
 
   layer: Layer
@@ -38,6 +39,7 @@ class Prompt:
   valid: Bool[Array, "n"]
   token: Int[Array, "n"] | None
   lse: Float[Array, "h n"] | None = None
+  gaps: bool = False
 
   @property
   def rotated_q(self) -> Float[Array, "w h d"]:
@@ -62,8 +64,9 @@ def over_prompts(
 
   def one(q, q_position, q_valid, m, lse, *more):
     prompt = Prompt(
-      layer, q, q_position, q_valid, m.k, m.v, m.position, m.valid, m.token, lse
-    )
+      layer, q, q_position, q_valid, m.k, m.v, m.position, m.valid, m.token,
+      lse, space.gaps,
+    )  # fmt: skip
     return fn(prompt, *more)
 
   of = (space.q, space.q_position, space.q_valid, space.memory, space.lse)

@@ -99,8 +99,10 @@ def column_sums(
   """
   k, w = prompt.rotated_k, prompt.q.shape[0]
   weight = jnp.ones((w,)) if weight is None else weight
+  # Blocks tell distances by place, which a window asks for by position.
+  by_place = prompt.layer.window is None or not prompt.gaps
   # A GPU has no kernel for it, and XLA's loop over blocks would leave it idle.
-  if w == k.shape[0] >= core.LONG and aot.platform() != "gpu":
+  if w == k.shape[0] >= core.LONG and by_place and aot.platform() != "gpu":
     return _sums_by_blocks(prompt, k, weight)
   if w <= core.BLOCK:
     return jnp.einsum("grcn,c->grn", rows(prompt, jnp.arange(w), k), weight)

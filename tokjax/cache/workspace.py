@@ -27,6 +27,7 @@ class Workspace:
     decode: how many tokens are to be generated (static).
     lse: log-sum-exps of the logits of all queries, `[b, H, prompt]`, once
       exact attention of the whole prompt has left them.
+    gaps: as in `Arrivals` (static).
   """
 
   memory: Memory
@@ -36,6 +37,7 @@ class Workspace:
   filled: Int[Array, ""]
   decode: int = dataclasses.field(metadata={"static": True})
   lse: Float[Array, "b h n"] | None = None
+  gaps: bool = dataclasses.field(default=False, metadata={"static": True})
 
   @property
   def prompt(self) -> int:
@@ -101,8 +103,10 @@ def add(space: Workspace, arrivals: Arrivals) -> Workspace:
     q = new if t == w else _written(old, new, space.filled)
   else:
     q = jax.tree.map(lambda o, n: _last(o, n, a.valid, w), old, new)
-  filled = space.filled + t
-  return Workspace(memory, *q, filled=filled, decode=space.decode)
+  return Workspace(
+    memory, *q, filled=space.filled + t, decode=space.decode,
+    gaps=space.gaps or a.gaps,
+  )  # fmt: skip
 
 
 def _written(old, new, at):
