@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from tokjax import recipes
-from tokjax.recipes.__main__ import slots_of
+from tokjax.recipes.pages import slots_of
 from tokjax.recipes.registry import FAMILIES
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -37,10 +37,9 @@ fidelity is claimed.
 
 def families() -> Iterator[tuple[str, list[recipes.Recipe]]]:
   """Title and recipes of each family that has some."""
-  known = dict.fromkeys(recipes.find(n).family for n in recipes.names())
+  known = {r.family for r in recipes.registered()}
   for family in sorted(known, key=FAMILIES.index):
-    found = [recipes.find(name) for name in recipes.names(family)]
-    yield TITLES.get(family, family), found
+    yield TITLES.get(family, family), list(recipes.registered(family))
 
 
 def short() -> str:
@@ -61,12 +60,19 @@ def full() -> str:
   parts = [HEAD]
   for title, found in families():
     rows = [
-      (f"`{r.name}`", slots_of(r), r.training, r.paper, r.evidence,
+      (f"`{r.name}`", slots_of(r()), r.training, paper_of(r), r.evidence,
        r.deviations or "-")
       for r in found
     ]  # fmt: skip
     parts.append(f"## {title}\n\n{table([columns, *rows])}\n")
   return "\n".join(parts)
+
+
+def paper_of(recipe: recipes.Recipe) -> str:
+  """Its title, linked to the preprint."""
+  if not recipe.arxiv:
+    return recipe.paper
+  return f"[{recipe.paper}](https://arxiv.org/abs/{recipe.arxiv})"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -19,6 +19,8 @@ from tokjax.recipes.registry import find
 from tokjax.recipes.registry import get
 from tokjax.recipes.registry import names
 from tokjax.recipes.registry import recipe
+from tokjax.recipes.registry import registered
+from tokjax.recipes.registry import search
 
 __all__ = [
   "Joined",
@@ -31,6 +33,8 @@ __all__ = [
   "multimodal",
   "names",
   "recipe",
+  "registered",
+  "search",
   "vision",
 ]
 

@@ -1,26 +1,68 @@
-"""Prints one tab-separated row for every recipe."""
+"""Lists recipes, or prints what is known of some.
+
+  python -m tokjax.recipes                    a row for each, tab-separated
+  python -m tokjax.recipes tome               rule, paper, options, BibTeX
+  python -m tokjax.recipes token merging      those with these words in titles
+  python -m tokjax.recipes 2404.14469         that of a preprint
+
+On a terminal the table is short and fits 80 columns; in a pipe it is whole.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
 
 from tokjax import recipes
+from tokjax.recipes.pages import WIDTH, page, slots_of
+
+HEADER = (
+  "name family slots training paper evidence deviations arxiv year code"
+)
 
 
-def slots_of(recipe: recipes.Recipe) -> str:
-  """Names of the slots that a recipe fills, comma separated."""
-  slots = recipe()
-  filled = ["reduce"] if slots.reduce else []
-  if slots.attend is not None or slots.proportional:
-    filled.append("attend")
-  filled += [n for n in ("cache", "program") if getattr(slots, n) is not None]
-  return ",".join(filled) or "-"
+def rows() -> Iterator[str]:
+  """The whole table, tab-separated, a header first."""
+  yield "\t".join(HEADER.split())
+  for r in recipes.registered():
+    row = (r.name, r.family, slots_of(r()), r.training, r.paper, r.evidence,
+           r.deviations, r.arxiv, str(r.year or ""), r.code)  # fmt: skip
+    yield "\t".join(field or "-" for field in row)
 
 
-def main() -> None:
-  """Writes the table to standard output, a header first."""
-  header = "name family slots training paper evidence deviations"
-  print("\t".join(header.split()))
-  for name in recipes.names():
-    r = recipes.find(name)
-    row = (r.name, r.family, slots_of(r), r.training, r.paper, r.evidence)
-    print("\t".join([*row, r.deviations or "-"]))
+def short_rows(found: Sequence[recipes.Recipe]) -> Iterator[str]:
+  """Name, slots and paper in `WIDTH` columns."""
+  for r in found:
+    line = f"{r.name:26}{slots_of(r()):14}{r.paper}"
+    yield line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+
+
+def main(words: Sequence[str] | None = None) -> None:
+  """Writes to standard output; ends quietly if that is closed."""
+  words = sys.argv[1:] if words is None else words
+  try:
+    sys.stdout.write(_answer(words))
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # What Python would still write at its end goes nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _answer(words: Sequence[str]) -> str:
+  text = " ".join(words)
+  if words and words[0] in ("-h", "--help"):
+    return __doc__
+  if not words:
+    table = short_rows(recipes.registered()) if sys.stdout.isatty() else rows()
+    return "\n".join(table) + "\n"
+  found = recipes.search(text)
+  if not found:
+    try:
+      recipes.find(text)
+    except KeyError as error:
+      sys.exit(f"error: {error.args[0]}")
+  if len(found) == 1:
+    return page(found[0])
+  return "\n".join(short_rows(found)) + "\n"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 
 from tokjax.recipes.joining import compose as compose_slots
@@ -28,6 +29,9 @@ class Recipe:
     evidence: what the rule was checked against.
     deviations: where it differs from that, and why.
     build: the function; its keyword arguments are the options.
+    arxiv: number of the preprint, "2210.09461"; "": none.
+    year: of publication, by default of the preprint; None: a definition.
+    code: official repository, "owner/name"; "": none is public.
   """
 
   name: str
@@ -37,6 +41,9 @@ class Recipe:
   evidence: str
   deviations: str
   build: Callable[..., Slots]
+  arxiv: str = ""
+  year: int | None = None
+  code: str = ""
 
   @property
   def options(self) -> tuple[str, ...]:
@@ -70,12 +77,19 @@ def recipe(
   training: str = "training-free",
   evidence: str = "a definition",
   deviations: str = "",
+  arxiv: str = "",
+  year: int | None = None,
+  code: str = "",
 ) -> Callable[[Callable[..., Slots]], Callable[..., Slots]]:
-  """Registers a function that returns `Slots` under `name`."""
+  """Registers a function that returns `Slots` under `name`; see `Recipe`."""
   if family not in FAMILIES:
     raise ValueError(f"family={family!r}: must be one of {FAMILIES}")
   if training not in TRAINING:
     raise ValueError(f"training={training!r}: must be one of {TRAINING}")
+  if arxiv and not re.fullmatch(r"\d{4}\.\d{4,5}", arxiv):
+    raise ValueError(f"arxiv={arxiv!r}: must be a number such as '2210.09461'")
+  if arxiv and year is None:
+    year = 2000 + int(arxiv[:2])
 
   def register(build):
     known = _RECIPES.get(name)
@@ -87,16 +101,22 @@ def recipe(
         f"recipe {name!r} is already registered by {known.build.__module__}"
       )
     _RECIPES[name] = Recipe(
-      name, family, paper, training, evidence, deviations, build
-    )
+      name, family, paper, training, evidence, deviations, build, arxiv, year,
+      code,
+    )  # fmt: skip
     return build
 
   return register
 
 
+def registered(family: str | None = None) -> tuple[Recipe, ...]:
+  """All recipes, or those of a family, in the order of registration."""
+  return tuple(r for r in _RECIPES.values() if family in (None, r.family))
+
+
 def names(family: str | None = None) -> tuple[str, ...]:
-  """Registered names, in the order of registration."""
-  return tuple(r.name for r in _RECIPES.values() if family in (None, r.family))
+  """Their names."""
+  return tuple(r.name for r in registered(family))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +177,27 @@ class Joined:
     return slots if keep is None else slots.with_keep(keep)
 
 
+def search(text: str) -> tuple[Recipe, ...]:
+  """Recipes by name, arXiv number, or words of name and title; any case."""
+  text = text.lower().strip()
+  by_name = [r for r in _RECIPES.values() if r.name == text.replace("-", "_")]
+  by_number = [r for r in _RECIPES.values() if r.arxiv and r.arxiv in text]
+  words = re.findall(r"\w+", text)
+  known = lambda r: re.findall(r"\w+", f"{r.name} {r.paper}".lower())
+  by_title = [
+    r for r in _RECIPES.values() if words and set(words) <= {*known(r), r.name}
+  ]
+  return tuple(by_name or by_number or by_title)
+
+
 def find(name: str) -> Recipe | Joined:
-  """The `Recipe` of that name, or those of names joined by "+".
+  """A recipe, or several that are joined by "+".
+
+  Args:
+    name: its name, in any case; or what only it is found by with `search`.
 
   Raises:
-    KeyError: there is none; suggests near ones.
+    KeyError: there is none, or more than one; names near ones.
   """
   if "+" in name:
     return Joined(tuple(_one(part.strip()) for part in name.split("+")))
@@ -169,13 +205,19 @@ def find(name: str) -> Recipe | Joined:
 
 
 def _one(name: str) -> Recipe:
-  if name not in _RECIPES:
-    near = difflib.get_close_matches(name, _RECIPES, n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "."
-    raise KeyError(
-      f"unknown recipe {name!r}{hint} Known are: {', '.join(_RECIPES)}"
-    )
-  return _RECIPES[name]
+  if name in _RECIPES:
+    return _RECIPES[name]
+  found = search(name)
+  if len(found) == 1:
+    return found[0]
+  if found:
+    names = ", ".join(r.name for r in found)
+    raise KeyError(f"{name!r} may be any of the recipes {names}; name one")
+  near = difflib.get_close_matches(name.lower(), _RECIPES, n=3)
+  hint = f"; did you mean {' or '.join(near)}?" if near else "."
+  raise KeyError(
+    f"unknown recipe {name!r}{hint} Known are: {', '.join(_RECIPES)}"
+  )
 
 
 def get(name: str, **options) -> Slots:

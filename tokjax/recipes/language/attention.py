@@ -28,6 +28,8 @@ MINFERENCE = (
   "minference_a_shape",
   family="llm",
   paper=MINFERENCE,
+  arxiv="2407.02490",
+  code="microsoft/MInference",
   evidence="microsoft/MInference:minference/ops/streaming_kernel.py,"
   " modules/minference_forward.py (fb56c91)",
 )
@@ -43,6 +45,8 @@ def minference_a_shape(
   "minference_vertical_slash",
   family="llm",
   paper=MINFERENCE,
+  arxiv="2407.02490",
+  code="microsoft/MInference",
   evidence="microsoft/MInference:minference/modules/minference_forward.py"
   " (fb56c91)",
   deviations="distances are widened to the blocks of 128 that they touch; the"
@@ -70,6 +74,8 @@ def minference_vertical_slash(
   "xattention",
   family="llm",
   paper="XAttention: Block Sparse Attention with Antidiagonal Scoring",
+  arxiv="2503.16428",
+  code="mit-han-lab/x-attention",
   evidence="mit-han-lab/x-attention:xattn/src/Xattention.py, utils.py"
   " (e379887)",
   deviations="one rule for all queries, that of the official code from its"
@@ -90,6 +96,8 @@ def xattention(mass: float = 0.9, stride: int = 8, block: int = 128) -> Slots:
   family="llm",
   paper="SepLLM: Accelerate Large Language Models by Compressing One Segment"
   " into One Separator",
+  arxiv="2412.12094",
+  code="HKUDS/SepLLM",
   training="both",
   evidence="HKUDS/SepLLM:Streaming-SepLLM/sepllm_kv_cache/kv_cache_manager.py,"
   " Training-SepLLM/ (f250f59)",
@@ -137,6 +145,8 @@ def sepllm(
   family="llm",
   paper="Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large"
   " Language Models without Training through Attention Calibration",
+  arxiv="2406.15765",
+  code="GATECH-EIC/ACT",
   evidence="GATECH-EIC/ACT:models/llama_modelling_aug.py, scripts/ (a267af7)",
   deviations="while decoding, the sinks of the prompt are used; the official"
   " code works on whole sequences only",
@@ -156,6 +166,7 @@ def act(
   family="llm",
   paper="ZeroTuning: Unlocking the Initial Token's Power to Enhance Large"
   " Language Models Without Training",
+  arxiv="2505.11739",
   evidence="weak: the paper's text; its code is anonymous",
 )
 def zerotuning(
@@ -172,6 +183,8 @@ def zerotuning(
   family="llm",
   paper="Gated Attention for Large Language Models: Non-linearity, Sparsity,"
   " and Attention-Sink-Free",
+  arxiv="2505.06708",
+  code="qiuzh20/gated_attention",
   training="learned",
   evidence="qiuzh20/gated_attention:modeling_qwen3.py (49645df)",
 )
@@ -188,6 +201,8 @@ def gated_attention(
   family="llm",
   paper="Lightning Attention-2: A Free Lunch for Handling Unlimited Sequence"
   " Lengths in Large Language Models",
+  arxiv="2401.04658",
+  code="OpenNLPLab/lightning-attention",
   training="learned",
   evidence="OpenNLPLab/lightning-attention:lightning_attn/ops/triton/"
   "lightning_attn2.py, examples/module/tnl_attn.py (d15c385), the module run"

@@ -43,6 +43,8 @@ def random_kv(
   "streaming_llm",
   family="cache",
   paper="Efficient Streaming Language Models with Attention Sinks",
+  arxiv="2309.17453",
+  code="mit-han-lab/streaming-llm",
   evidence="mit-han-lab/streaming-llm:streaming_llm/kv_cache.py, pos_shift/"
   " (2e50426)",
   deviations="a long prompt is attended to by a banded mask with the distances"
@@ -74,6 +76,8 @@ def streaming_llm(
   "snapkv",
   family="cache",
   paper="SnapKV: LLM Knows What You are Looking for Before Generation",
+  arxiv="2404.14469",
+  code="FasterDecoding/SnapKV",
   evidence="FasterDecoding/SnapKV:snapkv/monkeypatch/snapkv_utils.py (e216ddc);"
   " heads of a group as in NVIDIA/kvpress (8bb29b9)",
   deviations=GROUPS,
@@ -98,6 +102,8 @@ def snapkv(
   family="cache",
   paper="PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information"
   " Funneling",
+  arxiv="2406.02069",
+  code="Zefan-Cai/KVCache-Factory",
   evidence="Zefan-Cai/KVCache-Factory:pyramidkv/pyramidkv_utils.py (c97f9d7),"
   " its path for grouped heads (kv_cache_granularity=kv_head) run next to this"
   " one on the same arrays",
@@ -127,6 +133,8 @@ def pyramidkv(
   family="cache",
   paper="Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for"
   " Efficient LLM Inference",
+  arxiv="2407.11550",
+  code="FFY0/AdaKV",
   evidence="FFY0/AdaKV:adaptive_snapkv/monkeypatch/snapkv_utils.py (efe4e2e),"
   " its path for grouped heads run next to this one on the same arrays",
   deviations=TIES,
@@ -156,6 +164,8 @@ def adakv(
   family="cache",
   paper="H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large"
   " Language Models",
+  arxiv="2306.14048",
+  code="FMInference/H2O",
   evidence="FMInference/H2O:h2o_hf/utils_real_drop/modify_llama.py (ac75c2a)",
   deviations=f"{GROUPS} (masses are summed); the rule of true eviction, without"
   " the masking version's off-by-one in the number of recent tokens",
@@ -180,6 +190,7 @@ def h2o(
   family="cache",
   paper="A Simple and Effective L2 Norm-Based Strategy for KV Cache"
   " Compression",
+  arxiv="2406.11430",
   evidence="NVIDIA/kvpress:kvpress/presses/knorm_press.py (8bb29b9)",
 )
 def knorm(budget: Budget = budgets.Share(0.5)) -> Slots:
@@ -192,6 +203,8 @@ def knorm(budget: Budget = budgets.Share(0.5)) -> Slots:
   family="cache",
   paper="Expected Attention: KV Cache Compression by Estimating Attention from"
   " Future Queries Distribution",
+  arxiv="2510.00636",
+  code="NVIDIA/kvpress",
   evidence="NVIDIA/kvpress:kvpress/presses/expected_attention_press.py"
   " (8bb29b9)",
 )
@@ -217,6 +230,7 @@ def expected_attention(
   family="cache",
   paper="RazorAttention: Efficient KV Cache Compression Through Retrieval"
   " Heads",
+  arxiv="2407.15891",
   evidence="weak: the paper's text; no code is public",
   deviations="the compensation token is a running mean while the window slides,"
   " which the paper leaves open; positions by rotary embedding only",

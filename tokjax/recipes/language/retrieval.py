@@ -24,6 +24,8 @@ LAST_QUERY = Rows(of=Last(), form="logits", over="sum")
   "quest",
   family="llm",
   paper="Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference",
+  arxiv="2406.10774",
+  code="mit-han-lab/Quest",
   evidence="mit-han-lab/Quest:evaluation/quest_attention.py (01c1623)",
   deviations="a context within the budget is read whole; the official code"
   " rounds its length down to pages and leaves one page out",
@@ -43,6 +45,8 @@ def quest(
   family="llm",
   paper="TidalDecode: Fast and Accurate LLM Decoding with Position Persistent"
   " Sparse Attention",
+  arxiv="2410.05076",
+  code="DerrickYLJ/TidalDecode",
   evidence="DerrickYLJ/TidalDecode:src/tidal_build/modify_llama.py (d67a1bd)",
 )
 def tidaldecode(
@@ -58,6 +62,8 @@ def tidaldecode(
   family="llm",
   paper="Discovering the Gems in Early Layers: Accelerating Long-Context LLMs"
   " with 1000x Input Token Reduction",
+  arxiv="2409.17422",
+  code="SalesforceAIResearch/GemFilter",
   evidence="SalesforceAIResearch/GemFilter:my_baseline/GemFilter/"
   "llama_select_attention.py (5f79b1a)",
 )
@@ -77,6 +83,8 @@ def gemfilter(
   family="llm",
   paper="PromptDistill: Query-based Selective Token Retention in Intermediate"
   " Layers for Efficient Large Language Model Inference",
+  arxiv="2503.23274",
+  code="declare-lab/PromptDistill",
   evidence="declare-lab/PromptDistill:models/llama.py (472bfef)",
   deviations="one stage; caches of the layers below are kept (truncation 0);"
   " the query is that of the prompt's last token",
@@ -97,6 +105,8 @@ def promptdistill(
   family="llm",
   paper="InfLLM: Unveiling the Intrinsic Capacity of LLMs for Understanding"
   " Extremely Long Sequences with Training-Free Memory",
+  arxiv="2402.04617",
+  code="thunlp/InfLLM",
   evidence="thunlp/InfLLM:inf_llm/attention/context_manager.py (12b7079)",
   deviations="blocks stay in device memory; which of them an accelerator caches"
   " does not change results; a token that has left the window but is in no"
@@ -121,6 +131,8 @@ def infllm(
   family="llm",
   paper="TokenSelect: Efficient Long-Context Inference and Length Extrapolation"
   " for LLMs via Dynamic Token-Level KV Cache Selection",
+  arxiv="2411.02886",
+  code="pzs19/TokenSelect",
   evidence="pzs19/TokenSelect:patcher/token_retrieval.py (8e1e97f)",
   deviations="query head h reads key head h // (H / G) (the official kernel"
   " takes h mod G); votes are float32, not bfloat16",
@@ -143,6 +155,8 @@ def tokenselect(
   "longheads",
   family="llm",
   paper="LongHeads: Multi-Head Attention is Secretly a Long Context Processor",
+  arxiv="2402.10685",
+  code="LuLuLuyi/LongHeads",
   evidence="LuLuLuyi/LongHeads:modeling_longheads/modeling_llama.py (1c9f72e)",
   deviations="a query of a long prompt sees its own token too (the official"
   " rows end before it); while decoding, too, the newest token's chunk, the one"
@@ -158,6 +172,8 @@ def longheads(budget: Budget = budgets.Count(4096), chunk: int = 256) -> Slots:
   family="llm",
   paper="Landmark Attention: Random-Access Infinite Context Length for"
   " Transformers",
+  arxiv="2305.16300",
+  code="epfml/landmark-attention",
   training="learned",
   evidence="epfml/landmark-attention:llama/llama_mem.py, lm_benchmark"
   " (d963e50)",

@@ -14,6 +14,8 @@ from tokjax.slots import Slots
   "kivi",
   family="cache",
   paper="KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache",
+  arxiv="2402.02750",
+  code="jy-yuan/KIVI",
   evidence="jy-yuan/KIVI:models/llama_kivi.py, quant/new_pack.py (876b4d2)",
 )
 def kivi(bits: int = 2, group: int = 32, residual: int = 128) -> Slots:
@@ -26,6 +28,8 @@ def kivi(bits: int = 2, group: int = 32, residual: int = 128) -> Slots:
   family="cache",
   paper="ZipCache: Accurate and Efficient KV Cache Quantization with Salient"
   " Token Identification",
+  arxiv="2405.14256",
+  code="ThisisBillhe/ZipCache",
   evidence="ThisisBillhe/ZipCache:zipcache/models/CompressUtils/,"
   " modeling_llama.py (b6932b9)",
   deviations="saliency is divided by the number of probes that see a key, as in"
@@ -45,6 +49,8 @@ def zipcache(
   family="cache",
   paper="CSKV: Training-Efficient Channel Shrinking for KV Cache in"
   " Long-Context Scenarios",
+  arxiv="2409.10593",
+  code="wln20/CSKV",
   training="learned",
   evidence="wln20/CSKV:cskv_src/modeling/modeling_llama.py,"
   " utils/cache_utils.py, scripts/ (cd79226)",
@@ -67,6 +73,7 @@ def cskv(
   family="cache",
   paper="Compressing KV Cache for Long-Context LLM Inference with Inter-Layer"
   " Attention Similarity",
+  arxiv="2412.02252",
   training="both",
   evidence="weak: the paper's text; no code is public",
   deviations="scores are shared, that is queries too, which the paper leaves"
@@ -92,6 +99,8 @@ def pod(
   "lococo",
   family="cache",
   paper="LoCoCo: Dropping In Convolutions for Long Context Compression",
+  arxiv="2406.05317",
+  code="VITA-Group/LoCoCo",
   training="learned",
   evidence="VITA-Group/LoCoCo:llama/memory_compressor.py (1be3fec)",
   deviations="one set of tokens per key head; entries are merged at the end of"

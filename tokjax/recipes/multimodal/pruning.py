@@ -41,6 +41,8 @@ SPARSEVLM = {
   family="vlm",
   paper="An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference"
   " Acceleration for Large Vision-Language Models",
+  arxiv="2403.06764",
+  code="pkunlp-icler/FastV",
   evidence="pkunlp-icler/FastV:src/FastV/llava-hf (d165972)",
   deviations="every example keeps its own tokens (the official code applies"
   " those of the first to the whole batch); at least one visual token stays",
@@ -56,6 +58,8 @@ def fastv(layer: int | float = 2) -> Slots:
   family="vlm",
   paper="PyramidDrop: Accelerating Your Large Vision-Language Models via"
   " Pyramid Visual Redundancy Reduction",
+  arxiv="2410.17247",
+  code="Cooperx521/PyramidDrop",
   evidence="Cooperx521/PyramidDrop:llava/model/modeling_llama_pdrop.py"
   " (6444f30)",
   deviations="inference only (training ranks by the tokens before each answer);"
@@ -149,6 +153,8 @@ def recycle(site: Site, *, question: Rows) -> Assignment:
   family="vlm",
   paper="SparseVLM: Visual Token Sparsification for Efficient Vision-Language"
   " Model Inference",
+  arxiv="2410.04417",
+  code="Gumpest/SparseVLMs",
   evidence="Gumpest/SparseVLMs:llava/model/language_model (26a5f48), version 1",
   deviations="blocks are fractions of the depth (2, 6 and 15 of 32); no noise"
   " on densities; a single text token behind the image rates it (the official"

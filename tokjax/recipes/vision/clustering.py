@@ -36,6 +36,8 @@ def atc_rule(site: Site, *, linkage: str) -> Plan:
   "atc",
   family="vision",
   paper="Agglomerative Token Clustering",
+  arxiv="2409.11923",
+  code="JoakimHaurum/ATC",
   training="both",
   evidence="JoakimHaurum/ATC:ATC_setup/models/atc.py, SSLBackbone_setup/"
   "token_reduc/merge.py",
@@ -76,6 +78,8 @@ def dpc_knn_rule(site: Site, *, neighbours: int) -> Plan:
   family="vision",
   paper="Not All Tokens Are Equal: Human-centric Visual Analysis via Token"
   " Clustering Transformer (TCFormer)",
+  arxiv="2204.08680",
+  code="zengwang430521/TCFormer",
   training="both",
   evidence="JoakimHaurum/TokenReduction:models/dpcknn.py",
   deviations="equal weights (the learned token score is a trained part); ties"
@@ -108,6 +112,8 @@ def kmedoids_rule(site: Site, *, iterations: int, cost: str) -> Plan:
   "kmedoids",
   family="vision",
   paper="Token Pooling in Vision Transformers; Which Tokens to Use?",
+  arxiv="2110.03860",
+  code="JoakimHaurum/TokenReduction",
   training="both",
   evidence="JoakimHaurum/TokenReduction:models/kmedoids.py",
   deviations="cost='members' gives the standard algorithm; the default is the"
@@ -155,6 +161,7 @@ def token_transforming_rule(
   family="vision",
   paper="Token Transforming: A Unified and Training-Free Token Compression"
   " Framework for Vision Transformer Acceleration",
+  arxiv="2506.05709",
   evidence="weak: abstract and a figure caption; no code is public. A"
   " reconstruction, no fidelity is claimed",
   deviations="anchors, temperature and restoration are this project's choice",
@@ -199,6 +206,8 @@ def expedit_rule(site: Site, **options) -> Plan:
   family="vision",
   paper="Expediting Large-Scale Vision Transformer for Dense Prediction without"
   " Fine-tuning",
+  arxiv="2210.01035",
+  code="Expedit-LargeScale-Vision-Transformer/Expedit-SAM",
   evidence="Expedit-SAM:segment_anything/modeling/hourglass_image_encoder.py,"
   " Expedit-Segmenter:mmseg/ops/{cluster,reconstruction}.py",
   deviations="the class token is set aside and keeps attending",

@@ -35,6 +35,8 @@ def dynamicvit_soft(site: Site):
   family="vision",
   paper="DynamicViT: Efficient Vision Transformers with Dynamic Token"
   " Sparsification",
+  arxiv="2106.02034",
+  code="raoyongming/DynamicViT",
   training="learned",
   evidence="raoyongming/DynamicViT:models/dyvit.py, losses.py, main.py",
   deviations="the teacher's tokens are not distilled, only its logits"
@@ -77,6 +79,8 @@ def distinct_peaks(weight: Float[Array, "m n"]) -> Int[Array, "m"]:
   "token_learner",
   family="vision",
   paper="TokenLearner: What Can 8 Learned Tokens Do for Images and Videos?",
+  arxiv="2106.11297",
+  code="google-research/scenic",
   training="learned",
   evidence="google-research/scenic:scenic/projects/token_learner/model.py"
   " (v1.1)",
@@ -97,6 +101,8 @@ def token_learner(budget: Budget = budgets.Once(0.25, 0.5)) -> Slots:
   family="vision",
   paper="PYRA: Parallel Yielding Re-Activation for Training-Inference Efficient"
   " Task Adaptation",
+  arxiv="2403.09192",
+  code="THU-MIG/PYRA",
   training="learned",
   evidence="THU-MIG/PYRA:model/adaptive_merge.py, tome.py,"
   " vision_transformer_timm.py",
@@ -127,6 +133,8 @@ def pyra(budget: Budget = budgets.Constant(16), rank: int = 8) -> Slots:
   family="vision",
   paper="Sparsifiner: Learning Sparse Instance-Dependent Attention for"
   " Efficient Vision Transformers",
+  arxiv="2303.13755",
+  code="lim142857/Sparsifiner",
   training="learned",
   evidence="lim142857/Sparsifiner:src/models/sparsifiner.py, src/losses.py",
   deviations="attention outside the mask is computed and discarded: the mask is"
@@ -157,6 +165,8 @@ def sparsifiner(
   "tap_adl",
   family="vision",
   paper="Robustifying Token Attention for Vision Transformers",
+  arxiv="2303.11126",
+  code="guoyongcs/TAPADL",
   training="learned",
   evidence="guoyongcs/TAPADL:TAPADL_FAN/main.py, models/tap_fan.py",
   deviations="a norm over each image instead of BatchNorm between the pooling's"

@@ -76,6 +76,8 @@ def tome_random_rule(site: Site, *, sides: str) -> Plan:
   "tome",
   family="vision",
   paper="Token Merging: Your ViT But Faster",
+  arxiv="2210.09461",
+  code="facebookresearch/ToMe",
   training="both",
   evidence="facebookresearch/ToMe:tome/{merge,utils}.py, patch/{timm,mae}.py",
   deviations="an r that cannot be carried out is an error, not capped silently;"
@@ -110,6 +112,8 @@ def tome(
   "tome_kth",
   family="vision",
   paper="Token Merging: Your ViT But Faster",
+  arxiv="2210.09461",
+  code="facebookresearch/ToMe",
   evidence="facebookresearch/ToMe:tome/merge.py (kth_bipartite_soft_matching)",
   deviations="the tail of n mod k tokens merges instead of being dropped; the"
   " class token takes no part",
@@ -123,6 +127,8 @@ def tome_kth(budget: Budget = budgets.Ratio(0.7)) -> Slots:
   "tome_random",
   family="vision",
   paper="Token Merging: Your ViT But Faster",
+  arxiv="2210.09461",
+  code="facebookresearch/ToMe",
   evidence="facebookresearch/ToMe:tome/merge.py"
   " (random_bipartite_soft_matching)",
   deviations="targets are in the order of the sequence; the class token takes"
@@ -152,6 +158,8 @@ def tomesd_random_rule(site: Site, *, cell: tuple[int, int]) -> Plan:
   "tomesd",
   family="vision",
   paper="Token Merging for Fast Stable Diffusion",
+  arxiv="2303.17604",
+  code="dbolya/tomesd",
   evidence="dbolya/tomesd:tomesd/{merge,patch}.py",
   deviations="each example draws its own targets (the official code shares them"
   " within a batch); the class token takes part in attention unmerged",
@@ -236,6 +244,8 @@ def _merge_redundant(site: Site, features, rank) -> Assignment:
   "pitome",
   family="vision",
   paper="Accelerating Transformers with Spectrum-Preserving Token Merging",
+  arxiv="2405.16148",
+  code="hchautran/PiToMe",
   evidence="hchautran/PiToMe:algo/pitome/merge.py, patch/{deit,mae,clip}.py",
   deviations="follows the code where the paper differs: the margin is"
   " subtracted inside the ELU and attention is not proportional; pooling by"
@@ -322,6 +332,8 @@ def mctf_rule(
   "mctf",
   family="vision",
   paper="Multi-criteria Token Fusion with One-step-ahead Attention",
+  arxiv="2403.10030",
+  code="mlvlab/MCTF",
   training="both",
   evidence="mlvlab/MCTF:utils/mctf.py, models/SA/MHSA.py, modules/blocks.py",
   deviations="the official floor of ten remaining tokens is not applied; a"

@@ -30,6 +30,8 @@ def topk_rule(site: Site) -> Plan:
   "topk",
   family="vision",
   paper="EViT's baseline: Not All Patches are What You Need",
+  arxiv="2202.07800",
+  code="youweiliang/evit",
   training="both",
   evidence="youweiliang/evit:evit.py with fuse_token=False (5ca95a7), its block"
   " run next to this one on the same arrays",
@@ -66,6 +68,8 @@ def evit_rule(site: Site) -> Plan:
   family="vision",
   paper="Not All Patches are What You Need: Expediting Vision Transformers via"
   " Token Reorganizations",
+  arxiv="2202.07800",
+  code="youweiliang/evit",
   training="both",
   evidence="youweiliang/evit:evit.py, helpers.py (5ca95a7), three stages of its"
   " blocks run next to these on the same arrays",
@@ -98,6 +102,8 @@ def ats_rule(site: Site, *, sampling: str) -> Plan:
   "ats",
   family="vision",
   paper="Adaptive Token Sampling For Efficient Vision Transformers",
+  arxiv="2111.15667",
+  code="adaptivetokensampling/ATS",
   training="both",
   evidence="adaptivetokensampling/ATS:libs/models/transformers/ats_block.py"
   " (9271257), run next to this on the same arrays",
@@ -185,6 +191,7 @@ def zero_tprune_rule(
   family="vision",
   paper="Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the"
   " Attention Graph in Pre-Trained Transformers",
+  arxiv="2305.17328",
   evidence="weak: the abstract, a detailed public note and partial third-party"
   " code, which agree on the vote, the mean over heads, the order of stages,"
   " the partition and the bounds; the official repository holds a web page",
