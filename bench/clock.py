@@ -7,6 +7,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 
+class Unavailable(Exception):
+  """Something cannot run here; the message says why."""
+
+
 class Timed(Protocol):
   """`run()` starts the work, `wait(result)` blocks until a result is there."""
 
