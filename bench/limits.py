@@ -69,20 +69,24 @@ def measure(dtype, rounds: int = 5) -> Machine:
   )
 
 
-def product(dtype) -> tuple[clock.Call, float]:
+def product(dtype, n: int | None = None) -> tuple[clock.Call, float]:
   """A product of squares, and its FLOPs.
 
   Of random numbers: multiplying equal ones takes less power, and a chip whose
   clock follows power is faster then.
+
+  Args:
+    dtype: of the factors.
+    n: rows and columns; None: what fills a device of this kind.
   """
-  n = 2048 if jax.default_backend() == "cpu" else 8192
+  n = n or (2048 if jax.default_backend() == "cpu" else 8192)
   make = lambda seed: jax.random.normal(jax.random.key(seed), (n, n), dtype)
   a, b, multiply = make(0), make(1), jax.jit(lambda a, b: a @ b)
   return clock.Call(lambda: multiply(a, b)), 2 * n**3
 
 
-def copy() -> tuple[clock.Call, float]:
+def copy(size: int | None = None) -> tuple[clock.Call, float]:
   """A copy of float32 numbers, and the bytes read and written."""
-  size = 1 << (25 if jax.default_backend() == "cpu" else 29)
+  size = size or 1 << (25 if jax.default_backend() == "cpu" else 29)
   x, add = jnp.ones((size,), jnp.float32), jax.jit(lambda x: x + 1)
   return clock.Call(lambda: add(x)), 8 * size

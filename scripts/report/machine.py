@@ -11,11 +11,13 @@ def jobs(here: Here) -> list[Job]:
   """Products of every dtype that models use, and a copy."""
 
   def product(dtype):
-    call, flops = limits.product(jnp.dtype(dtype))
+    call, flops = limits.product(
+      jnp.dtype(dtype), 128 if here.tiny else None
+    )
     return here.timed(call, flops=flops)
 
   def copy():
-    call, moved = limits.copy()
+    call, moved = limits.copy(1 << 16 if here.tiny else None)
     return here.timed(call, bytes=moved)
 
   return [

@@ -14,7 +14,8 @@ BATCH, MERGED = 64, 13
 CONTEXTS = (32768, 131072 - bench_decode.DECODE)
 TEXTS = 8
 # With a cache of their own, and what they keep at most.
-METHODS = ("full", "streaming_llm", "snapkv", "quest", "kivi")
+METHODS = ("full", "snapkv", "streaming_llm", "quest", "kivi")
+VITS = {"ours": "dense", "ours_tome": f"ToMe r={MERGED}", "stock": "Flax layers"}
 
 _TINY_VIT = ViTConfig(image_size=32, width=32, depth=2, heads=2, mlp_dim=64)
 _TINY_LAYER = dataclasses.replace(
@@ -26,19 +27,18 @@ def jobs(here: Here) -> list[Job]:
   """Unreduced forms first: others are compared with them."""
   found = [
     Job(_vit(name), functools.partial(_classify, here, name))
-    for name in ("ours", "ours_tome", "stock")
-    if not (here.tiny and name == "stock")
+    for name in list(VITS)[: 2 if here.tiny else 3]
   ]
   contexts = (1024,) if here.tiny else CONTEXTS
   for context in contexts:
-    for method in METHODS[:: 2 if here.tiny else 1]:
+    for method in METHODS[: 2 if here.tiny else None]:
       run = functools.partial(_decode, here, method, context)
       found.append(Job(_step(method, context), run))
   return found
 
 
 def _vit(name: str) -> str:
-  return f"ViT-B/16 {name}"
+  return f"ViT-B/16 {VITS[name]}"
 
 
 def _classify(here: Here, name: str):

@@ -178,19 +178,18 @@ def lengths(here: Here) -> list[Job]:
   near, far = (
     _sized(here, Setting(f"{n}k", 1024 * n, here.kernel)) for n in (32, 64)
   )
+  kinds = ("top-k",) if here.tiny else ("top-k", "causal top-k", "full")
   found = []
   for direction in DIRECTIONS:
     found.append(dense(here, near, False, direction))
-    found += [
-      ours(here, near, kind, direction)
-      for kind in ("top-k", "causal top-k", "full")
-    ]
+    found += [ours(here, near, kind, direction) for kind in kinds]
+  if here.tiny:
+    causal = ours(here, near, "causal top-k", "forward")
+    return [*found, causal, *planning(here, near)[-1:]]
   found += planning(here, near)
   for direction in DIRECTIONS:
     found.append(dense(here, near, True, direction))
     found.append(ours(here, near, "causal", direction))
-  if here.tiny:
-    return found
   for direction in DIRECTIONS:
     found.append(dense(here, far, False, direction))
     found += [
@@ -211,7 +210,7 @@ def shapes(here: Here) -> list[Job]:
   found = []
   for setting in settings[:1] if here.tiny else settings:
     setting = _sized(here, setting)
-    for direction in DIRECTIONS:
+    for direction in DIRECTIONS[: 1 if here.tiny else 2]:
       found.append(dense(here, setting, False, direction))
       found.append(ours(here, setting, "top-k", direction))
   return found

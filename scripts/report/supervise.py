@@ -42,6 +42,7 @@ class Worker:
     self._journal = folder / f"{stage.name.replace(' ', '_')}_{first}.journal"
     self._journal.write_text("")
     self._read, self._since = 0, time.monotonic()
+    self._failed: str | None = None
     command = [
       sys.executable, "-m", "scripts.report.worker", stage.jobs,
       json.dumps(dict(stage.options)), str(self._journal), str(first),
@@ -64,7 +65,7 @@ class Worker:
       if status == 0:
         return None
       if status is not None:
-        return died(status)
+        return self._failed or died(status)
       now = time.monotonic()
       if now - self._since > stage.row_seconds:
         return f"ended after {stage.row_seconds:g} s, the limit of one row"
@@ -80,6 +81,7 @@ class Worker:
     for line in lines[:-1]:
       self._read += len(line) + 1
       said = json.loads(line)
+      self._failed = said.get("failed")
       if "names" in said:
         self.names, self.device = said["names"], said["device"]
       if "begun" in said:
@@ -154,7 +156,7 @@ def run(
       failed_starts += 1
     first, left = worker.first, len(worker.names) - worker.first
     if worker.names and left == 0:
-      return Outcome("done", device)
+      return Outcome("the last row was cut" if late else "done", device)
     if failed_starts > 1 or (late and not worker.names):
       return Outcome(f"it did not start: {trouble}; see log.txt", device)
     if late:

@@ -17,7 +17,8 @@ Row = dict[str, Any]
 # The row whose rate is the peak that others are related to.
 PEAK = "product bfloat16"
 FORMULAS = """\
-*   Seconds are medians of several rounds after two calls to warm up, of calls
+*   Seconds are medians of several rounds (7, or 3 of what takes long) after calls to
+    warm up, of calls
     in a row that are waited for at the end of a round; `spread` is half of the
     distance between the fastest and the slowest round.
 *   FLOPs of attention are effective ones, of pairs that are shown: `4 * pairs *
@@ -71,7 +72,7 @@ def ordered(stage: Row, rows: dict[str, Row]) -> list[Row]:
 def times(row: Row, rows: dict[str, Row]) -> float | None:
   """How many times as fast as the row that it stands against."""
   rival = rows.get(row.get("against", ""), {})
-  if "seconds" not in row or "seconds" not in rival:
+  if rival is row or "seconds" not in row or "seconds" not in rival:
     return None
   return rival["seconds"] / row["seconds"]
 

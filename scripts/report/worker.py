@@ -33,10 +33,11 @@ def main(jobs: str, options: str, journal: str, first: str, wrong: str) -> None:
   """
   with open(journal, "a", buffering=1) as file:
     note = lambda **line: file.write(json.dumps(line) + "\n")
-    module, _, function = jobs.partition(":")
-    make = getattr(importlib.import_module(module), function)
-    here = Here.found()
-    found = make(here, **json.loads(options))
+    try:
+      found = made(jobs, **json.loads(options))
+    except Exception as error:
+      note(failed=said(error))
+      raise
     note(device=device(), names=[job.name for job in found])
     for number, job in list(enumerate(found))[int(first) :]:
       note(begun=number)
@@ -46,6 +47,14 @@ def main(jobs: str, options: str, journal: str, first: str, wrong: str) -> None:
         # After a fault of a kernel every call fails: this process has to end.
         jax.clear_caches()
         jax.block_until_ready(jnp.zeros(8) + 1)
+
+
+def made(jobs: str, **options: Any) -> list[Job]:
+  """The jobs of a stage; at tiny sizes compiling is all that takes time."""
+  here = Here.found()
+  jax.config.update("jax_disable_most_optimizations", here.tiny)
+  module, _, function = jobs.partition(":")
+  return getattr(importlib.import_module(module), function)(here, **options)
 
 
 def row(job: Job, wrong: list[str]) -> dict[str, Any]:
