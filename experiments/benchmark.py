@@ -14,17 +14,16 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import pathlib
 import statistics
-import time
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from bench import candidates, clock, files, flex, limits
+from bench.candidates import Candidate, Unavailable
 from experiments import typed
-from experiments.bench import candidates, flex, limits, report
-from experiments.bench.candidates import Candidate, Unavailable
+from experiments.bench import report
 from experiments.sweeps.count import Count
 from tokjax.attention import estimators
 
@@ -156,10 +155,8 @@ def finish(result, machine: limits.Machine, workdir: pathlib.Path) -> None:
 
 
 def save(path: pathlib.Path, result: dict[str, Any]) -> None:
-  """Writes the file whole; a reader never sees half of it."""
-  new = path.with_suffix(".new")
-  new.write_text(json.dumps(result, indent=1) + "\n")
-  os.replace(new, path)
+  """Writes the results so far."""
+  files.write(path, json.dumps(result, indent=1) + "\n")
 
 
 def run_group(
@@ -178,7 +175,7 @@ def run_group(
   )  # fmt: skip
   found, missing = gather(config, inputs, direction)
   where = {**dataclasses.asdict(size), "direction": direction}
-  timings = time_all(found, config.rounds, config.seconds)
+  timings = clock.in_turns(found, config.rounds, config.seconds)
   unit = min(
     (min(t) for c, t in zip(found, timings, strict=True) if c.dense),
     default=None,
@@ -223,31 +220,6 @@ def gather(
       )
       attempt("flex", make)
   return found, missing
-
-
-def time_all(
-  found: list[Candidate], rounds: int, seconds: float
-) -> list[list[float]]:
-  """Seconds of a call of each candidate in each round, in turns."""
-  calls = []
-  for candidate in found:
-    candidate.wait(candidate.run())
-    spent = _spent(candidate, 1)
-    calls.append(max(1, round(seconds / rounds / max(spent, 1e-6))))
-  timings: list[list[float]] = [[] for _ in found]
-  for _ in range(rounds):
-    for timing, candidate, n in zip(timings, found, calls, strict=True):
-      timing.append(_spent(candidate, n))
-  return timings
-
-
-def _spent(candidate: Candidate, calls: int) -> float:
-  """Seconds of one of several calls in a row."""
-  began = time.perf_counter()
-  for _ in range(calls):
-    result = candidate.run()
-  candidate.wait(result)
-  return (time.perf_counter() - began) / calls
 
 
 def numbers(

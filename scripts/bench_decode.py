@@ -14,10 +14,10 @@ calls; with --out also a plot, `decode.png`.
 import argparse
 import pathlib
 import time
+import zlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tokjax import budgets, recipes
 from tokjax.models import (
@@ -44,46 +44,47 @@ METHODS = {
 DECODE = 64
 
 
-def states_like(shapes, context: int, rng: np.random.Generator):
+def states_like(shapes, context: int):
   """Arrays of these shapes: noise, and every place in use."""
 
-  def fill(x):
+  def fill(path, x):
     if jnp.issubdtype(x.dtype, jnp.floating):
-      return jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype)
+      seed = zlib.crc32(jax.tree_util.keystr(path).encode())
+      return jax.random.normal(jax.random.key(seed), x.shape, x.dtype)
     if x.dtype == bool:
       return jnp.ones(x.shape, bool)
     return jnp.full(x.shape, min(context, jnp.iinfo(x.dtype).max), x.dtype)
 
-  return jax.tree.map(fill, shapes)
+  return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def program(name: str, context: int):
+def program(
+  name: str, context: int, config=CONFIG, batch: int = 1, dtype=jnp.float32
+):
   """A method's compiled step, its state and the number of its bytes."""
-  model = Decoder(CONFIG, recipes.get(name, **METHODS[name]))
+  model = Decoder(config, recipes.get(name, **METHODS[name]), dtype)
   params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
   params = params["params"]
   # Refuses what the method cannot do at this size.
   Generator(model, params, capacity=context, decode=DECODE)
-  prompt = jax.ShapeDtypeStruct((1, context), jnp.int32)
-  length = jax.ShapeDtypeStruct((1,), jnp.int32)
+  prompt = jax.ShapeDtypeStruct((batch, context), jnp.int32)
+  length = jax.ShapeDtypeStruct((batch,), jnp.int32)
   first = lambda params, tokens, length: generation.prefill(
     model, params, tokens, length, DECODE
   )
   shapes = jax.eval_shape(first, params, prompt, length)
-  states = states_like(shapes.states, context, np.random.default_rng(0))
+  states = states_like(shapes.states, context)
   going = generation.Generation(
     states,
     jnp.zeros(shapes.logits.shape, jnp.float32),
-    jnp.full((1,), context, jnp.int32),
-    jnp.ones((1,), bool),
+    jnp.full((batch,), context, jnp.int32),
+    jnp.ones((batch,), bool),
   )
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
 
   def step(going):
-    token = jnp.ones((1,), jnp.int32)
-    return jax.block_until_ready(
-      generation.decode_step(model, params, going, token)
-    )
+    token = jnp.ones((batch,), jnp.int32)
+    return generation.decode_step(model, params, going, token)
 
   return step, going, size
 
@@ -96,7 +97,7 @@ def measure(
   compilations = {}
   for name in methods:
     step, going, size = program(name, context)
-    going = step(step(going))
+    going = jax.block_until_ready(step(step(going)))
     now = generation.decode_step._cache_size()
     compilations[name], before = now - before, now
     made[name] = [step, going, size, []]
@@ -105,7 +106,7 @@ def measure(
       step, going, _, seconds = entry
       began = time.perf_counter()
       for _ in range(4):
-        going = step(going)
+        going = jax.block_until_ready(step(going))
       seconds.append((time.perf_counter() - began) / 4)
       entry[1] = going
   return [

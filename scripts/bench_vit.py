@@ -91,14 +91,41 @@ def stock_vit():
   return Model()
 
 
-def build_jax(name: str, options: argparse.Namespace):
-  """A step without arguments, its GFLOPs and compilations in two calls."""
+def forward_of(name: str, batch: int, r: int, config=None, dtype="float32"):
+  """A candidate's jitted forward pass, and its parameters and images.
+
+  Args:
+    name: of the candidate.
+    batch, r: images, and tokens that ToMe merges in each block.
+    config: `ViTConfig`; None: ViT-B/16. The stock model is that in any case.
+    dtype: of parameters, images and activations.
+  """
   import jax
   import jax.numpy as jnp
   import numpy as np
 
-  from tokjax.analysis import cost
   from tokjax.models import ViT, ViTConfig
+
+  config = config or ViTConfig()
+  model = stock_vit()
+  if name != "stock":
+    model = ViT(config, slots_of(name, r), jnp.dtype(dtype))
+  images = jnp.zeros((batch, *config.image_sides, 3), dtype) + 0.5
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(0, 0.02, x.shape), dtype), shapes
+  )
+  images = jnp.asarray(rng.normal(size=images.shape), dtype)
+  forward = jax.jit(lambda p, x: model.apply({"params": p}, x)[0])
+  return forward, params, images
+
+
+def build_jax(name: str, options: argparse.Namespace):
+  """A step without arguments, its GFLOPs and compilations in two calls."""
+  import jax
+
+  from tokjax.analysis import cost
 
   compilations = []
   jax.monitoring.register_event_duration_secs_listener(
@@ -108,17 +135,7 @@ def build_jax(name: str, options: argparse.Namespace):
       else None
     )
   )
-  model = stock_vit()
-  if name != "stock":
-    model = ViT(ViTConfig(), slots_of(name, options.r))
-  images = jnp.zeros((options.batch, 224, 224, 3)) + 0.5
-  shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(0, 0.02, x.shape).astype(x.dtype)), shapes
-  )
-  images = jnp.asarray(rng.normal(size=images.shape).astype(np.float32))
-  forward = jax.jit(lambda p, x: model.apply({"params": p}, x)[0])
+  forward, params, images = forward_of(name, options.batch, options.r)
   compilations.clear()
   for _ in range(2):
     jax.block_until_ready(forward(params, images))

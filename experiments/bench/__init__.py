@@ -1,1 +1,1 @@
-"""Parts of `experiments.benchmark`."""
+"""What `experiments.benchmark` shows, and how."""

@@ -11,6 +11,8 @@ blocks have 64 rows, two query heads that share both their keys and their
 lists; one alone works where neither is possible.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import math
 
@@ -24,6 +26,7 @@ SHARED_MEMORY = 232448
 _RESERVED = 12 * 1024
 _MAX_DEPTH = 4
 MAX_HEAD_SIZE = 256
+_changes = contextvars.ContextVar("gpu_plan_changes", default={})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,20 @@ class Plan(sides.Sides):
     return 2 * (resident + depth * stage) + _RESERVED
 
 
+@contextlib.contextmanager
+def changing(kind, **fields):
+  """Changes fields of the plans of one kind that are made inside, for tuning.
+
+  As with `aot.compiling_for`, what counts is where a kernel is traced. Whether
+  the values fit together is not checked.
+  """
+  token = _changes.set(_changes.get() | {kind: fields})
+  try:
+    yield
+  finally:
+    _changes.reset(token)
+
+
 def make(operands, kind):
   """Returns the `Plan` of a call.
 
@@ -103,6 +120,12 @@ def make(operands, kind):
     operands: `contract.Operands`; for "d_kv" and "d_v" with transposed lists.
     kind: "forward", "d_q", "d_kv", or "d_v", which is without d_k.
   """
+  plan = _chosen(operands, kind)
+  return dataclasses.replace(plan, **_changes.get().get(kind, {}))
+
+
+def _chosen(operands, kind):
+  """The plan that is best as far as is known."""
   q, k, v, _, layout = operands
   heads, d, dv = q.shape[2], padded(q.shape[-1]), padded(v.shape[-1])
   keys_resident = kind in ("d_kv", "d_v")

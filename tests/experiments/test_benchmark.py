@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from bench import candidates, flex, limits
 from configs.bench import block_sparse
 from experiments import benchmark
-from experiments.bench import candidates, flex, limits, report
+from experiments.bench import report
 from experiments.typed import ConfigError
 from pallas_kernels import layout as layouts
 

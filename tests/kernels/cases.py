@@ -90,6 +90,76 @@ CASES = (
 )
 
 
+LARGE_LOCAL = layouts.Causal() & (layouts.Window(150) | layouts.Sinks(3))
+
+
+def large(name, **options):
+  """A case in blocks of 128, which suit the kernels best."""
+  sizes = {
+    "batch": 1,
+    "q_len": 200,
+    "k_len": 300,
+    "width": 64,
+    "v_width": 64,
+    "block_q": 128,
+    "block_k": 128,
+  }
+  return Case(name, **(sizes | options))
+
+
+# Cases that the GPU kernels take.
+LARGE = (
+  # Two heads that share keys and lists in one thread block; padded heads.
+  large(
+    "pairs",
+    batch=2,
+    heads=4,
+    groups=2,
+    block_q=64,
+    block_k=64,
+    width=40,
+    v_width=100,
+    mask=LARGE_LOCAL,
+    bias=True,
+  ),
+  # Stored element masks and everything else that there is.
+  large(
+    "everything_on",
+    groups=1,
+    mask="random",
+    numbers="hidden",
+    bias=True,
+    sinks=True,
+    soft_cap=2.0,
+  ),
+  # d_k and d_v apart; more steps than stages, so that buffers are used again.
+  large("wide", groups=1, width=256, v_width=200, mask=LARGE_LOCAL, bias=True),
+  # d_bias apart too.
+  large(
+    "capped",
+    width=256,
+    v_width=256,
+    mask=LARGE_LOCAL,
+    bias=True,
+    soft_cap=2.0,
+  ),
+  large("segments", batch=2, q_len=300, mask="segments", bias=True),
+  large("tags", q_len=256, k_len=256, heads=1, groups=1, mask="union"),
+  # One warpgroup alone, full blocks only.
+  large(
+    "single",
+    heads=1,
+    groups=1,
+    block_q=64,
+    block_k=192,
+    q_len=70,
+    k_len=576,
+    mask=layouts.Full(),
+  ),
+  large("nothing", heads=1, groups=1, mask="nothing"),
+)
+
+
 def inputs(case, dtype=np.float32):
   """Arrays of a case by name, NumPy; bias and sinks may be missing."""
   rng = np.random.default_rng(len(case.name) + case.q_len)
@@ -143,16 +213,19 @@ def mask_and_layout(case):
     mask = elements(a, case) | elements(b, case)
     layout = [layouts.from_pattern(x, **lengths, **sizes) for x in (a, b)]
     return np.broadcast_to(mask, shape), jitted(layouts.union)(*layout)
-  if case.mask == "blocks":
+  if case.mask in ("blocks", "causal blocks"):
     grid = (-(-case.q_len // case.block_q), -(-case.k_len // case.block_k))
     kinds = 2 * (rng.random((case.batch, case.groups) + grid) < 0.5)
+    mask_fn = layouts.Causal() if "causal" in case.mask else None
+    pattern = mask_fn or layouts.Full()
+    allowed = layouts.block_kinds(pattern, *sizes.values(), *lengths.values())
+    kinds = np.minimum(kinds, allowed)
     mask = np.repeat(np.repeat(kinds, case.block_q, 2), case.block_k, 3) > 0
     mask = np.repeat(
       mask[..., : case.q_len, : case.k_len], case.heads // case.groups, 1
     )
-    return mask, jitted(layouts.from_kinds, **lengths, **sizes)(
-      kinds.astype(np.int8)
-    )
+    make = jitted(layouts.from_kinds, **lengths, **sizes, mask_fn=mask_fn)
+    return mask & elements(pattern, case), make(kinds.astype(np.int8))
   mask = rng.random(shape) < (0.3 if case.mask == "random" else 0)
   mask[..., : case.q_len // 3, :] = False  # Rows, and blocks, without keys.
   return mask, jitted(layouts.from_mask, **sizes)(mask)

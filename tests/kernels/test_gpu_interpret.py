@@ -17,73 +17,14 @@ from pallas_kernels import block_sparse_attention
 from pallas_kernels import layout as layouts
 from pallas_kernels.block_sparse_attention import gpu, gpu_stream, registry
 from tests.kernels import oracle
-from tests.kernels.cases import Case, inputs, mask_and_layout
+from tests.kernels.cases import inputs, large, mask_and_layout
+from tests.kernels.cases import LARGE as CASES
 from tests.kernels.test_block_sparse_attention import attend, close
 
 _HAS_SIMULATOR = hasattr(plgpu, "InterpretGPUParams")
 simulated = pytest.mark.skipif(
   not _HAS_SIMULATOR,
   reason=f"JAX {jax.__version__} cannot simulate GPU kernels; 0.11.2 can",
-)
-_LOCAL = layouts.Causal() & (layouts.Window(150) | layouts.Sinks(3))
-
-
-def large(name, **options):
-  """A case in blocks of 128, which suit the kernels best."""
-  sizes = {
-    "batch": 1,
-    "q_len": 200,
-    "k_len": 300,
-    "width": 64,
-    "v_width": 64,
-    "block_q": 128,
-    "block_k": 128,
-  }
-  return Case(name, **(sizes | options))
-
-
-CASES = (
-  # Two heads that share keys and lists in one thread block; padded heads.
-  large(
-    "pairs",
-    batch=2,
-    heads=4,
-    groups=2,
-    block_q=64,
-    block_k=64,
-    width=40,
-    v_width=100,
-    mask=_LOCAL,
-    bias=True,
-  ),
-  # Stored element masks and everything else that there is.
-  large(
-    "everything_on",
-    groups=1,
-    mask="random",
-    numbers="hidden",
-    bias=True,
-    sinks=True,
-    soft_cap=2.0,
-  ),
-  # d_k and d_v apart; more steps than stages, so that buffers are used again.
-  large("wide", groups=1, width=256, v_width=200, mask=_LOCAL, bias=True),
-  # d_bias apart too.
-  large("capped", width=256, v_width=256, mask=_LOCAL, bias=True, soft_cap=2.0),
-  large("segments", batch=2, q_len=300, mask="segments", bias=True),
-  large("tags", q_len=256, k_len=256, heads=1, groups=1, mask="union"),
-  # One warpgroup alone, full blocks only.
-  large(
-    "single",
-    heads=1,
-    groups=1,
-    block_q=64,
-    block_k=192,
-    q_len=70,
-    k_len=576,
-    mask=layouts.Full(),
-  ),
-  large("nothing", heads=1, groups=1, mask="nothing"),
 )
 
 

@@ -1,10 +1,11 @@
 """What the machine can do, and how long a kernel must take at least."""
 
 import dataclasses
-import time
 
 import jax
 import jax.numpy as jnp
+
+from bench import clock
 
 # FLOPs of a backward pass as a multiple of the forward's: five products of
 # which two are the forward's.
@@ -61,28 +62,31 @@ def _times(direction: str, factor: float) -> float:
 
 def measure(dtype, rounds: int = 5) -> Machine:
   """Times a product of squares and a copy, the best of a few rounds."""
-  on_cpu = jax.default_backend() == "cpu"
-  n = 2048 if on_cpu else 8192
-  a = jnp.ones((n, n), dtype)
-  product = best(jax.jit(lambda a, b: a @ b), (a, a), rounds)
-  size = (1 << 25) if on_cpu else (1 << 29)
-  x = jnp.ones((size,), jnp.float32)
-  copy = best(jax.jit(lambda x: x + 1), (x,), rounds)
+  best = lambda call: min(clock.in_turns([call], rounds, 0)[0])
+  (multiply, flops), (move, moved) = product(dtype), copy()
   return Machine(
-    jax.devices()[0].device_kind, 2 * n**3 / product, 8 * size / copy
+    jax.devices()[0].device_kind, flops / best(multiply), moved / best(move)
   )
 
 
-def best(fn, args, rounds: int) -> float:
-  """Seconds of the fastest of a few calls, after one to warm up."""
-  jax.block_until_ready(fn(*args))
-  return min(seconds(fn, args, 1) for _ in range(rounds))
+def product(dtype, n: int | None = None) -> tuple[clock.Call, float]:
+  """A product of squares, and its FLOPs.
+
+  Of random numbers: multiplying equal ones takes less power, and a chip whose
+  clock follows power is faster then.
+
+  Args:
+    dtype: of the factors.
+    n: rows and columns; None: what fills a device of this kind.
+  """
+  n = n or (2048 if jax.default_backend() == "cpu" else 8192)
+  make = lambda seed: jax.random.normal(jax.random.key(seed), (n, n), dtype)
+  a, b, multiply = make(0), make(1), jax.jit(lambda a, b: a @ b)
+  return clock.Call(lambda: multiply(a, b)), 2 * n**3
 
 
-def seconds(fn, args, calls: int) -> float:
-  """Seconds of one of several calls in a row."""
-  began = time.perf_counter()
-  for _ in range(calls):
-    result = fn(*args)
-  jax.block_until_ready(result)
-  return (time.perf_counter() - began) / calls
+def copy(size: int | None = None) -> tuple[clock.Call, float]:
+  """A copy of float32 numbers, and the bytes read and written."""
+  size = size or 1 << (25 if jax.default_backend() == "cpu" else 29)
+  x, add = jnp.ones((size,), jnp.float32), jax.jit(lambda x: x + 1)
+  return clock.Call(lambda: add(x)), 8 * size

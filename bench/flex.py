@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 
-from experiments.bench.candidates import Candidate, Unavailable
+from bench.candidates import Candidate, Unavailable
 from pallas_kernels import layout as layouts
 
 

@@ -8,14 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bench.clock import Unavailable
 from pallas_kernels import block_sparse_attention
 from pallas_kernels import layout as layouts
 from tokjax.attention import BlockSparse, estimators
 from tokjax.binding import bind
-
-
-class Unavailable(Exception):
-  """A candidate cannot run here; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +44,17 @@ def einsum(q, k, v):
   return jnp.swapaxes(jnp.einsum("bhij,bhjd->bhid", p, v), 1, 2)
 
 
-def stock(q, k, v):
+def stock(q, k, v, causal: bool = False):
   """JAX's own attention; cuDNN's kernel on a GPU."""
   on_gpu = jax.default_backend() == "gpu" and q.dtype.itemsize == 2
   return jax.nn.dot_product_attention(
-    q, k, v, implementation="cudnn" if on_gpu else "xla"
+    q, k, v, is_causal=causal, implementation="cudnn" if on_gpu else "xla"
   )
+
+
+def stock_xla(q, k, v):
+  """JAX's own attention, as XLA compiles it."""
+  return jax.nn.dot_product_attention(q, k, v, implementation="xla")
 
 
 DENSE = {"dense": stock, "einsum": einsum}
@@ -82,28 +84,31 @@ def sparse(slot: BlockSparse, inputs, direction) -> list[Candidate]:
 
   In backward the plan is made already, so that only attention is timed.
   """
-  heads = lambda x: jnp.swapaxes(x, 1, 2)
-
-  def plan(q, k, v):
-    del v
-    return slot.layout(heads(q), heads(k))
-
-  def attend(q, k, v, layout):
-    return block_sparse_attention(
-      q, k, v, layout, implementation=slot.implementation
-    )
-
-  layout = jax.block_until_ready(jax.jit(plan)(*inputs))
+  layout = jax.block_until_ready(jax.jit(plan(slot))(*inputs))
   density = float(jnp.mean(layout.density()))
+  attend = attention(slot.implementation)
   alone = timed("attention", density, attend, (*inputs, layout), direction)
   if direction == "backward":
     return [alone]
-  whole = lambda q, k, v: attend(q, k, v, plan(q, k, v))
+  whole = lambda q, k, v: attend(q, k, v, plan(slot)(q, k, v))
   return [
     timed("planned", density, whole, inputs, direction),
     alone,
-    timed("plan", density, plan, inputs, direction),
+    timed("plan", density, plan(slot), inputs, direction),
   ]
+
+
+def plan(slot: BlockSparse):
+  """The function of q, k and v that chooses the blocks."""
+  heads = lambda x: jnp.swapaxes(x, 1, 2)
+  return lambda q, k, v: slot.layout(heads(q), heads(k))
+
+
+def attention(implementation: str | None):
+  """The function of q, k, v and a layout."""
+  return functools.partial(
+    block_sparse_attention, implementation=implementation
+  )
 
 
 def splash(inputs, direction, block: int) -> Candidate:

@@ -1,0 +1,1 @@
+"""Commands of a checkout: benchmarks, checks and tables. Not installed."""
