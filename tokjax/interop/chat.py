@@ -47,11 +47,13 @@ class Chat:
       raise ImportError(NEEDS) from error
     try:
       return compiled(self.template).render(
-        messages=list(messages), add_generation_prompt=answer, **dict(self.tokens)
+        messages=list(messages),
+        add_generation_prompt=answer,
+        **dict(self.tokens),
       )
     except jinja2.TemplateError as error:
       raise ValueError(f"chat template: {error.message}") from error
-    except (ArithmeticError, LookupError, OverflowError, TypeError) as error:
+    except (ArithmeticError, LookupError, TypeError) as error:
       raise ValueError(
         f"chat template: {type(error).__name__}: {error}"
       ) from error

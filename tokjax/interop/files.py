@@ -41,7 +41,8 @@ def locate(source: str | pathlib.Path, revision: str | None = None):
   """The folder of a checkpoint; a hub id is downloaded (or found in cache).
 
   Args:
-    source: a folder, a GGUF file, or a hub id such as "facebook/deit-small-patch16-224".
+    source: a folder, a GGUF file, or a hub id such as
+      "facebook/deit-small-patch16-224".
     revision: branch, tag or commit on the hub.
 
   Raises:

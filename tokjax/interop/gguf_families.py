@@ -7,7 +7,7 @@ value that llama.cpp takes.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -254,7 +254,8 @@ def with_frequencies(rotary: Rotary, factors: np.ndarray) -> Rotary:
     ValueError: no such rule gives these factors.
   """
   factors = np.asarray(factors, np.float32)
-  if rotary.scaling == "none" and factors.size and np.isfinite(factors).all():
+  plain_rule = rotary.scaling == "none" and factors.ndim == 1 and factors.size
+  if plain_rule and np.isfinite(factors).all():
     if (factors == 1).all():
       return rotary
     plain = np.asarray(rotary.frequencies(2 * len(factors)))
@@ -271,8 +272,8 @@ def with_frequencies(rotary: Rotary, factors: np.ndarray) -> Rotary:
       if np.allclose(ours, factors, rtol=1e-4):
         return made
   raise ValueError(
-    f"{FREQUENCIES} is not Llama 3's rule with slow=1, fast=4 and a power of two"
-    " as original length, which is the one that is read"
+    f"{FREQUENCIES} is not Llama 3's rule with slow=1, fast=4 and a power of"
+    " two as original length, which is the one that is read"
   )
 
 
@@ -313,4 +314,3 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
   )
 }
-Undo = Callable[[str, np.ndarray], np.ndarray]

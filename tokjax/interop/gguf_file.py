@@ -12,6 +12,7 @@ and 3, little-endian.
 
 import dataclasses
 import functools
+import importlib
 import math
 import mmap
 import pathlib
@@ -52,12 +53,11 @@ def library() -> Any:
     ImportError: it is not installed; says how to.
   """
   try:
-    import gguf
+    return importlib.import_module("gguf")
   except ImportError as error:
     raise ImportError(
       "GGUF files need the package gguf: pip install 'tokjax[gguf]'"
     ) from error
-  return gguf
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tokjax.interop import fields, gguf_tokenizer, tables
-from tokjax.interop.convert import Header
+from tokjax.interop.convert import FLOATS, Header
 from tokjax.interop.gguf_families import (
   ARCHITECTURES,
   FREQUENCIES,
@@ -105,10 +105,17 @@ class Gguf(Layout):
     problems = fields.Problems(str(self.file.path))
     values = self.architecture.read(whole, self.file.headers, problems)
     if FREQUENCIES in self.file.headers and "rotary" in values:
-      factors = self.file.read([FREQUENCIES])[FREQUENCIES]
       with problems.collect():
-        values["rotary"] = with_frequencies(values["rotary"], factors)
+        values["rotary"] = with_frequencies(
+          values["rotary"], self._frequencies()
+        )
     return problems.build(DecoderConfig, values)
+
+  def _frequencies(self) -> np.ndarray:
+    dtype = self.file.headers[FREQUENCIES].dtype
+    if dtype not in FLOATS:
+      raise ValueError(f"{FREQUENCIES} is {dtype}, must be one of {FLOATS}")
+    return self.file.read([FREQUENCIES])[FREQUENCIES]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,14 @@ import numpy as np
 from tokenizers import (
   AddedToken,
   Regex,
-  Tokenizer as Published,
   decoders,
   models,
   normalizers,
   pre_tokenizers,
   processors,
+)
+from tokenizers import (
+  Tokenizer as Published,
 )
 
 from tokjax.interop import fields
@@ -34,7 +36,8 @@ SPACE = "\u2581"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 LLAMA3 = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"
 QWEN2 = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}|{_REST}"
 TEKKEN = (
@@ -177,13 +180,7 @@ def byte_level(part: Part) -> Published:
     if i not in whole and not alphabet.issuperset(text):
       text = "".join(spelled[byte] for byte in text.encode())
     ids[text] = i
-  made = Published(
-    models.BPE(
-      vocab=ids,
-      merges=merges_of(part),
-      ignore_merges=part.pre in WHOLE_WORDS,
-    )
-  )
+  made = bpe(ids, merges_of(part), ignore_merges=part.pre in WHOLE_WORDS)
   prefix = part.get("add_space_prefix", fields.optional(fields.flag, False))
   level = pre_tokenizers.ByteLevel
   if part.pre in SPLITS:
@@ -198,6 +195,20 @@ def byte_level(part: Part) -> Published:
   if part.pre in COMPOSED:
     made.normalizer = normalizers.NFC()
   return made
+
+
+def bpe(
+  ids: dict[str, int], merges: list[tuple[str, str]], **options: Any
+) -> Published:
+  """A tokenizer that merges pairs.
+
+  Raises:
+    ValueError: a merge is of texts that are not in the vocabulary.
+  """
+  try:
+    return Published(models.BPE(vocab=ids, merges=merges, **options))
+  except Exception as error:  # the library raises nothing more precise
+    raise ValueError(f"tokenizer.ggml.merges: {error}") from error
 
 
 def merges_of(part: Part) -> list[tuple[str, str]]:
@@ -252,26 +263,24 @@ def gemma(part: Part) -> Published:
 
 
 def pieces(
-  part: Part, texts: Sequence[str], order: Sequence[float]
+  part: Part, texts: Sequence[str], order: Sequence[float | int]
 ) -> Published:
   """BPE whose merges follow from a vocabulary: low orders first."""
   ids = {text: i for i, text in enumerate(texts)}
   if len(ids) != len(texts):
     raise ValueError("tokenizer.ggml.tokens has texts that are there twice")
   unknown = part.id_of("unknown")
-  return Published(
-    models.BPE(
-      vocab=ids,
-      merges=implied_merges(ids, texts, order),
-      unk_token=None if unknown is None else texts[unknown],
-      fuse_unk=True,
-      byte_fallback=True,
-    )
+  return bpe(
+    ids,
+    implied_merges(ids, texts, order),
+    unk_token=None if unknown is None else texts[unknown],
+    fuse_unk=True,
+    byte_fallback=True,
   )
 
 
 def implied_merges(
-  ids: dict[str, int], texts: Sequence[str], order: Sequence[float]
+  ids: dict[str, int], texts: Sequence[str], order: Sequence[float | int]
 ) -> list[tuple[str, str]]:
   """Every way to make a piece of two others, best pieces first.
 
@@ -333,9 +342,8 @@ def add_ends(published: Published, part: Part, *, by_default: bool) -> None:
   if "eos" in ids:
     single.append(part.tokens[ids["eos"]])
   published.post_processor = processors.TemplateProcessing(
-    single=single, pair=[*single, *(f"{s}:1" for s in single)],
-    special_tokens=special,
-  )  # fmt: skip
+    single=single, special_tokens=special
+  )
 
 
 def ends_of(part: Part) -> tuple[int, ...]:
@@ -351,12 +359,12 @@ def chat_of(part: Part) -> Chat | None:
   template = read(part.metadata, "tokenizer.chat_template")
   if template is None:
     return None
-  ids = {name: part.id_of(name) for name in ("bos", "eos", "unknown", "padding")}
-  names = {"unknown": "unk", "padding": "pad"}
+  names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+  ids = {ours: part.id_of(theirs) for ours, theirs in names.items()}
   return Chat(
     template,
     tuple(
-      (f"{names.get(name, name)}_token", part.tokens[i])
+      (f"{name}_token", part.tokens[i])
       for name, i in ids.items()
       if i is not None
     ),
