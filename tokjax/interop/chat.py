@@ -9,6 +9,7 @@ it is given. Options and functions are those that `transformers` gives templates
 import dataclasses
 import datetime
 import functools
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,10 +42,7 @@ class Chat:
       ValueError: the template is no Jinja, refuses these messages, or does what
         the sandbox does not allow.
     """
-    try:
-      import jinja2
-    except ImportError as error:
-      raise ImportError(NEEDS) from error
+    jinja2 = library("jinja2")
     try:
       return compiled(self.template).render(
         messages=list(messages),
@@ -59,11 +57,23 @@ class Chat:
       ) from error
 
 
+def library(name: str) -> Any:
+  """A module of Jinja.
+
+  Raises:
+    ImportError: it is not installed; says how to.
+  """
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise ImportError(NEEDS) from error
+
+
 @functools.lru_cache(maxsize=16)
 def compiled(template: str) -> Any:
   """A template, ready to be rendered."""
-  import jinja2
-  from jinja2 import ext, nodes, sandbox
+  jinja2, sandbox = library("jinja2"), library("jinja2.sandbox")
+  ext, nodes = library("jinja2.ext"), library("jinja2.nodes")
 
   class Generation(ext.Extension):
     """`{% generation %}` marks what a model is trained on; it prints it."""

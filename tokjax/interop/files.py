@@ -58,7 +58,8 @@ def locate(source: str | pathlib.Path, revision: str | None = None):
     )
   if not HUB_ID.fullmatch(str(source)):
     raise FileNotFoundError(
-      f"{source!s} is neither a folder, a {GGUF} file nor a hub id (owner/name)"
+      f"{source!s} is neither a folder nor a hub id (owner/name), nor a file"
+      f" that ends in {GGUF}"
     )
   try:
     return pathlib.Path(
