@@ -97,7 +97,8 @@ def test_json_is_all_that_is_shown(workdir, tmp_path):
 def test_a_stop_string_ends_the_text(workdir):
   done, _ = run(workdir, "", "import os", tokens=8)
   # A character that is not the first one, and was not there before.
-  stop = next(c for i, c in enumerate(done.text) if i and c not in done.text[:i])
+  text = done.text
+  stop = next(c for i, c in enumerate(text) if i and c not in text[:i])
   cut, shown = run(workdir, "", "import os", stop=(stop,))
   assert cut.text == done.text[: done.text.index(stop)]
   assert cut.stopped == "stop" and len(cut.ids) < len(done.ids)
