@@ -1,14 +1,18 @@
 """Text from a prompt, with any recipe, and what it costs.
 
-python -m experiments.generate --config configs/generate.py --prompt "def "
+python -m experiments.generate --prompt "The capital of France is"
+python -m experiments.generate --model smollm2 --chat --prompt "Who are you?"
+python -m experiments.generate --prompts questions.jsonl --json
 python -m experiments.generate --config configs/generate.py:recipe=snapkv ...
 python -m experiments.generate --config configs/generate.py:checkpoint=NAME ...
 
 Streams the text, then prints time to first token, tokens per second and the
-bytes of the cache, compared with the full cache. Without a checkpoint a small
-model is trained first, once for each workdir.
+bytes of the cache, compared with the full cache. The model is SmolLM2 once it
+was fetched (`tokjax models get smollm2`, or --model smollm2 --yes), and a small
+one that is trained first, once for each workdir, until then.
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -20,11 +24,18 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 
+from experiments import prompts as prompting
 from experiments import typed
-from experiments.sweeps.carriers import CARRIERS, Carrier
+from experiments.generated import Generated
+from experiments.prompts import Answer, Prompt
+from experiments.sweeps.carriers import CARRIERS, Carrier, Pretrained, Trained
 from experiments.training.config import Recipe
+from tokjax import zoo
 from tokjax.models import Generator, Sampler, generation
 from tokjax.slots import Slots
+
+DEFAULT = "smollm2"
+Show = Callable[[str], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +51,9 @@ class Generate:
     chunk: tokens of the prompt taken at a time; None: all.
     sampler: how tokens are drawn.
     seed: of the draws.
+    chat: the prompt is a user's message, put by the model's chat template.
+    stop: texts that end the generated one; they are not part of it.
+    batch: prompts of a file that are taken together.
   """
 
   carrier: Annotated[Any, typed.OneOf(CARRIERS)]
@@ -50,58 +64,19 @@ class Generate:
   chunk: int | None = None
   sampler: Sampler = Sampler()
   seed: int = 0
+  chat: bool = False
+  stop: tuple[str, ...] = ()
+  batch: int = 8
 
   def __post_init__(self):
-    for name in ("tokens", "capacity", "chunk"):
+    for name in ("tokens", "capacity", "chunk", "batch"):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f"{name}={value}: must be 1 or more")
     if not 0 <= self.seed < 2**32:
       raise ValueError(f"seed={self.seed}: must be in [0, 2**32)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Generated:
-  """What came of it.
-
-  Attributes:
-    text, ids: without the prompt.
-    first: seconds to the first token, compilation apart.
-    rate: tokens per second after the first.
-    compiled: seconds of compilation.
-    logical, physical: bytes of the cache after the prompt: what counts, and
-      what is allocated.
-    full: bytes of the full cache for the same prompt and answer, allocated.
-  """
-
-  text: str
-  ids: tuple[int, ...]
-  first: float
-  rate: float
-  compiled: float
-  logical: float
-  physical: int
-  full: int
-
-  def report(self) -> str:
-    """Two lines for people."""
-    share = self.physical / self.full
-    rate = "-" if math.isnan(self.rate) else f"{self.rate:.1f}"
-    return (
-      f"time to first token {1e3 * self.first:.1f} ms, {rate} tokens/s"
-      f" (compiled in {self.compiled:.1f} s)\n"
-      f"cache {size(self.physical)} allocated, {size(self.logical)} used; full"
-      f" cache {size(self.full)}: {share:.1%}"
-    )
-
-
-def size(count: float) -> str:
-  """Bytes for people."""
-  for unit in ("B", "KiB", "MiB"):
-    if count < 1024:
-      return f"{count:.4g} {unit}"
-    count /= 1024
-  return f"{count:.4g} GiB"
+    if "" in self.stop:
+      raise ValueError(f"stop={self.stop}: a stop string must not be empty")
 
 
 def load(config: Any) -> Generate:
@@ -117,8 +92,13 @@ def main(
   config: Any,
   workdir: str | pathlib.Path,
   prompt: str | None = None,
-  show: Callable[[str], Any] = sys.stdout.write,
-) -> Generated:
+  show: Show = sys.stdout.write,
+  *,
+  prompts: str | pathlib.Path | None = None,
+  model: str | None = None,
+  yes: bool = False,
+  as_json: bool = False,
+) -> Generated | list[Generated]:
   """Generates as `config` says.
 
   Args:
@@ -126,35 +106,129 @@ def main(
     workdir: where a model is trained if none is given.
     prompt: instead of the config's.
     show: is given the text piece by piece, and the report.
+    prompts: a file of prompts, see `experiments.prompts.read`, instead of one.
+    model: a checkpoint or a name of `tokjax models`, instead of the config's.
+    yes: a model of `tokjax models` that is not here may be downloaded.
+    as_json: `show` is given one line of JSON for each prompt, and no more.
+
+  Returns:
+    One, or a list where `prompts` is given.
   """
-  config, workdir = load(config), pathlib.Path(workdir)
+  config, workdir = chosen(load(config), model, yes), pathlib.Path(workdir)
+  if prompts is not None and prompt is not None:
+    raise ValueError("prompt and prompts: give one of the two")
+  asked = [Prompt(config.prompt if prompt is None else prompt)]
+  if prompts is not None:
+    asked = prompting.read(pathlib.Path(prompts))
   config.recipe.slots()  # Refused before a model is trained or read.
-  carrier = config.carrier.prepare(workdir)
+  # Progress of training is no part of what a program reads.
+  with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+    carrier = config.carrier.prepare(workdir)
   if carrier.tokenizer is None:
     raise ValueError(
       f"carrier: {carrier.origin} on {carrier.data} has no tokenizer; take one"
       " that was trained on text"
     )
-  text = config.prompt if prompt is None else prompt
-  ids = carrier.tokenizer.encode(text)
-  made = build(carrier, config)
-  made.pack([ids])
-  compiled = warm_up(made, config, ids)
-  out, first, rate = run(made, config, carrier, ids, show)
-  going = made.prefill([ids])
-  sizes = made.bytes(going)
-  done = Generated(
-    carrier.tokenizer.decode(out),
-    tuple(out),
-    first,
-    rate,
-    compiled,
-    float(np.sum(sizes.logical)),
-    sizes.physical,
-    full_bytes(made, len(ids)),
+  say_model(config, carrier)
+  alone = prompts is None and not as_json
+  out = answer(config, carrier, asked, show if alone else None)
+  if as_json:
+    for one in out:
+      show(one.record(carrier.origin, config.recipe.name) + "\n")
+  elif alone:
+    show(f"\n\n{out[0].report()}\n")
+  else:
+    for one in out:
+      show(f"> {one.prompt}\n{one.text}\n\n")
+    show(f"{out[-1].report()}\n")
+  return out if prompts is not None else out[0]
+
+
+def chosen(config: Generate, model: str | None, yes: bool) -> Generate:
+  """The configuration with the model that the user asked for.
+
+  Raises:
+    zoo.FetchError: it is in `tokjax models`, not here, and the user does not
+      want it downloaded.
+  """
+  if model is None and yes and isinstance(config.carrier, Trained):
+    model = DEFAULT
+  if model is None:
+    return config
+  if model in zoo.MODELS and not pathlib.Path(model).exists():
+    if zoo.find(model) is None and (yes or consents(zoo.MODELS[model])):
+      zoo.get(model)
+  zoo.resolve(model)  # Refused before anything is read.
+  return dataclasses.replace(config, carrier=Pretrained(model))
+
+
+def consents(model: zoo.Model) -> bool:
+  """Asks whether a model may be downloaded; False where nobody can answer."""
+  if not sys.stdin.isatty():
+    return False
+  sys.stderr.write(
+    f"{model.name} is not here: {model.size / 1e6:.0f} MB, {model.licence}."
+    " Download it? [y/N] "
   )
-  show(f"\n\n{done.report()}\n")
-  return done
+  sys.stderr.flush()
+  return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def say_model(config: Generate, carrier: Carrier) -> None:
+  """Says which model it is, where it does not mix with the text."""
+  hint = ""
+  if isinstance(config.carrier, Trained) and zoo.find(DEFAULT) is None:
+    hint = f" (a real one: --model {DEFAULT} --yes)"
+  print(f"model: {carrier.origin}{hint}", file=sys.stderr, flush=True)
+
+
+def answer(
+  config: Generate,
+  carrier: Carrier,
+  asked: Sequence[Prompt],
+  show: Show | None = None,
+) -> list[Generated]:
+  """What follows each prompt; of a single one, `show` is given the pieces."""
+  ids = [one.encode(carrier.tokenizer, config.chat) for one in asked]
+  made = build(carrier, config)
+  made.pack(ids)  # Refused before anything is compiled.
+  out = []
+  for i in range(0, len(asked), config.batch):
+    part = ids[i : i + config.batch]
+    out += answer_batch(config, carrier, made, asked[i:], part, show)
+  return out
+
+
+def answer_batch(
+  config: Generate,
+  carrier: Carrier,
+  made: Generator,
+  asked: Sequence[Prompt],
+  ids: Sequence[Sequence[int]],
+  show: Show | None,
+) -> list[Generated]:
+  """Prompts that are taken together."""
+  compiled = warm_up(made, config, ids)
+  answers, first, rate = run(made, config, carrier, ids, show)
+  sizes = made.bytes(made.prefill(ids))
+  logical = np.broadcast_to(np.asarray(sizes.logical), len(ids))
+  full = full_bytes(made, ids)
+  return [
+    Generated(
+      text.text,
+      tuple(text.ids),
+      first,
+      rate,
+      compiled,
+      float(logical[i]),
+      sizes.physical // len(ids),
+      full // len(ids),
+      asked[i].text,
+      len(ids[i]),
+      text.stopped,
+    )
+    for i, text in enumerate(answers)
+  ]
 
 
 def build(carrier: Carrier, config: Generate) -> Generator:
@@ -171,7 +245,9 @@ def build(carrier: Carrier, config: Generate) -> Generator:
   )
 
 
-def warm_up(made: Generator, config: Generate, ids: Sequence[int]) -> float:
+def warm_up(
+  made: Generator, config: Generate, ids: Sequence[Sequence[int]]
+) -> float:
   """Runs both compiled functions once; returns the seconds that took."""
   began = time.perf_counter()
   for _ in zip(stream(made, config, ids), range(2), strict=False):
@@ -180,11 +256,11 @@ def warm_up(made: Generator, config: Generate, ids: Sequence[int]) -> float:
 
 
 def stream(
-  made: Generator, config: Generate, ids: Sequence[int], ends=()
+  made: Generator, config: Generate, ids: Sequence[Sequence[int]], ends=()
 ) -> Iterator[np.ndarray]:
-  """Tokens `[1]` after the prompt."""
+  """Tokens `[b]` after the prompts."""
   key = jax.random.key(config.seed) if config.sampler.temperature else None
-  going = made.prefill([ids])
+  going = made.prefill(ids)
   return made.stream(going, sampler=config.sampler, key=key, ends=ends)
 
 
@@ -192,39 +268,42 @@ def run(
   made: Generator,
   config: Generate,
   carrier: Carrier,
-  ids: Sequence[int],
-  show: Callable[[str], Any],
-) -> tuple[list[int], float, float]:
-  """Streams the text; returns ids, seconds to the first, tokens per second."""
-  out, shown, times = [], "", []
+  ids: Sequence[Sequence[int]],
+  show: Show | None,
+) -> tuple[list[Answer], float, float]:
+  """Answers, seconds to the first token, tokens per second."""
+  tokenizer, times, later = carrier.tokenizer, [], 0
+  answers = [
+    Answer(tokenizer.decode, tokenizer.ends, config.stop) for _ in ids
+  ]
+  show = show or (lambda text: None)
   began = time.perf_counter()
-  for token in stream(made, config, ids, carrier.tokenizer.ends):
+  for tokens in stream(made, config, ids, tokenizer.ends):
     times.append(time.perf_counter() - began)
-    out.append(int(token[0]))
-    text = carrier.tokenizer.decode(out)
-    # A character may need several tokens: until then it decodes to a mark.
-    if not text.endswith("\ufffd"):
-      show(text[len(shown) :])
-      shown = text
+    for one, token in zip(answers, tokens, strict=True):
+      if token >= 0 and not one.done:
+        later += len(times) > 1
+        show(one.add(int(token)))
     sys.stdout.flush()
-  show(carrier.tokenizer.decode(out)[len(shown) :])
-  rate = math.nan
-  if len(times) > 1:
-    rate = (len(times) - 1) / (times[-1] - times[0])
-  return out, times[0], rate
+    if all(one.done for one in answers):
+      break
+  show(answers[-1].rest())
+  rate = later / (times[-1] - times[0]) if len(times) > 1 else math.nan
+  return answers, times[0], rate
 
 
-def full_bytes(made: Generator, prompt: int) -> int:
+def full_bytes(made: Generator, ids: Sequence[Sequence[int]]) -> int:
   """Bytes of the full cache in place of the recipe's; nothing is computed."""
   model = made.model.clone(slots=Slots())
-  shape = jax.ShapeDtypeStruct((1, made.bucket(prompt)), "int32")
+  length = made.bucket(max(len(one) for one in ids))
+  shape = jax.ShapeDtypeStruct((len(ids), length), "int32")
 
   def states(params, tokens, length):
     going = generation.prefill(model, params, tokens, length, made.decode)
     return jax.tree.leaves(going.states)
 
-  length = jax.ShapeDtypeStruct((1,), "int32")
-  leaves = jax.eval_shape(states, made.params, shape, length)
+  lengths = jax.ShapeDtypeStruct((len(ids),), "int32")
+  leaves = jax.eval_shape(states, made.params, shape, lengths)
   return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 

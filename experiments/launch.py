@@ -20,13 +20,16 @@ from experiments.training.errors import CheckpointError, WorkdirError
 from experiments.training.progress import silence
 from experiments.typed import ConfigError
 from tokjax.recipes import UnknownOption
+from tokjax.zoo import FetchError
 
 # What a user can change. Arguments out of range are ValueErrors everywhere.
 USER_ERRORS = (
   CheckpointError,
   ConfigError,
   DataError,
+  FetchError,
   FloatingPointError,
+  ImportError,
   NotImplementedError,
   OSError,
   UnknownOption,
@@ -177,12 +180,37 @@ def run(main: Callable[[Any, str, Any], Any]) -> None:
 
 
 def generate(main: Callable[..., Any]) -> None:
-  """`main(config, workdir, prompt)`; models are kept in the user's cache."""
-  config = config_flags.DEFINE_config_file("config", None, lock_config=True)
+  """`main(config, workdir, prompt, ...)`; models are in the user's cache."""
+  default = pathlib.Path(__file__).parents[1] / "configs" / "generate.py"
+  config = config_flags.DEFINE_config_file(
+    "config", str(default), lock_config=True
+  )
   flags.DEFINE_string("prompt", None, "text to continue")
-  flags.mark_flag_as_required("config")
+  flags.DEFINE_string("prompts", None, "file of prompts, text or .jsonl")
+  flags.DEFINE_string("model", None, "of `tokjax models`, or a checkpoint")
+  flags.DEFINE_bool("yes", False, "the model may be downloaded")
+  flags.DEFINE_bool("chat", False, "the prompt is a user's message")
+  flags.DEFINE_multi_string("stop", [], "end the text at this string")
+  flags.DEFINE_bool("json", False, "print one line of JSON for each prompt")
   values = _common(str(pathlib.Path.home() / ".cache/tokjax/generate"))
-  _start(values, lambda: main(config.value, values.workdir, values.prompt))
+
+  def start():
+    chosen = config.value
+    if values.chat:
+      chosen.chat = True
+    if values.stop:
+      chosen.stop = tuple(values.stop)
+    main(
+      chosen,
+      values.workdir,
+      values.prompt,
+      prompts=values.prompts,
+      model=values.model,
+      yes=values.yes,
+      as_json=values.json,
+    )
+
+  _start(values, start)
 
 
 def evaluate(main: Callable[..., Any]) -> None:

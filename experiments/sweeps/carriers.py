@@ -19,7 +19,7 @@ from experiments.data.errors import DataError
 from experiments.sweeps import probes
 from experiments.sweeps.runs import trained
 from experiments.training import config as config_lib
-from tokjax import interop
+from tokjax import interop, zoo
 from tokjax.models import Decoder, DecoderConfig
 from tokjax.slots import Slots
 
@@ -102,7 +102,8 @@ class Pretrained:
   """A published checkpoint.
 
   Attributes:
-    checkpoint: folder or hub id, see `tokjax.interop.load`.
+    checkpoint: folder, GGUF file or hub id, see `tokjax.interop.load`, or a
+      name of `tokjax models`.
     revision: on the hub.
     precision: of activations, caches and parameters.
   """
@@ -125,7 +126,7 @@ class Pretrained:
 def _read(checkpoint: str, revision: str | None, precision: str) -> Carrier:
   dtype = config_lib.DTYPES[precision]
   model, params, tokenizer = interop.load(
-    checkpoint, dtype=dtype, param_dtype=dtype, revision=revision
+    zoo.resolve(checkpoint), dtype=dtype, param_dtype=dtype, revision=revision
   )
   if not isinstance(model, Decoder):
     raise ValueError(

@@ -23,6 +23,8 @@ class Probe(NamedTuple):
       where nothing is asked. Of one length for all probes.
     length, depth, pairs: of the context in tokens, of the needle between 0
       and 1 (-1: anywhere), and how many could be asked for.
+    whole: the answers are tokens of one, which is right if all of them are;
+      False: each is an answer of its own.
   """
 
   prompt: Sequence[int]
@@ -31,6 +33,20 @@ class Probe(NamedTuple):
   length: int
   depth: float
   pairs: int
+  whole: bool = False
+
+  def share_of(self, token: np.ndarray) -> float:
+    """Share of its answers that a model gave.
+
+    Args:
+      token: the most probable one at each step, `[steps]`. Wherever it is not
+        the expected one, that one is fed all the same; so the whole answer is
+        right exactly where greedy generation would give it.
+    """
+    answer = np.asarray(self.answer)
+    asked = answer >= 0
+    right = token[asked] == answer[asked]
+    return float(right.all()) if self.whole else float(right.mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +131,9 @@ def of_text(tokenizer: Any, corpus: bytes, grid: Grid) -> list[Probe]:
   """Needles in a haystack for a published model.
 
   Sentences with secret numbers are put into a text; the model is asked for one.
-  What is fed is the end of the question and the answer, and every token of
-  the answer counts.
+  What is fed is the end of the question and the answer, which counts if all of
+  it is right. A token of spaces in front of the number is fed and not asked:
+  every model gives it, whatever its cache kept.
   """
   rng = np.random.default_rng((grid.seed, 3))
   raw, hay = tokenizer.encode(corpus.decode(errors="ignore")), []
@@ -141,12 +158,18 @@ def of_text(tokenizer: Any, corpus: bytes, grid: Grid) -> list[Probe]:
     bare = tokenizer.encode(question)
     whole = tokenizer.encode(f"{question} {numbers[0]}")
     answer = whole[len(bare) :]
+    expected = [
+      -1 if i == 0 and not tokenizer.decode([token]).strip() else token
+      for i, token in enumerate(answer)
+    ]
     first = bare if not grid.known else bare[-1:]
     prompt = [*text, *(bare[:-1] if grid.known else [])]
     asked = [*first, *answer[:-1]]
     blank = [-1] * (len(first) - 1)
     at = -1.0 if depth is None else depth
-    hay.append(Probe(prompt, asked, [*blank, *answer], length, at, pairs))
+    hay.append(
+      Probe(prompt, asked, [*blank, *expected], length, at, pairs, whole=True)
+    )
 
   for where in grid.questions():
     add(*where)

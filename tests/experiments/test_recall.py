@@ -1,5 +1,7 @@
 """Texts of associative recall: what is planted, where, and what is asked."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,51 @@ def test_bad_options_are_named():
     DATA.text(np.random.default_rng(0), 5, 3)
   with pytest.raises(ValueError, match="each must hold"):
     probes.Grid(lengths=(4,))
+
+
+class Digits:
+  """Words and single digits; a number has a space of its own in front."""
+
+  def __init__(self):
+    self.words = [""]
+
+  def encode(self, text):
+    parts = re.findall(r" (?=\d)|\d|\s?[^\s\d]+|\s", text)
+    self.words += [part for part in parts if part not in self.words]
+    return [self.words.index(part) for part in parts]
+
+  def decode(self, ids):
+    return "".join(self.words[i] for i in ids)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_needle_is_judged_by_its_whole_answer(known):
+  """A model that gives the space and nothing else knows nothing."""
+  tokenizer = Digits()
+  grid = probes.Grid((60,), (0.5,), 2, 2, 2, known)
+  found = probes.of_text(tokenizer, b"some words of a text " * 40, grid)
+  assert len(found) == 4
+  for probe in found:
+    fed, answer = np.array(probe.asked), np.array(probe.answer)
+    number = tokenizer.decode(answer[answer >= 0])
+    assert re.fullmatch(r"\d{5}", number)
+    text = tokenizer.decode([*probe.prompt, *probe.asked])
+    assert number in tokenizer.decode(probe.prompt) and "Answer" in text
+    # The space stands in front of the first digit, fed and not asked.
+    first = int(np.argmax(answer >= 0))
+    assert tokenizer.decode([fed[first]]) == " "
+    right = np.where(answer >= 0, answer, 7)
+    assert probe.share_of(right) == 1
+    for at in np.flatnonzero(answer >= 0):
+      missed = right.copy()
+      missed[at] = 0
+      assert probe.share_of(missed) == 0
+
+
+def test_answers_of_recall_count_one_by_one():
+  found = probes.of_recall(DATA, probes.Grid((16,), (), 1, 4, 1))
+  (probe,) = found
+  right = np.array(probe.answer)
+  assert probe.share_of(right) == 1
+  right[0] += 1
+  assert probe.share_of(right) == 0.75

@@ -1,5 +1,6 @@
 """Parameters to published tensors and back, by the rows of a table."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ def sizes_of(config: Config) -> dict[str, int]:
 def check_sizes(
   config: Config,
   headers: Mapping[str, Header],
-  their_name: Callable[[str], str],
+  stated_as: Callable[[str], str],
   source: str,
 ) -> None:
   """Refuses sizes that no tensor has, before anything of them is made.
@@ -89,14 +90,14 @@ def check_sizes(
   """
   largest = max((n for h in headers.values() for n in h.shape), default=0)
   wrong = [
-    f"config.json: {their_name(name)} asks for an axis of {size}, but no tensor"
+    f"{stated_as(name)} asks for an axis of {size}, but no tensor"
     f" has one longer than {largest}"
     for name, size in sizes_of(config).items()
     if size > largest
   ]
   if config.depth > len(headers):
     wrong.append(
-      f"config.json: {their_name('depth')}={config.depth}, but there are"
+      f"{stated_as('depth')}={config.depth}, but there are"
       f" {len(headers)} tensors"
     )
   if wrong:
@@ -106,6 +107,16 @@ def check_sizes(
 @functools.lru_cache(maxsize=32)
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
   """Names and shapes of the parameters of a configuration."""
+  if isinstance(config, DecoderConfig) and config.depth > 1:
+    # Blocks of a decoder are alike, and each takes long to trace.
+    one, found = shapes_of(dataclasses.replace(config, depth=1)), {}
+    for name, shape in one.items():
+      within = name.removeprefix("block_0/")
+      repeats = config.depth if within != name else 0
+      found |= {f"block_{i}/{within}": shape for i in range(repeats)}
+      if not repeats:
+        found[name] = shape
+    return found
   model, example = specimen(config)
   variables = jax.eval_shape(model.init, jax.random.key(0), example)
   params = variables["params"]

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from tokjax.interop.convert import CheckpointError, Header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+GGUF = ".gguf"
 SHARDS = "model-*-of-*.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".h5", ".msgpack")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -40,22 +41,25 @@ def locate(source: str | pathlib.Path, revision: str | None = None):
   """The folder of a checkpoint; a hub id is downloaded (or found in cache).
 
   Args:
-    source: a folder, or a hub id such as "facebook/deit-small-patch16-224".
+    source: a folder, a GGUF file, or a hub id such as
+      "facebook/deit-small-patch16-224".
     revision: branch, tag or commit on the hub.
 
   Raises:
     FileNotFoundError: neither a folder nor a hub id that can be reached.
   """
   folder = pathlib.Path(source).expanduser()
-  if folder.is_dir():
+  if folder.is_dir() or (folder.exists() and folder.suffix == GGUF):
     return folder
   if folder.exists():
     raise FileNotFoundError(
-      f"{source!s} is a file; give the folder with config.json and {SINGLE}"
+      f"{source!s} is a file; give the folder with config.json and {SINGLE},"
+      f" or a file that ends in {GGUF}"
     )
   if not HUB_ID.fullmatch(str(source)):
     raise FileNotFoundError(
-      f"{source!s} is neither a folder nor a hub id (owner/name)"
+      f"{source!s} is neither a folder nor a hub id (owner/name), nor a file"
+      f" that ends in {GGUF}"
     )
   try:
     return pathlib.Path(
@@ -121,6 +125,19 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise ValueError(f"{path}: must be a JSON object")
   return value
+
+
+def read_text(path: pathlib.Path) -> str:
+  """A text of a checkpoint.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is not UTF-8.
+  """
+  try:
+    return regular(path).read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path}: is not UTF-8 ({error.reason})") from error
 
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

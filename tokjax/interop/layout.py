@@ -65,6 +65,10 @@ class Layout(abc.ABC):
     """What config.json calls a field of the configuration."""
     return ours
 
+  def stated_as(self, ours: str) -> str:
+    """Where a field of the configuration stands, for messages."""
+    return f"config.json: {self.their_name(ours)}"
+
   def write(self, config: Any) -> dict[str, Any]:
     """The config.json of a configuration."""
     raise NotImplementedError(f"{self.name}: {config} cannot be written")

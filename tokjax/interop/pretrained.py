@@ -11,6 +11,7 @@ from tokjax.interop import (
   convert,
   fields,
   files,
+  gguf_models,
   preprocessing_files,
   preprocessing_timm,
 )
@@ -47,7 +48,8 @@ def load(
   vision tower becomes a `ViT`, a language model a `Decoder`.
 
   Args:
-    source: folder with config.json and safetensors, or a hub id.
+    source: folder with config.json and safetensors, a GGUF file of a language
+      model, or a hub id.
     slots: the recipe.
     dtype: of activations (of a language model also of caches).
     param_dtype: of parameters; None: as stored.
@@ -62,7 +64,7 @@ def load(
     `Preprocessing` of images, for `model.apply({"params": params}, images)`;
     None if the folder does not state it. `Decoder`: a `Tokenizer`, for
     `model.apply({"params": params}, tokens)`; None if the folder has no
-    tokenizer.json.
+    tokenizer.json, or the GGUF file no vocabulary.
 
   Raises:
     FileNotFoundError: no such folder, hub id or file.
@@ -75,7 +77,7 @@ def load(
   """
   folder = files.locate(source, revision)
   layout, own, tensors = open_folder(folder)
-  convert.check_sizes(own, tensors.headers, layout.their_name, str(source))
+  convert.check_sizes(own, tensors.headers, layout.stated_as, str(source))
   prefix = layout.prefix(tensors.headers)
   config = with_overrides(own, overrides)
   # Before the tensors, which take time and memory.
@@ -98,7 +100,7 @@ def load(
 def config_from(
   source: str | pathlib.Path, *, revision: str | None = None
 ) -> Any:
-  """The `ViTConfig` or `DecoderConfig` of a folder or hub id.
+  """The `ViTConfig` or `DecoderConfig` of a folder, GGUF file or hub id.
 
   Tensors are not read; except that a tied embedding is compared with the
   output matrix, if the folder has one.
@@ -106,8 +108,10 @@ def config_from(
   return open_folder(files.locate(source, revision))[1]
 
 
-def open_folder(folder: pathlib.Path) -> tuple[Layout, Any, files.TensorFiles]:
-  """Layout, configuration and tensor files of a folder."""
+def open_folder(folder: pathlib.Path) -> tuple[Layout, Any, Any]:
+  """Layout, configuration and tensors of a folder or GGUF file."""
+  if folder.suffix == files.GGUF and not folder.is_dir():
+    return gguf_models.open_file(folder)
   whole = files.read_json(folder / "config.json")
   names = ("timm",)
   if "architecture" not in whole:

@@ -1,4 +1,4 @@
-"""Text to token ids and back, by a checkpoint's own tokenizer.json."""
+"""Text to token ids and back, by a checkpoint's own tokenizer."""
 
 import dataclasses
 import pathlib
@@ -8,8 +8,11 @@ from typing import Any
 from tokenizers import Tokenizer as Published
 
 from tokjax.interop import fields, files
+from tokjax.interop.chat import Chat, Message, chosen
 
-FILE = "tokenizer.json"
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +22,12 @@ class Tokenizer:
   Attributes:
     published: of the `tokenizers` library.
     ends: ids after which a text is complete.
+    chat: the template of conversations; None: there is none.
   """
 
   published: Any
   ends: tuple[int, ...] = ()
+  chat: Chat | None = None
 
   @classmethod
   def find(
@@ -51,11 +56,26 @@ class Tokenizer:
     ends = ends_of(folder)
     if vocabulary is not None:
       check_ids(path, published.get_vocab(), ends, vocabulary)
-    return cls(published, ends)
+    return cls(published, ends, chat_of(folder))
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text, with what the checkpoint puts in front of it."""
     return self.published.encode(text).ids
+
+  def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    """Ids of a conversation, up to where the answer begins.
+
+    Args:
+      messages: each with "role" and "content".
+
+    Raises:
+      ValueError: there is no template, or it refuses the messages.
+    """
+    if self.chat is None:
+      raise ValueError("this checkpoint has no chat template")
+    text = self.chat.render(messages)
+    # The template writes special tokens itself.
+    return self.published.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids; special tokens are left out."""
@@ -67,16 +87,20 @@ class Bytes:
   """Bytes are ids: the tokenizer of models that were trained here."""
 
   ends: tuple[int, ...] = (0,)
+  chat: None = None
 
   def encode(self, text: str) -> list[int]:
     return list(text.encode())
+
+  def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    raise ValueError("a model of bytes has no chat template")
 
   def decode(self, ids: Sequence[int]) -> str:
     return bytes(ids).decode(errors="replace")
 
 
 def check_ids(
-  path: pathlib.Path,
+  path: pathlib.Path | str,
   ids: Mapping[str, int],
   ends: Sequence[int],
   vocabulary: int,
@@ -95,7 +119,7 @@ def check_ids(
     )
   if beyond := [end for end in ends if end >= vocabulary]:
     raise ValueError(
-      f"{path.parent}: eos_token_id={beyond}, the model's embedding has"
+      f"{path}: eos_token_id={beyond}, the model's embedding has"
       f" {vocabulary} rows (ids up to {vocabulary - 1})"
     )
 
@@ -119,3 +143,33 @@ def ends_of(folder: pathlib.Path) -> tuple[int, ...]:
         raise ValueError(f"{folder / name}: {wrong}")
       return tuple(listed)
   return ()
+
+
+def chat_of(folder: pathlib.Path) -> Chat | None:
+  """The chat template of a folder.
+
+  It is a file of its own, or an entry of tokenizer_config.json.
+
+  Raises:
+    ValueError: it is no template, or special tokens are no texts.
+  """
+  path, whole = folder / CONFIG, {}
+  if path.exists():
+    whole = files.read_json(path)
+  if (folder / TEMPLATE).exists():
+    template = files.read_text(folder / TEMPLATE)
+  else:
+    template = chosen(whole.get("chat_template"), str(path))
+  if template is None:
+    return None
+  tokens = []
+  for name in SPECIAL:
+    token = whole.get(name)
+    # Either the text, or an object that has it.
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if text is not None and not isinstance(text, str):
+      wrong = fields.wrong(name, token, "a text, or an object with content")
+      raise ValueError(f"{path}: {wrong}")
+    if text is not None:
+      tokens.append((name, text))
+  return Chat(template, tuple(tokens))

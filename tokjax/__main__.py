@@ -1,0 +1,5 @@
+"""`python -m tokjax`: the command `tokjax`."""
+
+from tokjax.cli import main
+
+main()
