@@ -67,6 +67,7 @@ OF_MODEL = {
   "deit": "DeiT",
   "clip": "CLIP",
   "clip_vision_model": "CLIP",
+  "llava": "CLIP",
   "siglip": "Siglip",
   "siglip_vision_model": "Siglip",
   "dinov2": "Bit",
