@@ -123,6 +123,8 @@ def test_prefill_and_decode_equal_the_reference(pair, record_property):
 
 def test_a_whole_sequence_equals_the_reference(pair):
   theirs, model, params = pair
+  if model.config.pass_class or not model.config.vision.kinds:
+    pytest.skip("one encoder is enough")
   made = VisionLanguageGenerator(model, params, capacity=64, decode=1)
   own = of_prompts()
   packed, _ = made.pack(PROMPTS, own)
