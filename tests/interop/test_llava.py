@@ -1,16 +1,12 @@
 """LLaVA equals `transformers` on random weights, in float32."""
 
-import dataclasses
-import json
-
 import jax
 import numpy as np
 import pytest
 
 from tests.interop.language_references import torch, transformers
 from tokjax import interop
-from tokjax.interop import files
-from tokjax.models import VisionLanguageGenerator, generation
+from tokjax.models import VisionLanguageGenerator
 
 # The requirement is 1e-4.
 BOUND = 2e-5

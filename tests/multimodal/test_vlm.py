@@ -160,7 +160,7 @@ def test_reductions_of_all_towers_act_one_after_the_other():
 
 WRONG = {
   "unknown": (
-    lambda: Slots().within("audio"), r"tower 'audio'.*vision, projector",
+    lambda: Slots().within("audio"), r"tower 'audio'.*vision, ahead, projector",
   ),
   "language": (
     lambda: recipes.get("tome"), r"tower 'language'.*'tome'.*within",

@@ -32,7 +32,7 @@ def config(**changes) -> VisionLanguageConfig:
   text = language(depth=3, tied=False, length=256)
   own = dict(
     vision=VISION, projector=ProjectorConfig(text.width), language=text,
-    image_token=IMAGE,
+    image_token=IMAGE, ahead=True,
   )  # fmt: skip
   return VisionLanguageConfig(**{**own, **changes})
 

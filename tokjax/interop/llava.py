@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -101,7 +102,8 @@ OWN = Family(
 class Llava(Layout):
   """`LlavaForConditionalGeneration`; it can be read only.
 
-  Tensors of blocks behind the features are not read: nothing depends on them.
+  Of the blocks behind the features only the first is read, as far as rules can
+  ask it; nothing else depends on them.
   """
 
   name: str = "LlavaForConditionalGeneration"
@@ -121,8 +123,10 @@ class Llava(Layout):
   ) -> list[Entry]:
     """The entries of all towers, under the names of the whole model."""
     vision, language = tower_of(config.vision), LANGUAGE["llama"]
+    ahead = rows_of_block(vision.rows, config.vision.depth)
     parts = (
-      ("vision", vision.table(config.vision), config.vision, vision),
+      ("vision", vision.rows, config.vision, vision),
+      ("ahead", ahead, config, vision),
       ("projector", PROJECTOR, config, self),
       ("language", language.table(config.language), config.language, language),
     )
@@ -138,10 +142,9 @@ class Llava(Layout):
   def is_ignored(self, name: str, config: VisionLanguageConfig) -> bool:
     """Blocks behind the features, constants, a copy of a tied embedding."""
     vision = tower_of(config.vision)
-    for prefix in vision.prefixes:
-      layers = f"{prefix}encoder.layers."
-      if name.startswith(layers):
-        return int(name[len(layers) :].split(".")[0]) >= config.vision.depth
+    block = re.match(r".*vision_tower\..*encoder\.layers\.(\d+)\.", name)
+    if block is not None:
+      return int(block[1]) >= config.vision.depth
     inside = name.startswith(vision.prefixes)
     if inside and (".head." in name or vision.is_ignored(name, config.vision)):
       return True
@@ -181,9 +184,9 @@ class Llava(Layout):
     values: dict[str, Any] = {}
     with problems.collect():
       values = OWN.read(whole, problems)
-    vision, language = None, None
+    vision, ahead, language = None, False, None
     with problems.collect():
-      vision = read_vision(whole, names, values)
+      vision, ahead = read_vision(whole, names, values)
     with problems.collect():
       language = read_language(whole)
     problems.check()
@@ -196,7 +199,7 @@ class Llava(Layout):
       dict(
         vision=vision, projector=projector, language=language,
         image_token=values["image_token"],
-        pass_class=values["pass_class"] and bool(vision.kinds),
+        pass_class=values["pass_class"] and bool(vision.kinds), ahead=ahead,
       ),
     )  # fmt: skip
 
@@ -208,13 +211,30 @@ class Llava(Layout):
     return dataclasses.replace(config, language=language)
 
 
+def rows_of_block(
+  rows: tuple[tables.Row, ...], block: int
+) -> list[tables.Row]:
+  """The rows of one block, as those of a module of its own."""
+  return [
+    tables.Row(
+      tuple(name.removeprefix(f"{tables.BLOCK}/") for name in row.ours),
+      row.theirs.replace("{i}", str(block)),
+      row.arrange,
+    )
+    for row in rows
+    if "{i}" in row.theirs
+  ]
+
+
 def tower_of(config: ViTConfig) -> Architecture:
   """The layout of the encoder: CLIP has a class token, SigLIP none."""
   return VISION["clip_vision_model" if config.kinds else "siglip_vision_model"]
 
 
-def read_vision(whole: Json, names: Collection[str], values: Json) -> ViTConfig:
-  """The encoder up to the block whose output the features are."""
+def read_vision(
+  whole: Json, names: Collection[str], values: Json
+) -> tuple[ViTConfig, bool]:
+  """The encoder up to its features, and whether a block follows them."""
   part = fields.mapping(whole, "vision_config")
   kind = {"model_type": part.get("model_type", "clip_vision_model")}
   tower = fields.one_of(VISION)(kind, "model_type")
@@ -231,7 +251,8 @@ def read_vision(whole: Json, names: Collection[str], values: Json) -> ViTConfig:
       "vision_feature_select_strategy='default': drops the first token, which"
       " is a patch in an encoder without a class token; must be 'full'"
     )
-  return dataclasses.replace(full, depth=blocks, pool="none")
+  cut = dataclasses.replace(full, depth=blocks, pool="none")
+  return cut, blocks < depth
 
 
 def read_language(whole: Json) -> DecoderConfig:

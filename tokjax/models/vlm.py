@@ -5,14 +5,16 @@ Each of the three is a tower with slots of its own,
     slots = recipes.compose("visionzip", "fastv", "snapkv")
     model = VisionLanguage(config, slots)
 
-where `slots.towers` fills "vision" and "projector", and the other fields fill
-the language model. Reductions in the first two leave fewer visual tokens, and
-prompts become shorter by as many. `tokjax.models.vlm_prompts` lays prompts out,
+where `slots.towers` fills "vision", "ahead" (the block of the encoder behind
+its features) and "projector", and the other fields fill the language model.
+Reductions in towers leave fewer visual tokens, and prompts become shorter by as
+many. `tokjax.models.vlm_prompts` lays prompts out,
 `tokjax.models.vlm_generation` answers them.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,15 +23,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention.padding import RealFirst
-from tokjax.models import projector
+from tokjax.models import vlm_tower
 from tokjax.models.decoder import Decoder, Rows, positions_of
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.projector import Projector, ProjectorConfig
 from tokjax.models.vit import ViT, ViTConfig
+from tokjax.models.vlm_ahead import Ahead
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
-TOWERS = ("vision", "projector")
+# In the order in which they act.
+TOWERS = ("vision", "ahead", "projector")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,7 @@ class VisionLanguageConfig:
     language: of the decoder.
     image_token: the id that stands for an image in a prompt.
     pass_class: the class token of the encoder goes on to the language model.
+    ahead: there is one more block behind the features, which rules can ask.
   """
 
   vision: ViTConfig
@@ -50,6 +55,7 @@ class VisionLanguageConfig:
   language: DecoderConfig
   image_token: int
   pass_class: bool = False
+  ahead: bool = False
 
   def __post_init__(self):
     if self.projector.width != self.language.width:
@@ -117,8 +123,10 @@ class VisionLanguage(nn.Module):
   def setup(self):
     cfg = self.config
     self.vision = vision_tower(cfg, self.slots, self.dtype)
-    tower = self.slots.tower("projector")
-    self.projector = Projector(cfg.projector, tower, self.dtype)
+    of = self.slots.tower
+    if cfg.ahead:
+      self.ahead = Ahead(cfg.vision, without_class(of("ahead")), self.dtype)
+    self.projector = Projector(cfg.projector, of("projector"), self.dtype)
     self.language = self.decoder
 
   @property
@@ -165,16 +173,21 @@ class VisionLanguage(nn.Module):
     slots alone; a mask says which are real where a recipe adapts to the image.
     """
     _, out = self.vision(images, key=_part(key, 0), train=train)
-    tokens, front = out["tokens"], len(self.config.vision.kinds)
+    cfg = self.config.vision
+    tokens, front = out["tokens"], len(cfg.kinds)
+    rows, columns = (side // cfg.patch_size for side in images.shape[1:3])
+    grid_of = lambda tokens, front: (
+      (rows, columns) if tokens.num_tokens - front == rows * columns else None
+    )
+    if self.config.ahead:
+      grid = grid_of(tokens, front)
+      tokens = self.ahead(tokens, grid=grid, key=_part(key, 3))
     if not passes_class(self.config, self.slots):
       tokens = jax.tree.map(lambda x: x[:, front:], tokens)
       front = 0
-    sides = [side // self.config.vision.patch_size for side in images.shape[1:3]]
-    whole = tokens.num_tokens - front == sides[0] * sides[1]
     tokens = self.projector(
-      tokens, front=front, grid=tuple(sides) if whole else None,
-      key=_part(key, 1),
-    )  # fmt: skip
+      tokens, front=front, grid=grid_of(tokens, front), key=_part(key, 1)
+    )
     return tokens, out
 
   def enter(
@@ -212,14 +225,20 @@ def _part(key: PRNGKeyArray | None, i: int) -> PRNGKeyArray | None:
 
 def passes_class(config: VisionLanguageConfig, slots: Slots) -> bool:
   """Whether the class token goes on to the language model."""
-  return config.pass_class or slots.tower("vision").pass_class
+  inside = (slots.tower(name).pass_class for name in ("vision", "ahead"))
+  return config.pass_class or any(inside)
+
+
+def without_class(slots: Slots) -> Slots:
+  """The slots for a tower; the model itself carries out `pass_class`."""
+  return dataclasses.replace(slots, pass_class=False)
 
 
 def vision_tower(
   config: VisionLanguageConfig, slots: Slots, dtype: Any = jnp.float32
 ) -> ViT:
-  """The encoder with its slots, which leave what follows it to the model."""
-  own = dataclasses.replace(slots.tower("vision"), pass_class=False)
+  """The encoder with its slots."""
+  own = without_class(slots.tower("vision"))
   return ViT(config.vision, own, dtype, parent=None)
 
 
@@ -235,13 +254,24 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
         f"recipe {slots.name!r} fills the tower {name!r}, which a"
         f" vision-language model does not have; its towers are {known}"
       )
-  if slots.tower("vision").pass_class and not config.vision.kinds:
+  if passes_class(config, slots) and not config.vision.kinds:
     raise ValueError(
       f"recipe {slots.name!r}, tower 'vision': fills 'pass_class', and this"
       " encoder has no class token; use a recipe that does without one"
     )
+  of = slots.tower
+  if of("ahead") != Slots(name=slots.name) and not config.ahead:
+    raise ValueError(
+      f"recipe {slots.name!r} fills the tower 'ahead', and the features of this"
+      " encoder leave behind its last block; use a recipe of the tower 'vision'"
+    )
   _in_tower("vision", lambda: vision_tower(config, slots))
-  _in_tower("projector", lambda: projector.check_slots(slots.tower("projector")))
+  ahead = without_class(of("ahead"))
+  _in_tower("ahead", lambda: Ahead(config.vision, ahead, parent=None))
+  _in_tower(
+    "projector",
+    lambda: Projector(config.projector, of("projector"), parent=None),
+  )
   try:
     Decoder(config.language, slots.outside_towers, parent=None)
   except ValueError as error:
@@ -249,12 +279,13 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
       f"tower 'language': {error}. A recipe of another tower is given as"
       f" recipes.get(...).within(tower), one of {', '.join(TOWERS)}"
     ) from error
-  _in_tower("projector", lambda: tokens_per_image(config, slots))
+  tokens_per_image(config, slots)
 
 
-def _in_tower(name: str, check) -> None:
+def _in_tower(name: str, make: Callable[[], Any]) -> Any:
+  """What `make` returns; its refusals name the tower."""
   try:
-    check()
+    return make()
   except ValueError as error:
     raise ValueError(f"tower {name!r}: {error}") from error
 
@@ -276,11 +307,14 @@ def tokens_per_image(config: VisionLanguageConfig, slots: Slots) -> int:
     lambda x: tower.init_with_output(key, x, key=key)[0][1]["tokens"].x, image
   )
   front = len(cfg.kinds)
-  passed = front if passes_class(config, slots) else 0
   patches = out.shape[1] - front
-  count = patches + passed
-  grid = cfg.grid if patches == cfg.num_patches else None
-  stages = projector.stages_of(slots.tower("projector"), patches, passed, grid)
-  for stage in stages[0]:
-    count = stage.outputs
-  return count
+  for name in ("ahead", "projector"):
+    if name == "projector" and not passes_class(config, slots):
+      front = 0
+    grid = cfg.grid if patches == cfg.num_patches else None
+    plan = lambda name=name, patches=patches, front=front, grid=grid: (
+      vlm_tower.stages_of(slots.tower(name), patches, front, grid)
+    )
+    for stage in _in_tower(name, plan)[0]:
+      patches = stage.outputs - front
+  return patches + front

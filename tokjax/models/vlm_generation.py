@@ -70,6 +70,7 @@ class VisionLanguageGenerator:
     buckets: lengths that prompts are padded to, ascending.
     image_buckets: numbers of images that a batch is padded to, ascending.
     chunk: tokens of a prompt taken at a time; None: all.
+    language: the generator of the language model.
   """
 
   model: VisionLanguage
@@ -79,21 +80,18 @@ class VisionLanguageGenerator:
   buckets: tuple[int, ...] = BUCKETS
   image_buckets: tuple[int, ...] = IMAGE_BUCKETS
   chunk: int | None = None
+  language: Generator = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self):
     if not self.image_buckets or min(self.image_buckets) < 1:
       raise ValueError(
         f"image_buckets={self.image_buckets}: must be numbers of 1 or more"
       )
-    self.language  # Checks the other options.
-
-  @functools.cached_property
-  def language(self) -> Generator:
-    """The generator of the language model."""
-    return Generator(
+    language = Generator(
       self.model.decoder, self.params["language"], self.capacity, self.decode,
       self.buckets, self.chunk,
     )  # fmt: skip
+    object.__setattr__(self, "language", language)
 
   @property
   def image_tokens(self) -> int:

@@ -34,15 +34,15 @@ def expand(
     )
   found = []
   for i, (ids, own) in enumerate(zip(prompts, images, strict=True)):
-    holders = sum(int(token) == image_token for token in ids)
+    holders = sum(token == image_token for token in ids)
     if holders != len(own):
       raise ValueError(
         f"prompt {i} has {holders} placeholders (id {image_token}) for"
         f" {len(own)} images; put one placeholder where each image belongs"
       )
-    repeats = (count if int(token) == image_token else 1 for token in ids)
+    repeats = (count if token == image_token else 1 for token in ids)
     found.append(
-      [int(t) for t, n in zip(ids, repeats, strict=True) for _ in range(n)]
+      [t for t, n in zip(ids, repeats, strict=True) for _ in range(n)]
     )
   return found
 
