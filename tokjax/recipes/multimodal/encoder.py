@@ -153,7 +153,7 @@ def objects_and_registers(
   anchors = round(site.keep * share / 5)
   at = selection.top_indices(shallow, anchors)
   steps = jnp.asarray([0, -1, 1, -columns, columns])
-  near = jnp.clip(at[:, None] + steps, 0, n - 1)
+  near = jnp.clip(at[:, None] + steps[None], 0, n - 1)
   chosen = jnp.zeros((n,), bool).at[near].set(True)
   return keep_best(site, jnp.where(chosen, jnp.inf, deep))
 

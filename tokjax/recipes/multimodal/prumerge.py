@@ -1,7 +1,8 @@
 """PruMerge: outliers of class attention stay and absorb their neighbours."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from tokjax import scores, selection
 from tokjax.binding import bind
@@ -39,16 +40,17 @@ def class_row(
   logits = jnp.einsum("hk,hnk->n", q[:, 0], k) * width**-0.5
   if mask is not None:
     logits = jnp.where(mask, logits, -jnp.inf)
-  return jnp.exp(logits - logits.max()) / jnp.exp(logits - logits.max()).sum()
+  return jax.nn.softmax(logits)
 
 
 def outliers(
   score: Float[Array, "n"], mask: Bool[Array, "n"]
-) -> Float[Array, ""]:
+) -> Int[Array, ""]:
   """How many scores are above the third quartile by 1.5 times the range."""
   known = jnp.where(mask, score, jnp.nan)
   low, high = jnp.nanquantile(known, jnp.asarray([0.25, 0.75]))
-  return (mask & (score > high + 1.5 * (high - low))).sum()
+  above = mask & (score > high + 1.5 * (high - low))
+  return above.sum(dtype=jnp.int32)
 
 
 def prune_and_merge(
@@ -79,7 +81,8 @@ def prune_and_merge(
     even = mask & (place % step == 0) & (place < mask.sum() - 1)
     order = jnp.where(kept, rank, n + place)
     kept = kept | even
-    kept = kept & (selection.places(-order, mask=kept) < due - 1)
+    # Beyond the room the last ones go.
+    kept = kept & (jnp.argsort(jnp.lexsort((order, ~kept))) < due - 1)
   index, real = selection.of_mask(kept, m - 1, order=order)
   left = mask & ~kept
   # Where nothing is left the extra token is padding, as are unused places.
