@@ -1,4 +1,4 @@
-"""LLaVA: a CLIP or SigLIP tower, a projector and a Llama in one folder."""
+"""LLaVA: a CLIP or SigLIP tower, a projector and a decoder in one folder."""
 
 import dataclasses
 import pathlib
@@ -28,14 +28,17 @@ from tokjax.models.vit import ViTConfig
 from tokjax.models.vlm import VisionLanguage, VisionLanguageConfig
 from tokjax.slots import Slots
 
-# What LlamaConfig of `transformers` 5.24 has where text_config is silent, as
-# that of llava-1.5-7b-hf is.
-LLAMA_7B = {
-  "vocab_size": 32_000,
+# What `transformers` 5.24 has where text_config is silent, as that of
+# llava-1.5-7b-hf is.
+SEVEN_BILLION = {
   "hidden_size": 4096,
-  "intermediate_size": 11_008,
   "num_hidden_layers": 32,
   "num_attention_heads": 32,
+}
+SILENT = {
+  "llama": {"vocab_size": 32_000, "intermediate_size": 11_008},
+  "mistral": {"vocab_size": 32_000, "intermediate_size": 14_336},
+  "qwen2": {"vocab_size": 151_936, "intermediate_size": 22_016},
 }
 PREFIXES = ("vision_tower.", "model.vision_tower.")
 VISION = {
@@ -48,13 +51,15 @@ VISION = {
     (families_vision.SIGLIP, tables.SIGLIP),
   )
 }  # fmt: skip
+INSIDE = ("language_model.model.", "model.language_model.")
 LANGUAGE = {
-  "llama": Language(
-    "LlamaForCausalLM",
-    families_language.LLAMA,
-    prefixes=("language_model.model.", "model.language_model."),
+  family.model_type: Language(family.model_type, family, prefixes=INSIDE)
+  for family in (
+    families_language.LLAMA, families_language.MISTRAL, families_language.QWEN2
   )
-}
+}  # fmt: skip
+# Names of tensors are those of all families.
+DECODER = LANGUAGE["llama"]
 PROJECTOR = (
   *tables.linear("linear1", "{p}linear_1"),
   *tables.linear("linear2", "{p}linear_2"),
@@ -122,13 +127,13 @@ class Llava(Layout):
     self, config: VisionLanguageConfig, names: Collection[str]
   ) -> list[Entry]:
     """The entries of all towers, under the names of the whole model."""
-    vision, language = tower_of(config.vision), LANGUAGE["llama"]
+    vision = tower_of(config.vision)
     ahead = rows_of_block(vision.rows, config.vision.depth)
     parts = (
       ("vision", vision.rows, config.vision, vision),
       ("ahead", ahead, config, vision),
       ("projector", PROJECTOR, config, self),
-      ("language", language.table(config.language), config.language, language),
+      ("language", DECODER.table(config.language), config.language, DECODER),
     )
     found = [
       entry._replace(ours=tuple(f"{tower}/{name}" for name in entry.ours))
@@ -148,7 +153,7 @@ class Llava(Layout):
     inside = name.startswith(vision.prefixes)
     if inside and (".head." in name or vision.is_ignored(name, config.vision)):
       return True
-    return LANGUAGE["llama"].is_ignored(name, config.language)
+    return DECODER.is_ignored(name, config.language)
 
   def their_name(self, ours: str) -> str:
     """What config.json calls a field, with the part that it is in."""
@@ -207,7 +212,7 @@ class Llava(Layout):
     self, config: VisionLanguageConfig, tensors: TensorFiles
   ) -> VisionLanguageConfig:
     """With an output matrix of its own where the file has one."""
-    language = LANGUAGE["llama"].settle(config.language, tensors)
+    language = DECODER.settle(config.language, tensors)
     return dataclasses.replace(config, language=language)
 
 
@@ -259,7 +264,8 @@ def read_language(whole: Json) -> DecoderConfig:
   """The language model."""
   part = {"model_type": "llama", **fields.mapping(whole, "text_config")}
   layout = fields.one_of(LANGUAGE)(part, "model_type")
-  text = {"text_config": {**LLAMA_7B, **part}}
+  silent = {**SEVEN_BILLION, **SILENT[part["model_type"]]}
+  text = {"text_config": {**silent, **part}}
   if "tie_word_embeddings" in whole:
     text["tie_word_embeddings"] = whole["tie_word_embeddings"]
   return layout.read(text)

@@ -114,7 +114,7 @@ def fastervlm(budget: Budget = Count(144)) -> Slots:
 
 def total(site: Site, **rows: Rows) -> Float[Array, "f"]:
   """The sum of the answers to several questions."""
-  return sum(site[question] for question in rows.values())
+  return jnp.stack([site[question] for question in rows.values()]).sum(axis=0)
 
 
 @recipe(
