@@ -16,7 +16,12 @@ import pytest
 from tests.contract import hosts, probes
 from tests.contract.case import BATCH, KEEP, KEY
 from tests.contract.decoder_runs import stored_bytes
-from tests.contract.hosts import DecoderHost, Host, VisionHost
+from tests.contract.hosts import (
+  DecoderHost,
+  Host,
+  VisionHost,
+  VisionLanguageHost,
+)
 from tests.contract.runs import case
 from tokjax import budgets, recipes
 from tokjax.analysis import cost
@@ -52,7 +57,8 @@ def over(found):
 
 # First: the first host of its kind, for laws that one is enough for.
 EVERY = over(pairs())
-FIRST = over(pairs(VisionHost, first_only=True) + pairs(DecoderHost))
+TOWERS = pairs(VisionLanguageHost)
+FIRST = over(pairs(VisionHost, first_only=True) + pairs(DecoderHost) + TOWERS)
 VISION = over(pairs(VisionHost))
 FIRST_VISION = over(pairs(VisionHost, first_only=True))
 NAMES = pytest.mark.parametrize("recipe", hosts.names(VisionHost))
@@ -312,7 +318,7 @@ def test_plans_compose_to_the_product_of_their_matrices(recipe, host):
 
 
 @over(
-  pairs(VisionHost, first_only=True)
+  pairs(VisionHost, first_only=True) + TOWERS
   + [pair for pair in pairs(DecoderHost) if case(*pair.values).keeps_all]
 )
 def test_keeping_everything_is_the_model_itself(recipe, host):

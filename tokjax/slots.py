@@ -200,6 +200,8 @@ TAKEN_BY = {
   "pool_by_size": "encoders with a pooling head",
   "collect": "encoders and decoders",
   "adapter_rank": "encoders and decoders",
+  "pass_class": "the vision tower of a vision-language model",
+  "towers": "vision-language models",
 }
 
 
@@ -222,6 +224,10 @@ class Slots:
       projections (LoRA), for recipes that leave the backbone frozen; 0: none.
     losses: what training adds to the task's loss; hashable functions with
       `name` and `weight`, see `tokjax.losses`.
+    pass_class: the class token of a vision tower goes on to the language model,
+      as one more visual token.
+    towers: slots of the parts of a larger model, by name, a dict or pairs; the
+      fields above are then those of its language model. See `within`.
     name: the recipe's, for messages.
   """
 
@@ -234,11 +240,14 @@ class Slots:
   losses: tuple[Any, ...] = ()
   collect: tuple[Question, ...] = ()
   adapter_rank: int = 0
+  pass_class: bool = False
+  towers: tuple[tuple[str, "Slots"], ...] | Any = ()
   name: str = "slots"
 
   def __post_init__(self):
     if isinstance(self.reduce, Reduce):
       object.__setattr__(self, "reduce", (self.reduce,))
+    self._check_towers()
     for name, kinds in (
       ("attend", (Attend, EncoderAttend)),
       ("cache", (Cache,)),
@@ -251,13 +260,62 @@ class Slots:
         )
     hash(self)
 
+  def _check_towers(self) -> None:
+    towers = self.towers
+    towers = tuple(towers.items() if isinstance(towers, dict) else towers)
+    object.__setattr__(self, "towers", towers)
+    names = [name for name, _ in towers]
+    if len(set(names)) < len(names):
+      raise ValueError(f"towers={names}: name each tower once")
+    for name, slots in towers:
+      if not isinstance(slots, Slots) or slots.towers:
+        raise ValueError(
+          f"towers: {name!r} has {slots!r}; must be Slots without towers of"
+          " their own"
+        )
+
+  def within(self, tower: str) -> "Slots":
+    """These slots as those of a part of a larger model.
+
+    `recipes.get("tome").within("vision")` merges patches in the vision tower of
+    a vision-language model.
+    """
+    return Slots(towers=((tower, self),), name=self.name)
+
+  def tower(self, name: str) -> "Slots":
+    """The slots of a part, empty ones if none are given for it."""
+    return dict(self.towers).get(name, Slots(name=self.name))
+
+  @property
+  def outside_towers(self) -> "Slots":
+    """The same slots without those of towers."""
+    return dataclasses.replace(self, towers=())
+
+  def named(self, name: str) -> "Slots":
+    """With the name of a recipe, also in reductions and towers without one."""
+    reduces = tuple(
+      r if r.recipe else dataclasses.replace(r, recipe=name)
+      for r in self.reduce
+    )
+    towers = tuple((tower, slots.named(name)) for tower, slots in self.towers)
+    return dataclasses.replace(self, name=name, reduce=reduces, towers=towers)
+
+  @property
+  def reductions(self) -> int:
+    """How many reductions there are, those of towers included."""
+    return len(self.reduce) + sum(s.reductions for _, s in self.towers)
+
   def with_keep(self, keep: float) -> "Slots":
     """The same slots turned so that about this fraction of tokens remains.
 
     Several reductions share it: the k of them leave keep^(1/k), keep^(2/k),
-    ... of the initial tokens, so that `keep` holds for the whole.
+    ... of the initial tokens, so that `keep` holds for the whole. A tower with
+    j of all k reductions leaves keep^(j/k) of the tokens that it is given. The
+    other slots are turned by `keep` itself.
     """
     budgets.check_keep(keep)
+    if self.towers:
+      return self._with_shared(keep)
     turned = {}
     for name in ("attend", "cache", "program"):
       slot = getattr(self, name)
@@ -272,6 +330,18 @@ class Slots:
       reduces.append(dataclasses.replace(r, budget=budget))
     return dataclasses.replace(self, reduce=tuple(reduces), **turned)
 
+  def _with_shared(self, keep: float) -> "Slots":
+    """`with_keep`, shared out among the towers and what is outside them."""
+
+    def turned(slots: "Slots") -> "Slots":
+      share = keep ** (slots.reductions / max(self.reductions, 1))
+      only = Slots(reduce=slots.reduce).with_keep(share)
+      rest = dataclasses.replace(slots, reduce=()).with_keep(keep)
+      return dataclasses.replace(rest, reduce=only.reduce)
+
+    towers = tuple((name, turned(slots)) for name, slots in self.towers)
+    return dataclasses.replace(turned(self.outside_towers), towers=towers)
+
   @property
   def complete(self) -> bool:
     """Whether it works only where every token of the input is real."""
@@ -282,7 +352,8 @@ class Slots:
 
   @property
   def needs_key(self) -> bool:
-    return any(r.random for r in self.reduce)
+    inside = any(slots.needs_key for _, slots in self.towers)
+    return inside or any(r.random for r in self.reduce)
 
   def counts(self, tokens: int, depth: int) -> tuple[budgets.Counts, ...]:
     """Checked counts of every reduction, each as if it were alone."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from tests.contract.case import KEEP, draw_params
 from tests.contract.decoder_host import DecoderHost
+from tests.contract.vlm_runs import VisionLanguageHost
 from tokjax import recipes
 from tokjax.models import ViT, ViTConfig
 from tokjax.models.encoder import Encoder
@@ -150,10 +151,11 @@ VISION = (
     "vit_mean", dataclasses.replace(SMALL, class_token=False, pool="mean")
   ),
 )
-HOSTS: tuple[VisionHost | DecoderHost, ...] = (
+HOSTS: tuple[VisionHost | DecoderHost | VisionLanguageHost, ...] = (
   *VISION,
   DecoderHost("decoder"),
   DecoderHost("deep_decoder", reduces=True),
+  VisionLanguageHost("vlm"),
 )
 
 

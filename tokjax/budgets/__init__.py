@@ -16,6 +16,7 @@ from tokjax.budgets.base import check_keep
 from tokjax.budgets.base import exact
 from tokjax.budgets.base import stages
 from tokjax.budgets.base import table
+from tokjax.budgets.by_depth import AtEnd
 from tokjax.budgets.by_depth import Capped
 from tokjax.budgets.by_depth import Constant
 from tokjax.budgets.by_depth import Even

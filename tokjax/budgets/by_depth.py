@@ -270,6 +270,26 @@ class Once(Budget):
 
 
 @dataclasses.dataclass(frozen=True)
+class AtEnd(Budget):
+  """`Once`, at the last block, however many there are.
+
+  Attributes:
+    keep: see `Once`.
+  """
+
+  keep: float | Budget
+
+  def __post_init__(self):
+    Once(self.keep)
+
+  def count(self, tokens: int, layer: int, depth: int) -> int | None:
+    return Once(self.keep, depth - 1).count(tokens, layer, depth)
+
+  def with_keep(self, keep: float) -> "AtEnd":
+    return AtEnd(Once(self.keep).with_keep(keep).keep)
+
+
+@dataclasses.dataclass(frozen=True)
 class Square(Once):
   """`Once`, rounded to a square number: for poolers that need a grid."""
 

@@ -17,8 +17,9 @@ from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.positions import resize_table
 from tokjax.models.vit import ViT, ViTConfig
+from tokjax.models.vlm import Prompts, VisionLanguage, VisionLanguageConfig
 
-Config = ViTConfig | DecoderConfig
+Config = ViTConfig | DecoderConfig | VisionLanguageConfig
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 # Values that are looked at together, so that a check needs little memory.
 CHUNK = 2**24
@@ -44,7 +45,7 @@ class Entry(NamedTuple):
 
 
 @functools.singledispatch
-def specimen(config: Any) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
+def specimen(config: Any) -> tuple[nn.Module, Any]:
   """The model of a configuration, and an input that initialises it."""
   raise TypeError(f"{type(config).__name__}: no model is known for it")
 
@@ -60,8 +61,22 @@ def _(config: DecoderConfig):
   return Decoder(config), jax.ShapeDtypeStruct((1, 2), jnp.int32)
 
 
+@specimen.register
+def _(config: VisionLanguageConfig):
+  cfg, row = config.vision, jnp.zeros((1, 2), jnp.int32)
+  images = jnp.zeros((1, *cfg.image_sides, cfg.channels))
+  return VisionLanguage(config), Prompts(row, row, row, row[0, :1], images)
+
+
 def sizes_of(config: Config) -> dict[str, int]:
   """The fields of a configuration that are an axis of some parameter."""
+  if isinstance(config, VisionLanguageConfig):
+    parts = {"vision": config.vision, "language": config.language}
+    return {
+      f"{part}.{name}": size
+      for part, own in parts.items()
+      for name, size in sizes_of(own).items()
+    }
   names = ("width", "heads", "mlp_dim")
   if isinstance(config, DecoderConfig):
     names += ("vocabulary", "kv_heads", "head_dim")
@@ -124,9 +139,17 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
   return {name: leaf.shape for name, leaf in flat.items()}
 
 
-def matches(rows: Iterable[Row], config: Config, prefix: str) -> list[Entry]:
-  """The rows a configuration uses, one for each block where they repeat."""
+def matches(
+  rows: Iterable[Row], config: Config, prefix: str, within: str = ""
+) -> list[Entry]:
+  """The rows a configuration uses, one for each block where they repeat.
+
+  `within` names a part of the model whose parameters the rows are of.
+  """
   shapes, found = shapes_of(config), []
+  if within:
+    own = f"{within}/"
+    shapes = {n.removeprefix(own) for n in shapes if n.startswith(own)}
   head = tables.head_prefix(prefix)
   for row in rows:
     blocks = range(config.depth) if "{i}" in row.theirs else range(1)
@@ -143,7 +166,15 @@ def entries(rows: Iterable[Row], config: Config, prefix: str) -> list[Entry]:
   Raises:
     CheckpointError: the layout has no place for some of them.
   """
-  found = matches(rows, config, prefix)
+  return complete(matches(rows, config, prefix), config)
+
+
+def complete(found: list[Entry], config: Config) -> list[Entry]:
+  """The same entries.
+
+  Raises:
+    CheckpointError: they have no place for some parameters.
+  """
   placed = {name for entry in found for name in entry.ours}
   if lost := [name for name in shapes_of(config) if name not in placed]:
     raise CheckpointError(f"the layout has no place for {', '.join(lost)}")

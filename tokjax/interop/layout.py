@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Collection
 from typing import Any
 
-from tokjax.interop import fields
+from tokjax.interop import convert, fields
 from tokjax.interop.files import TensorFiles
 from tokjax.interop.tables import Row
 from tokjax.slots import Slots
@@ -50,6 +50,17 @@ class Layout(abc.ABC):
   @abc.abstractmethod
   def input_of(self, folder: pathlib.Path, config: Any) -> Any:
     """What makes the model's inputs; None if the folder does not state it."""
+
+  def entries(
+    self, config: Any, names: Collection[str]
+  ) -> list[convert.Entry]:
+    """All that a file with these names holds of a configuration's parameters.
+
+    Raises:
+      CheckpointError: the layout has no place for some of them.
+    """
+    rows = self.table(config)
+    return convert.entries(rows, config, self.prefix(names))
 
   def settle(self, config: Any, tensors: TensorFiles) -> Any:
     """The configuration, where values of tensors decide something in it."""

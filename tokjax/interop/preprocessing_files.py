@@ -55,6 +55,7 @@ PROCESSORS: dict[str, Json] = {
     "resample": 3,
   },
   "CLIP": CLIP,
+  "Llava": CLIP,
   "Bit": CLIP,
   "Siglip": {**VIT, "resample": 3, "default_to_square": False},
 }
@@ -67,6 +68,7 @@ OF_MODEL = {
   "deit": "DeiT",
   "clip": "CLIP",
   "clip_vision_model": "CLIP",
+  "llava": "Llava",
   "siglip": "Siglip",
   "siglip_vision_model": "Siglip",
   "dinov2": "Bit",

@@ -19,13 +19,16 @@ from tokjax.interop.architectures_language import LANGUAGE
 from tokjax.interop.architectures_vision import VISION
 from tokjax.interop.convert import Config
 from tokjax.interop.layout import Layout
+from tokjax.interop.llava import Llava
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.timm import Timm
 from tokjax.models.vit import ViTConfig
 from tokjax.slots import Slots
 
 PLAIN = Slots()
-LAYOUTS: dict[str, Layout] = {**VISION, **LANGUAGE, Timm.name: Timm()}
+LAYOUTS: dict[str, Layout] = {
+  **VISION, **LANGUAGE, Llava.name: Llava(), Timm.name: Timm(),
+}  # fmt: skip
 
 
 def layouts() -> tuple[str, ...]:
@@ -45,7 +48,8 @@ def load(
   """A published model of any kind, built with slots.
 
   `architectures` of config.json (timm: `architecture`) says what it is: a
-  vision tower becomes a `ViT`, a language model a `Decoder`.
+  vision tower becomes a `ViT`, a language model a `Decoder`, LLaVA a
+  `VisionLanguage`.
 
   Args:
     source: folder with config.json and safetensors, a GGUF file of a language
@@ -54,7 +58,7 @@ def load(
     dtype: of activations (of a language model also of caches).
     param_dtype: of parameters; None: as stored.
     revision: branch, tag or commit on the hub.
-    **overrides: fields of `ViTConfig` or `DecoderConfig` to change.
+    **overrides: fields of the model's configuration to change.
       `image_size` interpolates the position table, `num_classes=None` (or
       `pooler`, `projection`) leaves that head out; what changes other shapes
       is an error.
@@ -64,7 +68,8 @@ def load(
     `Preprocessing` of images, for `model.apply({"params": params}, images)`;
     None if the folder does not state it. `Decoder`: a `Tokenizer`, for
     `model.apply({"params": params}, tokens)`; None if the folder has no
-    tokenizer.json, or the GGUF file no vocabulary.
+    tokenizer.json, or the GGUF file no vocabulary. `VisionLanguage`: both, as
+    `ImagesAndText`.
 
   Raises:
     FileNotFoundError: no such folder, hub id or file.
@@ -78,7 +83,6 @@ def load(
   folder = files.locate(source, revision)
   layout, own, tensors = open_folder(folder)
   convert.check_sizes(own, tensors.headers, layout.stated_as, str(source))
-  prefix = layout.prefix(tensors.headers)
   config = with_overrides(own, overrides)
   # Before the tensors, which take time and memory.
   model = layout.build(config, slots, dtype)
@@ -86,7 +90,7 @@ def load(
   params = convert.read_params(
     tensors.headers,
     tensors.read,
-    convert.entries(layout.table(own), own, prefix),
+    layout.entries(own, tensors.headers),
     own,
     ignored=lambda name: layout.is_ignored(name, own),
     dtype=param_dtype,

@@ -7,6 +7,9 @@ from tokjax.models.rotary import Rotary
 from tokjax.models.sampling import Sampler
 from tokjax.models.vit import ViT
 from tokjax.models.vit import ViTConfig
+from tokjax.models.vlm import VisionLanguage
+from tokjax.models.vlm import VisionLanguageConfig
+from tokjax.models.vlm_generation import VisionLanguageGenerator
 
 __all__ = [
   "Decoder",
@@ -16,4 +19,7 @@ __all__ = [
   "Sampler",
   "ViT",
   "ViTConfig",
+  "VisionLanguage",
+  "VisionLanguageConfig",
+  "VisionLanguageGenerator",
 ]

@@ -38,6 +38,7 @@ from tokjax.models.decoder_slots import (
 from tokjax.models.reducer import Passage, Reducer, Reduces
 from tokjax.signals import Answers
 from tokjax.slots import Slots, parameters
+from tokjax.tokens import Kind
 
 States = tuple[Any, ...]
 
@@ -237,6 +238,7 @@ class Decoder(nn.Module):
     *,
     mask: Bool[Array, "b n"] | None = None,
     kind: Int[Array, "b n"] | None = None,
+    inputs: Float[Array, "b n d"] | None = None,
     key: PRNGKeyArray | None = None,
     train: bool = False,
   ) -> tuple[Float[Array, "b n v"], dict[str, Any]]:
@@ -250,6 +252,7 @@ class Decoder(nn.Module):
       mask: False for padding, wherever it is; None: all are real. What comes
         out at padding has no meaning.
       kind: of each token, one of `Kind`; None: all are TEXT.
+      inputs: embeddings of the tokens that are not TEXT; see `enter`.
       key: for recipes that are random.
       train: recipes that train with soft masks use that form.
 
@@ -266,7 +269,8 @@ class Decoder(nn.Module):
       order = RealFirst.of(mask)
       tokens, valid = order.apply(tokens), order.apply(mask)
       kind = None if kind is None else order.apply(kind)
-    rows = self.enter(tokens, positions_of(valid), valid, kind)
+      inputs = None if inputs is None else order.apply(inputs)
+    rows = self.enter(tokens, positions_of(valid), valid, kind, inputs)
     slots = whole_sequence(self.slots, self.is_initializing())
     stages = stages_of(slots, self.config, tokens.shape[1], capacities_of(rows))
     if self.is_initializing():
@@ -299,11 +303,21 @@ class Decoder(nn.Module):
     position: Int[Array, "b t"],
     valid: Bool[Array, "b t"],
     kind: Int[Array, "b t"] | None = None,
+    inputs: Float[Array, "b t d"] | None = None,
   ) -> Rows:
-    """Embeds tokens; for those who call the blocks themselves."""
+    """Embeds tokens; for those who call the blocks themselves.
+
+    With `inputs`, tokens that are not TEXT have these embeddings, as they are;
+    their ids are not looked up.
+    """
     x = self.embed(token)
     if self.config.embed_scale:
       x = x * jnp.asarray(self.config.width**0.5, x.dtype)
+    if inputs is not None:
+      if kind is None:
+        raise ValueError("inputs: needs kind=, which says whose they are")
+      text = (kind == Kind.TEXT)[..., None]
+      x = jnp.where(text, x, inputs.astype(x.dtype))
     return Rows(x, token, position, valid, kind)
 
   def prefill(

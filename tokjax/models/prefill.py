@@ -91,7 +91,27 @@ def prefill(
   apply: Apply = functools.partial(model.apply, {"params": params})
   valid = jnp.arange(tokens.shape[1])[None] < length[:, None]
   rows = apply(tokens, positions_of(valid), valid, kind, method="enter")
-  if chunk is not None and chunk < tokens.shape[1]:
+  return prefill_rows(model, apply, rows, decode, chunk, room)
+
+
+def prefill_rows(
+  model: Decoder,
+  apply: Apply,
+  rows: Rows,
+  decode: int,
+  chunk: int | None = None,
+  room: Capacities | None = None,
+) -> Prefilled:
+  """`prefill` of tokens that have been embedded, padding at their end.
+
+  Args:
+    model: built with slots.
+    apply: its `apply`, with parameters.
+    rows: the prompts.
+    decode, chunk, room: see `tokjax.models.generation.prefill`.
+  """
+  if chunk is not None and chunk < rows.token.shape[1]:
+    length = rows.valid.sum(axis=1, dtype=jnp.int32)
     return _chunked(model, apply, rows, length, decode, chunk)
   slots = model.slots
   if any(reduce.again for reduce in slots.reduce):

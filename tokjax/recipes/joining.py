@@ -12,7 +12,8 @@ def compose(*parts: Slots) -> Slots:
   Reductions act one after the other, with counts that run from what the
   earlier ones left. A slot that only one part fills is taken over; two caches
   are joined where they fill different parts of one (what is evicted, how it is
-  stored, what is read).
+  stored, what is read). Towers that several parts fill are composed in the same
+  way.
 
   Args:
     *parts: what recipes returned, in the order in which they act.
@@ -51,8 +52,18 @@ def _both(a: Slots, b: Slots) -> Slots:
     losses=a.losses + b.losses,
     collect=tuple(dict.fromkeys(a.collect + b.collect)),
     adapter_rank=max(a.adapter_rank, b.adapter_rank),
+    pass_class=a.pass_class or b.pass_class,
+    towers=_towers(a, b),
     name=name,
   )
+
+
+def _towers(a: Slots, b: Slots) -> tuple[tuple[str, Slots], ...]:
+  """The towers of both; one that both fill is composed in itself."""
+  joined = dict(a.towers)
+  for name, slots in b.towers:
+    joined[name] = _both(joined[name], slots) if name in joined else slots
+  return tuple(joined.items())
 
 
 def _one(a: Slots, b: Slots, slot: str) -> Any:

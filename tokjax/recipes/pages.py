@@ -11,18 +11,21 @@ WIDTH = 80
 
 
 def slots_of(slots: Slots) -> str:
-  """Names of the slots that are filled, comma separated."""
+  """Names of the slots that are filled, comma separated.
+
+  Those of a tower stand behind its name: "vision.reduce".
+  """
+  return ",".join(_filled(slots)) or "-"
+
+
+def _filled(slots: Slots) -> list[str]:
   filled = ["reduce"] if slots.reduce else []
   if slots.attend is not None or slots.proportional:
     filled.append("attend")
   filled += [n for n in ("cache", "program") if getattr(slots, n) is not None]
-  filled += [f"{tower}:{slots_of(own)}" for tower, own in towers_of(slots)]
-  return ",".join(filled) or "-"
-
-
-def towers_of(slots: Slots) -> tuple[tuple[str, Slots], ...]:
-  """Slots of the towers of a larger model, by name."""
-  return getattr(slots, "towers", ())
+  for tower, own in slots.towers:
+    filled += [f"{tower}.{name}" for name in _filled(own)]
+  return filled
 
 
 def page(recipe: Recipe) -> str:

@@ -57,12 +57,7 @@ class Recipe:
         f"recipe {self.name!r}: unknown option {unknown[0]!r}; its options are"
         f" keep, {', '.join(self.options)}"
       )
-    slots = self.build(**options)
-    named = tuple(
-      r if r.recipe else dataclasses.replace(r, recipe=self.name)
-      for r in slots.reduce
-    )
-    slots = dataclasses.replace(slots, name=self.name, reduce=named)
+    slots = self.build(**options).named(self.name)
     return slots if keep is None else slots.with_keep(keep)
 
 

@@ -1,0 +1,116 @@
+"""Slow, independent versions of rules that act before the language model.
+
+Written from the official code, in numpy, for one image. `Seen` holds what they
+look at; each returns the visual tokens that the projector is given.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Seen(NamedTuple):
+  """One image in an encoder.
+
+  Attributes:
+    hidden: features, the class token first, `[n + 1, d]`.
+    attention: maps of every block, `[h, n + 1, n + 1]` each.
+    keys: of every block, `[h, n + 1, k]` each.
+    ahead: (queries, keys) of the block behind the features, `[n + 1, d]`.
+    columns: of the grid.
+  """
+
+  hidden: np.ndarray
+  attention: list[np.ndarray]
+  keys: list[np.ndarray]
+  ahead: tuple[np.ndarray, np.ndarray]
+  columns: int
+
+
+def unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def descending(score):
+  return sorted(range(len(score)), key=lambda i: (-score[i], i))
+
+
+def visionzip(seen, dominant, contextual):
+  """`dominant` counts the class token."""
+  row = seen.attention[-1][:, 0, 1:].sum(axis=0)
+  best = sorted(1 + i for i in descending(row)[: dominant - 1])
+  rest = [i for i in range(1, len(seen.hidden)) if i not in best]
+  metric = unit(seen.keys[-1].mean(axis=0))
+  step = max(1, len(rest) // max(contextual, 1))
+  targets = rest[::step][:contextual]
+  members = {t: [] for t in targets}
+  for i in rest:
+    if i not in targets and targets:
+      members[max(targets, key=lambda t: metric[i] @ metric[t])].append(i)
+  merged = [
+    seen.hidden[t] + (seen.hidden[own].mean(axis=0) if own else 0)
+    for t, own in members.items()
+  ]
+  return np.stack([seen.hidden[0], *seen.hidden[best], *merged])
+
+
+def by_class(seen, keep, blocks=1):
+  """FasterVLM; VTC-CLS sums several blocks."""
+  row = sum(a[:, 0, 1:].mean(axis=0) for a in seen.attention[-blocks:])
+  return seen.hidden[1:][sorted(descending(row)[:keep])]
+
+
+def received(attention):
+  return attention.mean(axis=0).mean(axis=0)[1:]
+
+
+def hiprune(seen, keep, share, middle):
+  n = len(seen.hidden) - 1
+  anchors = descending(received(seen.attention[middle]))
+  chosen = set()
+  for i in anchors[: round(keep * share / 5)]:
+    for step in (0, -1, 1, -seen.columns, seen.columns):
+      chosen.add(min(max(i + step, 0), n - 1))
+  late = descending(received(seen.attention[-1]))
+  late = [i for i in late if i not in chosen][: keep - len(chosen)]
+  return seen.hidden[1:][sorted([*chosen, *late])]
+
+
+def fopru(seen, keep, rows):
+  score = received(seen.attention[-1])
+  if rows:
+    score = score.reshape(-1, seen.columns).sum(axis=1).repeat(seen.columns)
+  return seen.hidden[1:][sorted(descending(score)[:keep])]
+
+
+def divprune(x, keep):
+  """Of projected tokens: which are picked."""
+  distance = 1 - unit(x) @ unit(x).T
+  picked = [int(np.argmax(np.sort(distance, axis=0)[1]))]
+  while len(picked) < keep:
+    near = distance[picked].min(axis=0)
+    near[picked] = -np.inf
+    picked.append(int(np.argmax(near)))
+  return sorted(picked)
+
+
+def prumerge(seen, spaced, neighbours=32):
+  q, k = seen.ahead
+  n, width = len(q) - 1, q.shape[1]
+  logits = k @ q[0] * width**-0.5
+  score = np.exp(logits - logits.max())
+  score = (score / score.sum())[1:]
+  low, high = np.quantile(score, [0.25, 0.75])
+  many = int((score > high + 1.5 * (high - low)).sum())
+  kept = descending(score)[:many]
+  if spaced:
+    step = int(int(n / many) / 3)
+    kept += [i for i in range(0, n - 1, step) if i not in kept]
+  metric, x = unit(k[1:]), seen.hidden[1:]
+  out = []
+  for i in kept:
+    others = [j for j in range(n) if j != i]
+    near = sorted(others, key=lambda j: -(metric[i] @ metric[j]))[:neighbours]
+    out.append(x[i] + sum(score[j] * x[j] for j in near))
+  left = [j for j in range(n) if j not in kept]
+  return np.stack([*out, sum(score[j] * x[j] for j in left)])

@@ -1,0 +1,320 @@
+"""Vision-language models: a vision encoder, a projector, a language model.
+
+Each of the three is a tower with slots of its own,
+
+    slots = recipes.compose("visionzip", "fastv", "snapkv")
+    model = VisionLanguage(config, slots)
+
+where `slots.towers` fills "vision", "ahead" (the block of the encoder behind
+its features) and "projector", and the other fields fill the language model.
+Reductions in towers leave fewer visual tokens, and prompts become shorter by as
+many. `tokjax.models.vlm_prompts` lays prompts out,
+`tokjax.models.vlm_generation` answers them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from tokjax.attention.padding import RealFirst
+from tokjax.models import vlm_tower
+from tokjax.models.decoder import Decoder, Rows, positions_of
+from tokjax.models.decoder_config import DecoderConfig
+from tokjax.models.projector import Projector, ProjectorConfig
+from tokjax.models.vit import ViT, ViTConfig
+from tokjax.models.vlm_ahead import Ahead
+from tokjax.slots import Slots
+from tokjax.tokens import Kind, Tokens
+
+# In the order in which they act.
+TOWERS = ("vision", "ahead", "projector")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionLanguageConfig:
+  """Architecture of a vision-language model in the manner of LLaVA.
+
+  Attributes:
+    vision: of the encoder. Its blocks end where the features leave: 23 for
+      `hidden_states[-2]` of 24.
+    projector: of the projector; its width is that of the language model.
+    language: of the decoder.
+    image_token: the id that stands for an image in a prompt.
+    pass_class: the class token of the encoder goes on to the language model.
+    ahead: there is one more block behind the features, which rules can ask.
+  """
+
+  vision: ViTConfig
+  projector: ProjectorConfig
+  language: DecoderConfig
+  image_token: int
+  pass_class: bool = False
+  ahead: bool = False
+
+  def __post_init__(self):
+    if self.projector.width != self.language.width:
+      raise ValueError(
+        f"projector: has width {self.projector.width}; must be that of the"
+        f" language model, {self.language.width}"
+      )
+    if not 0 <= self.image_token < self.language.vocabulary:
+      raise ValueError(
+        f"image_token={self.image_token}: must be an id of the vocabulary of"
+        f" {self.language.vocabulary}"
+      )
+    if self.pass_class and not self.vision.kinds:
+      raise ValueError("pass_class=True: the encoder has no class token")
+
+  @property
+  def depth(self) -> int:
+    """Blocks of all towers."""
+    return self.vision.depth + self.language.depth
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """Padded prompts in which every placeholder is one visual token.
+
+  Attributes:
+    tokens: ids, padding at the end, `[b, n]`.
+    kind: of each token, TEXT or VISUAL, `[b, n]`.
+    place: of a VISUAL token, its row among the visual tokens of all images one
+      after the other, `[b, n]`.
+    length: real tokens of each prompt, `[b]`.
+    images: pixels of the images of all prompts, `[k, height, width, c]`; None:
+      no prompt has any.
+  """
+
+  tokens: Int[Array, "b n"]
+  kind: Int[Array, "b n"]
+  place: Int[Array, "b n"]
+  length: Int[Array, "b"]
+  images: Float[Array, "k height width c"] | None = None
+
+  @property
+  def valid(self) -> Bool[Array, "b n"]:
+    return jnp.arange(self.tokens.shape[1])[None] < self.length[:, None]
+
+
+class VisionLanguage(nn.Module):
+  """A vision-language model built with slots.
+
+  Attributes:
+    config: the architecture.
+    slots: what recipes returned; `Slots()` is the plain model.
+    dtype: of activations and caches; parameters stay float32.
+  """
+
+  config: VisionLanguageConfig
+  slots: Slots = Slots()
+  dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_slots(self.config, self.slots)
+
+  def setup(self):
+    cfg = self.config
+    self.vision = vision_tower(cfg, self.slots, self.dtype)
+    of = self.slots.tower
+    if cfg.ahead:
+      self.ahead = Ahead(cfg.vision, without_class(of("ahead")), self.dtype)
+    self.projector = Projector(cfg.projector, of("projector"), self.dtype)
+    self.language = self.decoder
+
+  @property
+  def decoder(self) -> Decoder:
+    """The language model; its parameters are `params["language"]`."""
+    slots = self.slots.outside_towers
+    return Decoder(self.config.language, slots, self.dtype, parent=None)
+
+  def __call__(
+    self,
+    prompts: Prompts,
+    *,
+    key: PRNGKeyArray | None = None,
+    train: bool = False,
+  ) -> tuple[Float[Array, "b n v"], dict[str, Any]]:
+    """Logits of the token after each one, of whole sequences.
+
+    Args:
+      prompts: texts with images.
+      key: for recipes that are random.
+      train: recipes that train with soft masks use that form.
+
+    Returns:
+      What `Decoder` returns; `out` also holds "vision", what the encoder
+      returned (None without images).
+    """
+    inputs, real, seen = self._placed(prompts, key, train)
+    mask = prompts.valid & real
+    logits, out = self.language(
+      prompts.tokens, mask=mask, kind=prompts.kind, inputs=inputs,
+      key=_part(key, 2), train=train,
+    )  # fmt: skip
+    return logits, {**out, "vision": seen}
+
+  def see(
+    self,
+    images: Float[Array, "k height width c"],
+    key: PRNGKeyArray | None = None,
+    train: bool = False,
+  ) -> tuple[Tokens, dict[str, Any]]:
+    """Visual tokens as the language model takes them, `[k, m, d]`.
+
+    Also what the encoder returned. m follows from the configuration and the
+    slots alone; a mask says which are real where a recipe adapts to the image.
+    """
+    _, out = self.vision(images, key=_part(key, 0), train=train)
+    cfg = self.config.vision
+    tokens, front = out["tokens"], len(cfg.kinds)
+    rows, columns = (side // cfg.patch_size for side in images.shape[1:3])
+    grid_of = lambda tokens, front: (
+      (rows, columns) if tokens.num_tokens - front == rows * columns else None
+    )
+    if self.config.ahead:
+      grid = grid_of(tokens, front)
+      tokens = self.ahead(tokens, grid=grid, key=_part(key, 3))
+    if not passes_class(self.config, self.slots):
+      tokens = jax.tree.map(lambda x: x[:, front:], tokens)
+      front = 0
+    tokens = self.projector(
+      tokens, front=front, grid=grid_of(tokens, front), key=_part(key, 1)
+    )
+    return tokens, out
+
+  def enter(
+    self, prompts: Prompts, key: PRNGKeyArray | None = None
+  ) -> Rows:
+    """Prompts as they enter the language model, padding at their end."""
+    inputs, real, _ = self._placed(prompts, key)
+    token, kind, valid = prompts.tokens, prompts.kind, prompts.valid & real
+    if inputs is not None:
+      # Visual tokens that are padding move behind the text.
+      order = RealFirst.of(valid)
+      token, kind, valid, inputs = map(
+        order.apply, (token, kind, valid, inputs)
+      )
+    return self.language.enter(token, positions_of(valid), valid, kind, inputs)
+
+  def _placed(self, prompts: Prompts, key, train: bool = False):
+    """Visual tokens at their places `[b, n, d]`, which are real, the rest."""
+    if self.is_initializing() and prompts.images is None:
+      raise ValueError("prompts: parameters are made from prompts with images")
+    if prompts.images is None:
+      return None, jnp.ones(prompts.tokens.shape, bool), None
+    tokens, out = self.see(prompts.images, key, train)
+    flat = tokens.x.reshape(-1, tokens.x.shape[-1])
+    real = jnp.ones(prompts.tokens.shape, bool)
+    if tokens.mask is not None:
+      visual = prompts.kind == Kind.VISUAL
+      real = ~visual | tokens.mask.reshape(-1)[prompts.place]
+    return flat[prompts.place], real, out
+
+
+def _part(key: PRNGKeyArray | None, i: int) -> PRNGKeyArray | None:
+  return None if key is None else jax.random.fold_in(key, i)
+
+
+def passes_class(config: VisionLanguageConfig, slots: Slots) -> bool:
+  """Whether the class token goes on to the language model."""
+  inside = (slots.tower(name).pass_class for name in ("vision", "ahead"))
+  return config.pass_class or any(inside)
+
+
+def without_class(slots: Slots) -> Slots:
+  """The slots for a tower; the model itself carries out `pass_class`."""
+  return dataclasses.replace(slots, pass_class=False)
+
+
+def vision_tower(
+  config: VisionLanguageConfig, slots: Slots, dtype: Any = jnp.float32
+) -> ViT:
+  """The encoder with its slots."""
+  own = without_class(slots.tower("vision"))
+  return ViT(config.vision, own, dtype, parent=None)
+
+
+def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
+  """Raises ValueError where a tower cannot carry out what it is given.
+
+  The message names the tower, besides recipe, slot and fix.
+  """
+  known = f"{', '.join(TOWERS)}, and outside of towers the language model"
+  for name, _ in slots.towers:
+    if name not in TOWERS:
+      raise ValueError(
+        f"recipe {slots.name!r} fills the tower {name!r}, which a"
+        f" vision-language model does not have; its towers are {known}"
+      )
+  if passes_class(config, slots) and not config.vision.kinds:
+    raise ValueError(
+      f"recipe {slots.name!r}, tower 'vision': fills 'pass_class', and this"
+      " encoder has no class token; use a recipe that does without one"
+    )
+  of = slots.tower
+  if of("ahead") != Slots(name=slots.name) and not config.ahead:
+    raise ValueError(
+      f"recipe {slots.name!r} fills the tower 'ahead', and the features of this"
+      " encoder leave behind its last block; use a recipe of the tower 'vision'"
+    )
+  _in_tower("vision", lambda: vision_tower(config, slots))
+  ahead = without_class(of("ahead"))
+  _in_tower("ahead", lambda: Ahead(config.vision, ahead, parent=None))
+  _in_tower(
+    "projector",
+    lambda: Projector(config.projector, of("projector"), parent=None),
+  )
+  try:
+    Decoder(config.language, slots.outside_towers, parent=None)
+  except ValueError as error:
+    raise ValueError(
+      f"tower 'language': {error}. A recipe of another tower is given as"
+      f" recipes.get(...).within(tower), one of {', '.join(TOWERS)}"
+    ) from error
+  tokens_per_image(config, slots)
+
+
+def _in_tower(name: str, make: Callable[[], Any]) -> Any:
+  """What `make` returns; its refusals name the tower."""
+  try:
+    return make()
+  except ValueError as error:
+    raise ValueError(f"tower {name!r}: {error}") from error
+
+
+@functools.lru_cache(maxsize=256)
+def tokens_per_image(config: VisionLanguageConfig, slots: Slots) -> int:
+  """Visual tokens of one image, as they enter the language model.
+
+  Nothing is computed: shapes are traced.
+
+  Raises:
+    ValueError: the reductions leave nothing for a later one to do.
+  """
+  cfg = config.vision
+  image = jax.ShapeDtypeStruct((1, *cfg.image_sides, cfg.channels), jnp.float32)
+  key = jax.random.key(0)
+  tower = vision_tower(config, slots)
+  out = jax.eval_shape(
+    lambda x: tower.init_with_output(key, x, key=key)[0][1]["tokens"].x, image
+  )
+  front = len(cfg.kinds)
+  patches = out.shape[1] - front
+  for name in ("ahead", "projector"):
+    if name == "projector" and not passes_class(config, slots):
+      front = 0
+    grid = cfg.grid if patches == cfg.num_patches else None
+    plan = lambda name=name, patches=patches, front=front, grid=grid: (
+      vlm_tower.stages_of(slots.tower(name), patches, front, grid)
+    )
+    for stage in _in_tower(name, plan)[0]:
+      patches = stage.outputs - front
+  return patches + front

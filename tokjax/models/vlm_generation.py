@@ -1,0 +1,178 @@
+"""Prompts with images to text, over ragged batches.
+
+There is one compilation for each pair of buckets: of the padded length of a
+prompt and of the number of images in the batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from tokjax.models import generation, vlm_prompts
+from tokjax.models import prefill as prompting
+from tokjax.models.decoder_slots import Capacities, kind_capacities
+from tokjax.models.generation import BUCKETS, Generation, Generator
+from tokjax.models.vlm import Prompts, VisionLanguage, tokens_per_image
+from tokjax.models.vlm_prompts import Ids, Images
+from tokjax.slots import Bytes
+
+IMAGE_BUCKETS = (1, 2, 3, *(2**i for i in range(2, 11)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+def prefill(
+  model: VisionLanguage,
+  params: Any,
+  prompts: Prompts,
+  decode: int,
+  chunk: int | None = None,
+  room: Capacities | None = None,
+  key: PRNGKeyArray | None = None,
+) -> Generation:
+  """Takes prompts with images.
+
+  Args:
+    model: built with slots (static).
+    params: its parameters.
+    prompts: padded, see `tokjax.models.vlm_prompts`.
+    decode: how many tokens can follow (static).
+    chunk: tokens taken at a time (static); None: all.
+    room: the most tokens of each kind that a prompt has (static).
+    key: for recipes that are random.
+
+  Returns:
+    What `tokjax.models.generation.decode_step` goes on with, for
+    `model.decoder` and `params["language"]`.
+  """
+  rows = model.apply({"params": params}, prompts, key, method="enter")
+  decoder = model.decoder
+  apply = functools.partial(decoder.apply, {"params": params["language"]})
+  done = prompting.prefill_rows(decoder, apply, rows, decode, chunk, room)
+  return Generation(
+    done.states, done.logits, done.position, prompts.length > 0, done.shifts
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionLanguageGenerator:
+  """A vision-language model with parameters and room for prompts and answers.
+
+  Attributes:
+    model: built with slots.
+    params: its parameters.
+    capacity: the longest prompt, in tokens, those of its images included.
+    decode: how many tokens can be generated.
+    buckets: lengths that prompts are padded to, ascending.
+    image_buckets: numbers of images that a batch is padded to, ascending.
+    chunk: tokens of a prompt taken at a time; None: all.
+    language: the generator of the language model.
+  """
+
+  model: VisionLanguage
+  params: Any
+  capacity: int
+  decode: int
+  buckets: tuple[int, ...] = BUCKETS
+  image_buckets: tuple[int, ...] = IMAGE_BUCKETS
+  chunk: int | None = None
+  language: Generator = dataclasses.field(init=False, repr=False)
+
+  def __post_init__(self):
+    if not self.image_buckets or min(self.image_buckets) < 1:
+      raise ValueError(
+        f"image_buckets={self.image_buckets}: must be numbers of 1 or more"
+      )
+    language = Generator(
+      self.model.decoder, self.params["language"], self.capacity, self.decode,
+      self.buckets, self.chunk,
+    )  # fmt: skip
+    object.__setattr__(self, "language", language)
+
+  @property
+  def image_tokens(self) -> int:
+    """Visual tokens of one image, as they enter the language model."""
+    return tokens_per_image(self.model.config, self.model.slots)
+
+  def pack(
+    self, prompts: Sequence[Ids], images: Sequence[Images]
+  ) -> tuple[Prompts, Capacities]:
+    """Padded prompts, and the room that they need for each kind.
+
+    Raises:
+      ValueError: not as many placeholders as images, an image of another size
+        than the model's, or a prompt that `Generator.pack` refuses.
+    """
+    config = self.model.config
+    full = vlm_prompts.expand(
+      prompts, images, config.image_token, self.image_tokens
+    )
+    tokens, length = self.language.pack(full)
+    many = sum(len(own) for own in images)
+    room = min([n for n in self.image_buckets if n >= many], default=many)
+    packed = vlm_prompts.pack(tokens, length, images, config, room)
+    real = np.arange(tokens.shape[1])[None] < length[:, None]
+    kinds = np.where(real, packed.kind, -1)
+    return packed, kind_capacities(kinds, self.language.bucket)
+
+  def prefill(
+    self,
+    prompts: Sequence[Ids],
+    images: Sequence[Images] | None = None,
+    key: PRNGKeyArray | None = None,
+  ) -> Generation:
+    """Takes prompts; see `pack` for errors.
+
+    Args:
+      prompts: ids of each, with one placeholder for each image.
+      images: of each prompt, in the order of its placeholders, as the
+        preprocessing makes them, `[height, width, c]`; None: there are none.
+      key: for recipes that are random.
+    """
+    images = [()] * len(prompts) if images is None else images
+    packed, room = self.pack(prompts, images)
+    return prefill(
+      self.model, self.params, packed, self.decode, self.chunk, room, key
+    )
+
+  def stream(self, going: Generation, **options: Any) -> Iterator[np.ndarray]:
+    """Tokens `[b]`, step by step; see `Generator.stream`."""
+    return self.language.stream(going, **options)
+
+  def step(self, going: Generation, token: np.ndarray) -> Generation:
+    """Takes one token of each text; `going` is used up."""
+    language = self.language
+    return generation.decode_step(
+      language.model, language.params, going, token
+    )
+
+  def generate(
+    self,
+    prompts: Sequence[Ids],
+    images: Sequence[Images] | None = None,
+    *,
+    image_key: PRNGKeyArray | None = None,
+    **options: Any,
+  ) -> list[list[int]]:
+    """The tokens after each prompt.
+
+    Args:
+      prompts, images: see `prefill`.
+      image_key: for recipes that are random.
+      **options: of `stream`.
+    """
+    texts: list[list[int]] = [[] for _ in prompts]
+    going = self.prefill(prompts, images, image_key)
+    for tokens in self.stream(going, **options):
+      for text, token in zip(texts, tokens, strict=True):
+        if token >= 0:
+          text.append(int(token))
+    return texts
+
+  def bytes(self, going: Generation) -> Bytes:
+    """Sizes of the cache of all blocks."""
+    return self.language.bytes(going)
