@@ -92,7 +92,7 @@ def test_fewer_visual_tokens_make_shorter_prompts_and_smaller_caches():
   images = vlm_models.images_of()
   packed, room = vlm_models.generator(few).pack(PROMPTS, images)
   assert packed.length.tolist() == [4 + 13, 2, 2 + 26, 1 + 13]
-  assert dict(room) == {Kind.TEXT: 32, Kind.VISUAL: 32}
+  assert dict(room) == {Kind.TEXT: 32, Kind.VISUAL: 26}
   sizes = []
   for slots in (Slots(), few):
     made = vlm_models.generator(slots)

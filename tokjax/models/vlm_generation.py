@@ -1,7 +1,7 @@
 """Prompts with images to text, over ragged batches.
 
-There is one compilation for each pair of buckets: of the padded length of a
-prompt and of the number of images in the batch.
+There is one compilation for each bucket of the padded length of a prompt and of
+the number of images in the batch, and each number of images of a prompt.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from tokjax.models.generation import BUCKETS, Generation, Generator
 from tokjax.models.vlm import Prompts, VisionLanguage, tokens_per_image
 from tokjax.models.vlm_prompts import Ids, Images
 from tokjax.slots import Bytes
+from tokjax.tokens import Kind
 
 IMAGE_BUCKETS = (1, 2, 3, *(2**i for i in range(2, 11)))
 
@@ -117,7 +118,11 @@ class VisionLanguageGenerator:
     packed = vlm_prompts.pack(tokens, length, images, config, room)
     real = np.arange(tokens.shape[1])[None] < length[:, None]
     kinds = np.where(real, packed.kind, -1)
-    return packed, kind_capacities(kinds, self.language.bucket)
+    room = dict(kind_capacities(kinds, self.language.bucket))
+    if Kind.VISUAL in room:
+      # A multiple of what an image takes already, so that these are few.
+      room[Kind.VISUAL] = int((kinds == Kind.VISUAL).sum(axis=1).max())
+    return packed, tuple(room.items())
 
   def prefill(
     self,
