@@ -15,11 +15,21 @@ from scripts.report.stages import Stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _POLL = 0.05
+# For a process to import JAX, find the device and say which rows there are.
+_START_SECONDS = 90.0
 # Memory of a device is taken as it is needed: the process before may still
 # hold some, and PyTorch wants some too.
 _SETTINGS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 Keep = Callable[[dict[str, Any]], None]
+
+_running: set["Worker"] = set()
+
+
+def end_all() -> None:
+  """Ends what runs; for a command that is being ended itself."""
+  for worker in list(_running):
+    worker.end()
 
 
 class Worker:
@@ -56,19 +66,21 @@ class Worker:
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         process_group=0, env={**_SETTINGS, **os.environ, "PYTHONPATH": path},
       )  # fmt: skip
+    _running.add(self)
 
   def follow(self, stage: Stage, ends: float, keep: Keep) -> str | None:
     """Waits for the end; returns None, or what went wrong."""
     while True:
       status = self._process.poll()
       self._hear(keep)
-      if status == 0:
+      if status == 0 or self.names and self.first >= len(self.names):
         return None
       if status is not None:
         return self._failed or died(status)
       now = time.monotonic()
-      if now - self._since > stage.row_seconds:
-        return f"ended after {stage.row_seconds:g} s, the limit of one row"
+      most = _START_SECONDS if self.row is None else stage.row_seconds
+      if now - self._since > most:
+        return f"ended after {most:g} s, the limit of one row"
       if now > ends:
         return f"ended after {now - self._since:.0f} s: the stage's time was up"
       time.sleep(_POLL)
@@ -93,6 +105,7 @@ class Worker:
 
   def end(self) -> None:
     """Ends the process and those that it started."""
+    _running.discard(self)
     try:
       os.killpg(self._process.pid, signal.SIGKILL)
     except ProcessLookupError:
