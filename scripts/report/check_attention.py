@@ -77,4 +77,6 @@ def check(here: Here, case: Case) -> dict:
       implementation=implementation,
     )  # fmt: skip
 
-  return exact.check(call, arrays, layout, here.kernel)
+  # Of tiny sizes one is enough: they all run the same program then.
+  backward = not here.tiny or case.width * 8 == 128
+  return exact.check(call, arrays, layout, here.kernel, backward)
