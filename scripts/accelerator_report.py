@@ -48,7 +48,8 @@ def main() -> int:
   folder = args.out.resolve()
   budget = Budget(args.minutes)
   try:
-    results = Results(folder, facts.collect(ROOT, args.commit), chosen)
+    known = {**supervise.SETTINGS, **facts.collect(ROOT, args.commit)}
+    results = Results(folder, known, chosen)
     (folder / "log.txt").write_text("")
   except OSError as error:
     return refuse(f"--out {args.out}: {error.strerror}")

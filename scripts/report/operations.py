@@ -35,17 +35,18 @@ TINY = Sizes(caches=(64,), masses=64, linear=64, tokens=16, block=16)
 
 
 def jobs(here: Here) -> list[Job]:
-  """Decode first: its kernels are used most often."""
+  """Something of every operation first; XLA takes long over long caches."""
   sizes = TINY if here.tiny else Sizes()
-  found = []
-  for n in sizes.caches:
-    for how in checks.READS[: 2 if here.tiny else 3]:
-      found += _decodes(here, sizes, n, how)
+  short, *long = sizes.caches
+  reads = checks.READS[: 2 if here.tiny else 3]
+  found = [job for how in reads for job in _decodes(here, sizes, short, how)]
   for direction in ("forward", "backward")[: 1 if here.tiny else 2]:
     for implementation in here.implementations(checks.MASS):
       found.append(_mass(here, sizes, implementation, direction))
     for implementation in here.implementations(checks.LINEAR):
       found.append(_linear(here, sizes, implementation, direction))
+  for n in long:
+    found += [job for how in reads for job in _decodes(here, sizes, n, how)]
   return found
 
 

@@ -19,7 +19,7 @@ _POLL = 0.05
 _START_SECONDS = 90.0
 # Memory of a device is taken as it is needed: the process before may still
 # hold some, and PyTorch wants some too.
-_SETTINGS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+SETTINGS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 Keep = Callable[[dict[str, Any]], None]
 
@@ -58,13 +58,12 @@ class Worker:
       json.dumps(dict(stage.options)), str(self._journal), str(first),
       json.dumps(list(wrong)),
     ]  # fmt: skip
-    path = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
     with open(folder / "log.txt", "a") as log:
       log.write(f"== {stage.name}, from row {first}\n")
       log.flush()
       self._process = subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        process_group=0, env={**_SETTINGS, **os.environ, "PYTHONPATH": path},
+        process_group=0, env=environment(),
       )  # fmt: skip
     _running.add(self)
 
@@ -115,6 +114,18 @@ class Worker:
     except subprocess.TimeoutExpired:
       pass  # It hangs in the driver; the next stage has a process of its own.
     self._journal.unlink(missing_ok=True)
+
+
+def environment() -> dict[str, str]:
+  """What a worker finds set."""
+  found = {**SETTINGS, **os.environ}
+  path = (str(ROOT), found.get("PYTHONPATH"))
+  found["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+  platforms = found.get("JAX_PLATFORMS")
+  if platforms and "cpu" not in platforms.split(","):
+    # Exact results are computed there.
+    found["JAX_PLATFORMS"] = f"{platforms},cpu"
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

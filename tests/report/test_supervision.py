@@ -127,6 +127,16 @@ def test_stages_are_listed(monkeypatch, capsys):
   assert [line[0] for line in lines] == [s.letter for s in stages.STAGES]
 
 
+def test_workers_have_a_cpu_and_the_checkout(monkeypatch):
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+  monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+  found = supervise.environment()
+  assert found["JAX_PLATFORMS"] == "cuda,cpu"
+  assert found["PYTHONPATH"] == f"{ROOT}:/elsewhere"
+  assert found["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
+
+
 def test_the_command_itself_imports_no_jax():
   code = (
     "import sys; sys.path.insert(0, sys.argv[1]); import scripts."
