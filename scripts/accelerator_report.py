@@ -16,6 +16,7 @@ The exit status is 1 if a check of correctness found a wrong result.
 
 import argparse
 import concurrent.futures
+import os
 import pathlib
 import signal
 import sys
@@ -24,9 +25,9 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.report import facts, stages, supervise
-from scripts.report.budget import Budget
-from scripts.report.results import Results
+from scripts.report import facts, stages, supervise  # noqa: E402
+from scripts.report.budget import Budget  # noqa: E402
+from scripts.report.results import Results  # noqa: E402
 
 
 def main() -> int:
@@ -42,14 +43,18 @@ def main() -> int:
     return 0
   if args.out is None:
     return refuse("--out DIR: must be given")
+  if not args.minutes > 0:
+    return refuse(f"--minutes {args.minutes}: must be more than 0")
   folder = args.out.resolve()
   budget = Budget(args.minutes)
   try:
-    results = Results(folder, facts.collect(ROOT, args.commit), chosen)
+    known = {**supervise.SETTINGS, **facts.collect(ROOT, args.commit)}
+    results = Results(folder, known, chosen)
     (folder / "log.txt").write_text("")
   except OSError as error:
     return refuse(f"--out {args.out}: {error.strerror}")
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, stop)
   run(chosen, budget, results, folder)
   print(results.text())
   print(f"{folder}/report.md, report.json, log.txt")
@@ -80,6 +85,13 @@ def refuse(reason: object) -> int:
   """Says why nothing is done."""
   print(f"error: {reason}", file=sys.stderr)
   return 2
+
+
+def stop(number: int, frame: object) -> None:
+  """Ends at once; what was measured is on disk."""
+  del frame
+  supervise.end_all()
+  os._exit(128 + number)
 
 
 def run(

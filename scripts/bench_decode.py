@@ -63,8 +63,8 @@ def program(
 ):
   """A method's compiled step, its state and the number of its bytes."""
   model = Decoder(config, recipes.get(name, **METHODS[name]), dtype)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
-  params = params["params"]
+  first_tokens = jnp.zeros((1, 2), jnp.int32)
+  params = jax.jit(model.init)(jax.random.key(0), first_tokens)["params"]
   # Refuses what the method cannot do at this size.
   Generator(model, params, capacity=context, decode=DECODE)
   prompt = jax.ShapeDtypeStruct((batch, context), jnp.int32)

@@ -26,7 +26,7 @@ SHARED_MEMORY = 232448
 _RESERVED = 12 * 1024
 _MAX_DEPTH = 4
 MAX_HEAD_SIZE = 256
-_changes = contextvars.ContextVar("gpu_plan_changes", default={})
+_changes = contextvars.ContextVar("gpu_plan_changes", default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def changing(kind, **fields):
   As with `aot.compiling_for`, what counts is where a kernel is traced. Whether
   the values fit together is not checked.
   """
-  token = _changes.set(_changes.get() | {kind: fields})
+  token = _changes.set((_changes.get() or {}) | {kind: fields})
   try:
     yield
   finally:
@@ -120,8 +120,8 @@ def make(operands, kind):
     operands: `contract.Operands`; for "d_kv" and "d_v" with transposed lists.
     kind: "forward", "d_q", "d_kv", or "d_v", which is without d_k.
   """
-  plan = _chosen(operands, kind)
-  return dataclasses.replace(plan, **_changes.get().get(kind, {}))
+  changes = (_changes.get() or {}).get(kind, {})
+  return dataclasses.replace(_chosen(operands, kind), **changes)
 
 
 def _chosen(operands, kind):

@@ -26,7 +26,7 @@ def collect(root: pathlib.Path, commit: str | None) -> dict[str, Any]:
     commit: of the code; None: what git says.
   """
   now = datetime.datetime.now(datetime.UTC)
-  found = {
+  found: dict[str, Any] = {
     "begun": now.strftime("%Y-%m-%d %H:%M UTC"),
     "commit": commit or _git(root),
     "python": platform.python_version(),
@@ -36,7 +36,7 @@ def collect(root: pathlib.Path, commit: str | None) -> dict[str, Any]:
     ["nvidia-smi", f"--query-gpu={_CARD}", "--format=csv,noheader"]
   )
   if card:
-    found["card, driver, memory, clock, power"] = card
+    found["card"] = f"{card} (driver, memory, highest clock, power limit)"
   for name in _PACKAGES:
     try:
       found[name] = metadata.version(name)

@@ -1,4 +1,4 @@
-"""Stage e: a vision transformer with ToMe, and a decoder's layer that decodes."""
+"""Stage e: a vision transformer with ToMe, and decoding in a layer of Llama."""
 
 import dataclasses
 import functools
@@ -13,9 +13,12 @@ from tokjax.models import ViTConfig
 BATCH, MERGED = 64, 13
 CONTEXTS = (32768, 131072 - bench_decode.DECODE)
 TEXTS = 8
-# With a cache of their own, and what they keep at most.
+# All that is remembered, then ways to remember or read less.
 METHODS = ("full", "snapkv", "streaming_llm", "quest", "kivi")
-VITS = {"ours": "dense", "ours_tome": f"ToMe r={MERGED}", "stock": "Flax layers"}
+# Candidates of `bench_vit`, and what the report calls them.
+VITS = {
+  "ours": "dense", "ours_tome": f"ToMe r={MERGED}", "stock": "Flax layers"
+}  # fmt: skip
 
 _TINY_VIT = ViTConfig(image_size=32, width=32, depth=2, heads=2, mlp_dim=64)
 _TINY_LAYER = dataclasses.replace(
@@ -63,7 +66,7 @@ def _step(method: str, context: int) -> str:
 
 
 class _Steps:
-  """Decode steps one after the other; a step takes over the last one's state."""
+  """Decode steps one after the other: each takes the state of the last."""
 
   def __init__(self, step, going):
     self._step, self._going = step, going

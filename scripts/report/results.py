@@ -79,6 +79,6 @@ class Results:
     return tables.report(self.facts, self.stages)
 
   def _write(self) -> None:
-    whole = {"facts": self.facts, "stages": self.stages}
-    files.write(self._folder / "report.json", json.dumps(whole, indent=1) + "\n")
+    whole = json.dumps({"facts": self.facts, "stages": self.stages}, indent=1)
+    files.write(self._folder / "report.json", whole + "\n")
     files.write(self._folder / "report.md", self.text())

@@ -8,6 +8,7 @@ import functools
 import jax
 
 from bench import flex
+from bench.clock import Unavailable
 from pallas_kernels import layout as layouts
 from scripts.report import sparse
 from scripts.report.jobs import Here, Job
@@ -20,6 +21,8 @@ def jobs(here: Here) -> list[Job]:
     setting = setting.shrunk()
 
   def run(kind, direction):
+    if here.platform != "gpu":
+      raise Unavailable("FlexAttention is timed on a GPU")
     with jax.default_device(jax.devices("cpu")[0]):
       layout = layouts.with_lead(sparse.layout_of(setting, kind), (1,))
       inputs = setting.inputs()

@@ -15,7 +15,7 @@ class Stage:
     jobs: "module:function" from `Here` to the list of jobs.
     options: of that function.
     weight: share of the time, as a ratio to the others'.
-    row_seconds: how long one row may take, the start of its process included.
+    row_seconds: how long one row may take.
     timed: whether times count. Stages that only check run at the same time as
       their neighbours.
     best: how many rows are shown, the fastest first; None: all, as they came.
@@ -80,7 +80,7 @@ STAGES = (
     f"{_HERE}.models:jobs", weight=16, row_seconds=120,
   ),
   Stage(
-    "c", "flex", "FlexAttention over the same lists, where PyTorch is installed",
+    "c", "flex", "FlexAttention over the same lists, where PyTorch has the GPU",
     f"{_HERE}.rival:jobs", weight=10, row_seconds=120,
   ),
   Stage(

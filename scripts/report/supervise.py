@@ -15,11 +15,21 @@ from scripts.report.stages import Stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _POLL = 0.05
+# For a process to import JAX, find the device and say which rows there are.
+_START_SECONDS = 90.0
 # Memory of a device is taken as it is needed: the process before may still
 # hold some, and PyTorch wants some too.
-_SETTINGS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+SETTINGS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 Keep = Callable[[dict[str, Any]], None]
+
+_running: set["Worker"] = set()
+
+
+def end_all() -> None:
+  """Ends what runs; for a command that is being ended itself."""
+  for worker in list(_running):
+    worker.end()
 
 
 class Worker:
@@ -48,27 +58,28 @@ class Worker:
       json.dumps(dict(stage.options)), str(self._journal), str(first),
       json.dumps(list(wrong)),
     ]  # fmt: skip
-    path = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
     with open(folder / "log.txt", "a") as log:
       log.write(f"== {stage.name}, from row {first}\n")
       log.flush()
       self._process = subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        process_group=0, env={**_SETTINGS, **os.environ, "PYTHONPATH": path},
+        process_group=0, env=environment(),
       )  # fmt: skip
+    _running.add(self)
 
   def follow(self, stage: Stage, ends: float, keep: Keep) -> str | None:
     """Waits for the end; returns None, or what went wrong."""
     while True:
       status = self._process.poll()
       self._hear(keep)
-      if status == 0:
+      if status == 0 or self.names and self.first >= len(self.names):
         return None
       if status is not None:
         return self._failed or died(status)
       now = time.monotonic()
-      if now - self._since > stage.row_seconds:
-        return f"ended after {stage.row_seconds:g} s, the limit of one row"
+      most = _START_SECONDS if self.row is None else stage.row_seconds
+      if now - self._since > most:
+        return f"ended after {most:g} s, the limit of one row"
       if now > ends:
         return f"ended after {now - self._since:.0f} s: the stage's time was up"
       time.sleep(_POLL)
@@ -93,6 +104,7 @@ class Worker:
 
   def end(self) -> None:
     """Ends the process and those that it started."""
+    _running.discard(self)
     try:
       os.killpg(self._process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -102,6 +114,18 @@ class Worker:
     except subprocess.TimeoutExpired:
       pass  # It hangs in the driver; the next stage has a process of its own.
     self._journal.unlink(missing_ok=True)
+
+
+def environment() -> dict[str, str]:
+  """What a worker finds set."""
+  found = {**SETTINGS, **os.environ}
+  path = (str(ROOT), found.get("PYTHONPATH"))
+  found["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+  platforms = found.get("JAX_PLATFORMS")
+  if platforms and "cpu" not in platforms.split(","):
+    # Exact results are computed there.
+    found["JAX_PLATFORMS"] = f"{platforms},cpu"
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,20 +17,24 @@ Row = dict[str, Any]
 # The row whose rate is the peak that others are related to.
 PEAK = "product bfloat16"
 FORMULAS = """\
-*   Seconds are medians of several rounds (7, or 3 of what takes long) after calls to
-    warm up, of calls
-    in a row that are waited for at the end of a round; `spread` is half of the
-    distance between the fastest and the slowest round.
+*   Times are medians of several rounds (7, or 3 of what takes long) after calls
+    to warm up; in a round calls follow each other, and the last is waited for.
+    `spread` is half of the distance between the fastest and the slowest round.
 *   FLOPs of attention are effective ones, of pairs that are shown: `4 * pairs *
     head size` forward (two products) and `10 * pairs * head size` backward
     (five products), each per query head. The backward pass is timed alone, from
     stored residuals to the gradients of q, k and v.
-*   FLOPs of attention mass: `2 * pairs * head size` forward with a given
-    log-sum-exp, `6 * pairs * head size` backward. Linear attention: `4 * tokens
-    * head size ** 2` a head forward, `10 *` that over 4 backward.
-*   `bytes` are those that have to be moved once: operands and results; of decode
-    the keys and values that it has to read.
-*   `times` says how many times as fast as the row in `beside` it is.
+*   FLOPs of attention mass: `2 * pairs * head size` forward, with a given
+    log-sum-exp, and `6 * pairs * head size` backward. Of linear attention: `4 *
+    tokens * head size ** 2` a head forward, 2.5 times that backward.
+*   FLOPs of models are what JAX counts in the program as written.
+*   GB/s are of what has to be moved once: operands and results; in decode the
+    keys and values that are read.
+*   `times` says how many times as fast as the row in `beside` a row is.
+*   A check is right if every array is within `allowed`, which is relative to
+    its largest number, and to its norm. What is timed rests on the check of its
+    head size and kind of mask: where that went wrong, or the process died of
+    it, the row is skipped.
 """
 
 
@@ -43,6 +47,8 @@ def report(facts: Row, stages: Sequence[Row]) -> str:
       "No accelerator: sizes are tiny, and the times say nothing but that the"
       " command works.\n"
     )
+    if facts.get("card"):
+      parts.append("**There is a card, but JAX does not see it.**\n")
   parts.append(_table([{"": key, " ": x} for key, x in facts.items()]))
   for stage in stages:
     parts.append(f"## {stage['letter']}: {stage['name']}\n")

@@ -31,7 +31,7 @@ def jobs(here: Here) -> list[Job]:
   # All kernels' choices of today first, then all that differ in one field.
   plans.sort(key=lambda x: _distance(x[1], today(setting, x[0])))
   if here.tiny:
-    plans, setting = plans[:2], setting.shrunk()
+    plans, setting = plans[:1], setting.shrunk()
   return [
     Job(_name(kind, plan), functools.partial(_try, here, setting, kind, plan),
         _CHECK)

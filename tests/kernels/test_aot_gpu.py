@@ -210,3 +210,15 @@ def _operands(width, v_width, block):
   layout = lists(512, block, 4)
   q, v = (shapes(1, 512, 2, size) for size in (width, v_width))
   return api.contract.Operands(q, q, v, None, layout)
+
+
+def test_a_plan_can_be_changed_for_tuning():
+  operands = _operands(128, 128, 128)
+  own = gpu_plan.make(operands, "forward")
+  with gpu_plan.changing("forward", tile=64, depth=3):
+    with gpu_plan.changing("d_q", depth=2):
+      changed = gpu_plan.make(operands, "forward")
+      assert gpu_plan.make(operands, "d_q").depth == 2
+    assert gpu_plan.make(operands, "d_kv").depth == own.depth + 2
+  assert (changed.tile, changed.depth) == (64, 3) != (own.tile, own.depth)
+  assert gpu_plan.make(operands, "forward") == own
