@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 class Kind(enum.IntEnum):
   """What a token is. Transforms protect tokens by kind.
 
-  PATCH is a patch in a vision encoder, VISUAL one in a language model.
+  PATCH is a patch in a vision encoder, VISUAL one in a language model; NEWLINE
+  ends a row of these.
   """
 
   PATCH = 0
@@ -26,9 +27,12 @@ class Kind(enum.IntEnum):
   REGISTER = 3
   TEXT = 4
   VISUAL = 5
+  NEWLINE = 6
 
 
-PROTECTED = (Kind.CLASS, Kind.DISTILLATION, Kind.REGISTER, Kind.TEXT)
+PROTECTED = (
+  Kind.CLASS, Kind.DISTILLATION, Kind.REGISTER, Kind.TEXT, Kind.NEWLINE
+)  # fmt: skip
 
 
 @jax.tree_util.register_dataclass

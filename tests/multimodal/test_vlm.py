@@ -12,6 +12,7 @@ from tests.multimodal import vlm_models
 from tests.multimodal.vlm_models import DECODE, IMAGE, PROMPTS
 from tokjax import budgets, recipes
 from tokjax.models import ViT
+from tokjax.models.any_resolution import Crops
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_slots import stages_of
 from tokjax.models.vlm import tokens_per_image
@@ -228,6 +229,7 @@ def test_bad_input_is_one_clear_error():
     (PROMPTS, [[], *images[1:]], "prompt 0 has 1 placeholders.*for 0 images"),
     ([[1], *PROMPTS[1:]], images, "prompt 0 has 0 placeholders.*for 1 images"),
     ([[IMAGE]], [[np.zeros((1, 1, 3), np.float32)]], r"shape \(1, 1, 3\)"),
+    ([[IMAGE]], [[Crops(images[0][0][None], (9, 9))]], "takes arrays"),
     ([[IMAGE]], [[np.zeros((12, 12, 3), np.uint8)]], "dtype uint8"),
     ([[IMAGE] * 4], [images[2] * 2], "has 144 tokens, the capacity is 128"),
     ([[]], [[]], "prompt 0 is empty"),

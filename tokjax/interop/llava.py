@@ -19,7 +19,7 @@ from tokjax.interop.architectures_vision import Architecture
 from tokjax.interop.convert import Entry
 from tokjax.interop.fields import Family, Field, Json, Problems
 from tokjax.interop.files import TensorFiles
-from tokjax.interop.inputs import ImagesAndText
+from tokjax.interop.inputs import AnyResolution, ImagesAndText
 from tokjax.interop.layout import Layout
 from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.decoder_config import DecoderConfig
@@ -65,6 +65,7 @@ PROJECTOR = (
   *tables.linear("linear2", "{p}linear_2"),
 )
 PROJECTOR_PREFIXES = ("multi_modal_projector.", "model.multi_modal_projector.")
+PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 # Whether tokens in front of the patches go on to the language model.
 STRATEGIES = {"default": False, "full": True}
 
@@ -75,6 +76,19 @@ def feature_layer(part: Json, name: str) -> int:
   if not fields.is_integer(value):
     raise fields.wrong(name, value, "one integer; several layers are not read")
   return value
+
+
+def pinpoints(part: Json, name: str) -> tuple[tuple[int, int], ...]:
+  """Heights and widths that images are brought to; null: the usual five."""
+  value = part.get(name)
+  value = PINPOINTS if value is None else value
+  pair = lambda x: isinstance(x, list | tuple) and len(x) == 2
+  if not isinstance(value, list | tuple) or not all(map(pair, value)):
+    raise fields.wrong(name, value, "a list of pairs (height, width)")
+  numbers = [n for point in value for n in point]
+  if not value or not all(fields.is_integer(n) and n > 0 for n in numbers):
+    raise fields.wrong(name, value, "pairs of integers of 1 or more")
+  return tuple((h, w) for h, w in value)
 
 
 OWN = Family(
@@ -102,16 +116,26 @@ OWN = Family(
   {},
 )
 
+NEXT = dataclasses.replace(
+  OWN, model_type="llava_next",
+  fields=(*OWN.fields, Field("pinpoints", "image_grid_pinpoints", pinpoints)),
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Llava(Layout):
-  """`LlavaForConditionalGeneration`; it can be read only.
+  """A class of `transformers`; it can be read only.
 
   Of the blocks behind the features only the first is read, as far as rules can
   ask it; nothing else depends on them.
+
+  Attributes:
+    name: of the class.
+    family: how its config.json is written.
   """
 
   name: str = "LlavaForConditionalGeneration"
+  family: Family = OWN
 
   def prefix(self, names: Collection[str]) -> str:
     """That of the projector; towers find their own, see `entries`."""
@@ -135,6 +159,8 @@ class Llava(Layout):
       ("projector", PROJECTOR, config, self),
       ("language", DECODER.table(config.language), config.language, DECODER),
     )
+    outer = self.prefix(names).removesuffix(PROJECTOR_PREFIXES[0])
+    newline = [tables.one("newline", f"{outer}image_newline")]
     found = [
       entry._replace(ours=tuple(f"{tower}/{name}" for name in entry.ours))
       for tower, rows, own, layout in parts
@@ -142,6 +168,7 @@ class Llava(Layout):
         rows, own, layout.prefix(names), within=tower if own is config else ""
       )
     ]
+    found += convert.matches(newline, config, "")
     return convert.complete(found, config)
 
   def is_ignored(self, name: str, config: VisionLanguageConfig) -> bool:
@@ -162,7 +189,7 @@ class Llava(Layout):
       "vision": families_vision.CLIP, "language": families_language.LLAMA
     }.get(part)  # fmt: skip
     if family is None:
-      return OWN.their_name(ours)
+      return self.family.their_name(ours)
     key = {"vision": "vision_config", "language": "text_config"}[part]
     return f"{key}.{family.their_name(field)}"
 
@@ -176,9 +203,11 @@ class Llava(Layout):
     self, folder: pathlib.Path, config: VisionLanguageConfig
   ) -> ImagesAndText:
     """What makes its inputs; a part is None where the folder lacks it."""
+    pixels = preprocessing_files.read(folder, config.vision.channels)
+    if pixels is not None and config.pinpoints:
+      pixels = AnyResolution(pixels, config.pinpoints)
     return ImagesAndText(
-      Tokenizer.find(folder, config.language.vocabulary),
-      preprocessing_files.read(folder, config.vision.channels),
+      Tokenizer.find(folder, config.language.vocabulary), pixels
     )
 
   def read(
@@ -188,7 +217,7 @@ class Llava(Layout):
     problems = Problems("config.json")
     values: dict[str, Any] = {}
     with problems.collect():
-      values = OWN.read(whole, problems)
+      values = self.family.read(whole, problems)
     vision, ahead, language = None, False, None
     with problems.collect():
       vision, ahead = read_vision(whole, names, values)
@@ -205,6 +234,7 @@ class Llava(Layout):
         vision=vision, projector=projector, language=language,
         image_token=values["image_token"],
         pass_class=values["pass_class"] and bool(vision.kinds), ahead=ahead,
+        pinpoints=values.get("pinpoints", ()),
       ),
     )  # fmt: skip
 
@@ -269,3 +299,11 @@ def read_language(whole: Json) -> DecoderConfig:
   if "tie_word_embeddings" in whole:
     text["tie_word_embeddings"] = whole["tie_word_embeddings"]
   return layout.read(text)
+
+
+LLAVA = {
+  layout.name: layout
+  for layout in (
+    Llava(), Llava("LlavaNextForConditionalGeneration", NEXT)
+  )
+}  # fmt: skip

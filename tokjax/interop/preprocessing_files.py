@@ -56,6 +56,8 @@ PROCESSORS: dict[str, Json] = {
   },
   "CLIP": CLIP,
   "Llava": CLIP,
+  # Crops are told by the model, and padding is of a batch.
+  "LlavaNext": {**CLIP, "do_pad": True, "image_grid_pinpoints": None},
   "Bit": CLIP,
   "Siglip": {**VIT, "resample": 3, "default_to_square": False},
 }
@@ -69,6 +71,7 @@ OF_MODEL = {
   "clip": "CLIP",
   "clip_vision_model": "CLIP",
   "llava": "Llava",
+  "llava_next": "LlavaNext",
   "siglip": "Siglip",
   "siglip_vision_model": "Siglip",
   "dinov2": "Bit",

@@ -19,7 +19,7 @@ from tokjax.interop.architectures_language import LANGUAGE
 from tokjax.interop.architectures_vision import VISION
 from tokjax.interop.convert import Config
 from tokjax.interop.layout import Layout
-from tokjax.interop.llava import Llava
+from tokjax.interop.llava import LLAVA
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.timm import Timm
 from tokjax.models.vit import ViTConfig
@@ -27,7 +27,7 @@ from tokjax.slots import Slots
 
 PLAIN = Slots()
 LAYOUTS: dict[str, Layout] = {
-  **VISION, **LANGUAGE, Llava.name: Llava(), Timm.name: Timm(),
+  **VISION, **LANGUAGE, **LLAVA, Timm.name: Timm(),
 }  # fmt: skip
 
 

@@ -48,6 +48,8 @@ class VisionLanguageConfig:
     image_token: the id that stands for an image in a prompt.
     pass_class: the class token of the encoder goes on to the language model.
     ahead: there is one more block behind the features, which rules can ask.
+    pinpoints: heights and widths that images are brought to and cut into crops
+      from, see `tokjax.models.any_resolution`; (): an image is seen once.
   """
 
   vision: ViTConfig
@@ -56,8 +58,20 @@ class VisionLanguageConfig:
   image_token: int
   pass_class: bool = False
   ahead: bool = False
+  pinpoints: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
+    points = tuple((int(h), int(w)) for h, w in self.pinpoints)
+    object.__setattr__(self, "pinpoints", points)
+    sides = self.vision.image_sides
+    if points and sides[0] != sides[1]:
+      raise ValueError(f"pinpoints: crops must be square, not {sides}")
+    wrong = [p for p in points if any(n % sides[0] or n < 1 for n in p)]
+    if wrong:
+      raise ValueError(
+        f"pinpoints={wrong}: must be multiples of {sides[0]}, the encoder's"
+        " image_size"
+      )
     if self.projector.width != self.language.width:
       raise ValueError(
         f"projector: has width {self.projector.width}; must be that of the"
@@ -84,12 +98,12 @@ class Prompts:
 
   Attributes:
     tokens: ids, padding at the end, `[b, n]`.
-    kind: of each token, TEXT or VISUAL, `[b, n]`.
+    kind: of each token, TEXT, VISUAL or NEWLINE, `[b, n]`.
     place: of a VISUAL token, its row among the visual tokens of all images one
       after the other, `[b, n]`.
     length: real tokens of each prompt, `[b]`.
-    images: pixels of the images of all prompts, `[k, height, width, c]`; None:
-      no prompt has any.
+    images: pixels of the images of all prompts, or of their crops, `[k, height,
+      width, c]`; None: no prompt has any.
   """
 
   tokens: Int[Array, "b n"]
@@ -128,6 +142,9 @@ class VisionLanguage(nn.Module):
       self.ahead = Ahead(cfg.vision, without_class(of("ahead")), self.dtype)
     self.projector = Projector(cfg.projector, of("projector"), self.dtype)
     self.language = self.decoder
+    if cfg.pinpoints:
+      init = nn.initializers.normal(0.02)
+      self.newline = self.param("newline", init, (cfg.language.width,))
 
   @property
   def decoder(self) -> Decoder:
@@ -216,7 +233,11 @@ class VisionLanguage(nn.Module):
     if tokens.mask is not None:
       visual = prompts.kind == Kind.VISUAL
       real = ~visual | tokens.mask.reshape(-1)[prompts.place]
-    return flat[prompts.place], real, out
+    inputs = flat[prompts.place]
+    if self.config.pinpoints:
+      newline = (prompts.kind == Kind.NEWLINE)[..., None]
+      inputs = jnp.where(newline, self.newline.astype(inputs.dtype), inputs)
+    return inputs, real, out
 
 
 def _part(key: PRNGKeyArray | None, i: int) -> PRNGKeyArray | None:

@@ -1,7 +1,7 @@
 """Prompts with images to text, over ragged batches.
 
-There is one compilation for each bucket of the padded length of a prompt and of
-the number of images in the batch, and each number of images of a prompt.
+There is one compilation for each set of buckets: of the padded length of a
+prompt, of the images of the batch and of those of one prompt.
 """
 
 import dataclasses
@@ -69,7 +69,8 @@ class VisionLanguageGenerator:
     capacity: the longest prompt, in tokens, those of its images included.
     decode: how many tokens can be generated.
     buckets: lengths that prompts are padded to, ascending.
-    image_buckets: numbers of images that a batch is padded to, ascending.
+    image_buckets: numbers of images (where they are cut, of crops) that a batch
+      is padded to, ascending.
     chunk: tokens of a prompt taken at a time; None: all.
     language: the generator of the language model.
   """
@@ -96,7 +97,7 @@ class VisionLanguageGenerator:
 
   @property
   def image_tokens(self) -> int:
-    """Visual tokens of one image, as they enter the language model."""
+    """Visual tokens of one crop, as they enter the language model."""
     return tokens_per_image(self.model.config, self.model.slots)
 
   def pack(
@@ -108,21 +109,32 @@ class VisionLanguageGenerator:
       ValueError: not as many placeholders as images, an image of another size
         than the model's, or a prompt that `Generator.pack` refuses.
     """
-    config = self.model.config
-    full = vlm_prompts.expand(
-      prompts, images, config.image_token, self.image_tokens
+    config, count = self.model.config, self.image_tokens
+    crops = [[vlm_prompts.crops_of(x, config) for x in own] for own in images]
+    layouts = [
+      [vlm_prompts.layout_of(x, config, count) for x in own] for own in crops
+    ]
+    tokens, length = self.language.pack(
+      vlm_prompts.expand(prompts, layouts, config.image_token)
     )
-    tokens, length = self.language.pack(full)
-    many = sum(len(own) for own in images)
-    room = min([n for n in self.image_buckets if n >= many], default=many)
-    packed = vlm_prompts.pack(tokens, length, images, config, room)
+    sizes = [sum(len(x.pixels) for x in own) for own in crops]
+    packed = vlm_prompts.pack(
+      tokens, length, [x for own in crops for x in own],
+      [x for own in layouts for x in own], config.image_token, count,
+      self.image_bucket(sum(sizes)),
+    )  # fmt: skip
     real = np.arange(tokens.shape[1])[None] < length[:, None]
-    kinds = np.where(real, packed.kind, -1)
-    room = dict(kind_capacities(kinds, self.language.bucket))
+    room = dict(
+      kind_capacities(np.where(real, packed.kind, -1), self.language.bucket)
+    )
     if Kind.VISUAL in room:
-      # A multiple of what an image takes already, so that these are few.
-      room[Kind.VISUAL] = int((kinds == Kind.VISUAL).sum(axis=1).max())
+      # Closer than a bucket of tokens, so that reductions of them save more.
+      room[Kind.VISUAL] = count * self.image_bucket(max(sizes))
     return packed, tuple(room.items())
+
+  def image_bucket(self, images: int) -> int:
+    """The number of images or crops that so many are padded to."""
+    return min([n for n in self.image_buckets if n >= images], default=images)
 
   def prefill(
     self,
@@ -135,7 +147,8 @@ class VisionLanguageGenerator:
     Args:
       prompts: ids of each, with one placeholder for each image.
       images: of each prompt, in the order of its placeholders, as the
-        preprocessing makes them, `[height, width, c]`; None: there are none.
+        preprocessing makes them: `[height, width, c]`, or `Crops`; None: there
+        are none.
       key: for recipes that are random.
     """
     images = [()] * len(prompts) if images is None else images

@@ -1,4 +1,9 @@
-"""Prompts with images, laid out for a vision-language model on the host."""
+"""Prompts with images, laid out for a vision-language model on the host.
+
+A layout says where each token of an image comes from: a row among the visual
+tokens of its crops, or a newline. The placeholder of an image becomes as many
+tokens as its layout has.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,105 +11,147 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from tokjax.models import any_resolution
+from tokjax.models.any_resolution import Crops
 from tokjax.models.vlm import Prompts, VisionLanguageConfig
 from tokjax.tokens import Kind
 
 Ids = Sequence[int]
-Images = Sequence[np.ndarray]
+Images = Sequence[np.ndarray | Crops]
+
+
+def crops_of(image: np.ndarray | Crops, config: VisionLanguageConfig) -> Crops:
+  """An image as crops; one that is seen once is its own only crop.
+
+  Raises:
+    ValueError: an image of another size or dtype than the model's, or not in
+      the crops that its size asks for.
+  """
+  cfg = config.vision
+  shape = (*cfg.image_sides, cfg.channels)
+  cut = isinstance(image, Crops)
+  if cut != bool(config.pinpoints):
+    raise ValueError(
+      f"images: got {type(image).__name__}; this model takes"
+      f" {'Crops' if config.pinpoints else 'arrays'}, as the preprocessing of"
+      " the checkpoint makes them"
+    )
+  made = image if cut else Crops(np.asarray(image)[None], shape[:2])
+  if made.pixels.shape[1:] != shape:
+    raise ValueError(
+      f"images: one has shape {made.pixels.shape[1:]}; must be {shape}, as the"
+      " preprocessing of the checkpoint makes it"
+    )
+  if made.pixels.dtype.kind != "f":
+    raise ValueError(
+      f"images: one has dtype {made.pixels.dtype}; must be float, normalised as"
+      " the preprocessing of the checkpoint does"
+    )
+  if cut:
+    size = any_resolution.best_size(made.size, config.pinpoints)
+    many = 1 + size[0] * size[1] // shape[0] ** 2
+    if len(made.pixels) != many:
+      raise ValueError(
+        f"images: one of size {made.size} has {len(made.pixels)} crops; must be"
+        f" {many}"
+      )
+  return made
+
+
+def layout_of(
+  crops: Crops, config: VisionLanguageConfig, count: int
+) -> np.ndarray:
+  """Where each token of an image comes from, see `any_resolution.layout`.
+
+  Where a recipe leaves fewer than a grid of tokens of a crop, there are no rows
+  to end: the tokens of the crops stand one after the other, without newlines,
+  and those of the padding stay.
+
+  Args:
+    crops: the image.
+    config: of the model.
+    count: visual tokens of a crop.
+  """
+  cfg = config.vision
+  if not config.pinpoints or count != cfg.num_patches:
+    return np.arange(count * len(crops.pixels))
+  return any_resolution.layout(
+    crops.size, config.pinpoints, cfg.image_sides[0], cfg.grid
+  )
 
 
 def expand(
-  prompts: Sequence[Ids], images: Sequence[Images], image_token: int, count: int
+  prompts: Sequence[Ids],
+  layouts: Sequence[Sequence[np.ndarray]],
+  image_token: int,
 ) -> list[list[int]]:
-  """Prompts in which each placeholder has become `count` of them.
+  """Prompts in which each placeholder is repeated for every token of its image.
 
   Args:
     prompts: ids, with one placeholder for each image.
-    images: of each prompt, in the order of the placeholders.
+    layouts: of the images of each prompt, in the order of the placeholders.
     image_token: the placeholder.
-    count: visual tokens of an image.
 
   Raises:
     ValueError: not as many placeholders as images.
   """
-  if len(images) != len(prompts):
+  if len(layouts) != len(prompts):
     raise ValueError(
-      f"images: has {len(images)} entries for {len(prompts)} prompts; give a"
+      f"images: has {len(layouts)} entries for {len(prompts)} prompts; give a"
       " list of images for each prompt, an empty one for those without"
     )
   found = []
-  for i, (ids, own) in enumerate(zip(prompts, images, strict=True)):
+  for i, (ids, own) in enumerate(zip(prompts, layouts, strict=True)):
     holders = sum(token == image_token for token in ids)
     if holders != len(own):
       raise ValueError(
         f"prompt {i} has {holders} placeholders (id {image_token}) for"
         f" {len(own)} images; put one placeholder where each image belongs"
       )
-    repeats = (count if token == image_token else 1 for token in ids)
-    found.append(
-      [t for t, n in zip(ids, repeats, strict=True) for _ in range(n)]
-    )
+    left = iter(own)
+    full: list[int] = []
+    for token in ids:
+      full += [token] * (len(next(left)) if token == image_token else 1)
+    found.append(full)
   return found
-
-
-def stacked(
-  images: Sequence[Images], config: VisionLanguageConfig, room: int
-) -> np.ndarray | None:
-  """All images one after the other, zeros up to `room`; None: there are none.
-
-  Raises:
-    ValueError: an image of another size than the model's.
-  """
-  cfg = config.vision
-  shape = (*cfg.image_sides, cfg.channels)
-  every = [np.asarray(image) for own in images for image in own]
-  if not every:
-    return None
-  for i, image in enumerate(every):
-    if image.shape != shape:
-      raise ValueError(
-        f"image {i} of the batch has shape {image.shape}; must be {shape},"
-        " float, as the preprocessing of the checkpoint makes it"
-      )
-    if image.dtype.kind != "f":
-      raise ValueError(
-        f"image {i} of the batch has dtype {image.dtype}; must be float,"
-        " normalised as the preprocessing of the checkpoint does"
-      )
-  out = np.zeros((room, *shape), np.float32)
-  out[: len(every)] = every
-  return out
-
-
-def laid_out(
-  tokens: np.ndarray, length: np.ndarray, image_token: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Kinds of padded prompts and places of their visual tokens, `[b, n]`."""
-  real = np.arange(tokens.shape[1])[None] < length[:, None]
-  visual = real & (tokens == image_token)
-  kind = np.where(visual, Kind.VISUAL, Kind.TEXT).astype(np.int32)
-  place = np.cumsum(visual.reshape(-1)).reshape(visual.shape) - 1
-  return kind, np.where(visual, place, 0).astype(np.int32)
 
 
 def pack(
   tokens: np.ndarray,
   length: np.ndarray,
-  images: Sequence[Images],
-  config: VisionLanguageConfig,
+  images: Sequence[Crops],
+  layouts: Sequence[np.ndarray],
+  image_token: int,
+  count: int,
   room: int,
 ) -> Prompts:
   """Padded ids and images as `Prompts`.
 
   Args:
     tokens, length: expanded prompts, padded at their end.
-    images: of each prompt.
-    config: of the model.
-    room: images of the batch, padding included.
+    images: of all prompts, in order.
+    layouts: of these images.
+    image_token: the placeholder.
+    count: visual tokens of a crop.
+    room: crops of the batch, padding included.
   """
-  kind, place = laid_out(tokens, length, config.image_token)
-  pixels = stacked(images, config, room)
+  real = np.arange(tokens.shape[1])[None] < length[:, None]
+  holder = real & (tokens == image_token)
+  first = np.cumsum([0, *(len(image.pixels) for image in images)]) * count
+  rows = [
+    np.where(own == any_resolution.NEWLINE, own, own + start)
+    for own, start in zip(layouts, first[:-1], strict=True)
+  ]
+  place = np.zeros(tokens.shape, np.int32)
+  place[holder] = np.concatenate([np.zeros(0, int), *rows])
+  newline = place == any_resolution.NEWLINE
+  kind = np.where(holder, Kind.VISUAL, Kind.TEXT)
+  kind = np.where(newline, Kind.NEWLINE, kind).astype(np.int32)
+  place = np.where(newline, 0, place)
   made = Prompts(*map(jnp.asarray, (tokens, kind, place, length)))
-  if pixels is None:
+  if not images:
     return made
+  every = np.concatenate([image.pixels for image in images])
+  pixels = np.zeros((room, *every.shape[1:]), np.float32)
+  pixels[: len(every)] = every
   return dataclasses.replace(made, images=jnp.asarray(pixels))

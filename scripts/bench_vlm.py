@@ -1,0 +1,136 @@
+"""Prefill and decode of a vision-language model, with and without recipes.
+
+  python -m scripts.bench_vlm [--width 4096] [--depth 2] [--repeats 3]
+
+Layers have the shapes of LLaVA-1.5-7B, with fewer blocks and a vocabulary of
+1000. All models are measured in turns in one process; times are the best of the
+repeats. FLOPs are those that the compiler counts for the whole step, vision
+tower and selection included. A row each: name, tokens of the prompt, GFLOPs of
+prefill and its share, milliseconds of prefill and its share, share of time over
+share of FLOPs, milliseconds of a decode step, MiB of the cache.
+"""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tokjax import budgets, recipes
+from tokjax.analysis import cost
+from tokjax.models import (
+  DecoderConfig,
+  VisionLanguage,
+  VisionLanguageConfig,
+  VisionLanguageGenerator,
+  ViTConfig,
+  vlm_generation,
+)
+from tokjax.models.projector import ProjectorConfig
+from tokjax.models.vlm import Prompts
+from tokjax.slots import Slots
+
+IMAGE, TEXT, DECODE = 999, 63, 64
+
+
+def config(width: int, depth: int) -> VisionLanguageConfig:
+  """LLaVA-1.5 with few blocks; heads are 128 wide."""
+  vision = ViTConfig(
+    image_size=336, patch_size=14, width=1024, depth=2, heads=16, mlp_dim=4096,
+    num_classes=None, pool="none", pre_norm=True, patch_bias=False,
+    activation="quick_gelu", epsilon=1e-5,
+  )  # fmt: skip
+  language = DecoderConfig(
+    vocabulary=1000, width=width, depth=depth, heads=width // 128,
+    kv_heads=width // 128, mlp_dim=width * 43 // 16, length=4096, tied=False,
+  )  # fmt: skip
+  return VisionLanguageConfig(
+    vision, ProjectorConfig(width), language, IMAGE, ahead=True
+  )
+
+
+def slots(depth: int) -> dict[str, Slots]:
+  """What is compared."""
+  fast = recipes.get("fastv", layer=depth // 2)
+  return {
+    "plain": Slots(),
+    "visionzip 64": recipes.get("visionzip"),
+    "fastervlm 144": recipes.get("fastervlm"),
+    "divprune 0.098": recipes.get("divprune"),
+    "avgpool 12x12": recipes.get("avgpool_visual", budget=budgets.Square(0.25)),
+    "fastv": fast,
+    "visionzip 64 + fastv": recipes.compose("visionzip", fast),
+  }
+
+
+def params_of(config: VisionLanguageConfig):
+  """Random parameters, drawn on the host."""
+  row = jnp.zeros((1, 2), jnp.int32)
+  images = jnp.zeros((1, *config.vision.image_sides, 3))
+  prompts = Prompts(row, row, row, row[0, :1], images)
+  shapes = jax.eval_shape(
+    VisionLanguage(config).init, jax.random.key(0), prompts
+  )["params"]
+  rng = np.random.default_rng(0)
+  draw = lambda leaf: jnp.asarray(
+    rng.standard_normal(leaf.shape, np.float32) * 0.02
+  )
+  return jax.tree.map(draw, shapes)
+
+
+def main() -> None:
+  """Prints a table."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--width", type=int, default=4096)
+  parser.add_argument("--depth", type=int, default=2)
+  parser.add_argument("--repeats", type=int, default=3)
+  args = parser.parse_args()
+  own = config(args.width, args.depth)
+  params = params_of(own)
+  rng = np.random.default_rng(1)
+  image = rng.normal(size=(336, 336, 3)).astype(np.float32)
+  prompt = [IMAGE, *rng.integers(1, IMAGE, TEXT).tolist()]
+  made, flops, prefill, step, held = {}, {}, {}, {}, {}
+  for name, filled in slots(args.depth).items():
+    model = VisionLanguage(own, filled)
+    tokens = TEXT + vlm_generation.tokens_per_image(own, filled)
+    generator = VisionLanguageGenerator(
+      model, params, tokens, DECODE, buckets=(TEXT, tokens)
+    )
+    packed, room = generator.pack([prompt], [[image]])
+    run = lambda p, x, m=model, r=room: vlm_generation.prefill(
+      m, p, x, DECODE, None, r
+    ).logits
+    flops[name] = cost.measure(run, params, packed).flops
+    made[name] = (generator, packed, room)
+  for _ in range(args.repeats + 1):
+    for name, (generator, packed, room) in made.items():
+      begin = time.perf_counter()
+      going = vlm_generation.prefill(
+        generator.model, params, packed, DECODE, None, room
+      )
+      jax.block_until_ready(going)
+      prefill.setdefault(name, []).append(time.perf_counter() - begin)
+      held[name] = generator.bytes(going).physical
+      token = jnp.asarray([5], jnp.int32)
+      going = jax.block_until_ready(generator.step(going, token))
+      begin = time.perf_counter()
+      for _ in range(4):
+        going = generator.step(going, token)
+      jax.block_until_ready(going)
+      step.setdefault(name, []).append((time.perf_counter() - begin) / 4)
+  print("name\ttokens\tGFLOP\tshare\tms\tshare\ttime/FLOPs\tstep ms\tMiB")
+  best = {name: min(times[1:]) for name, times in prefill.items()}
+  for name, (_, packed, _) in made.items():
+    part = flops[name] / flops["plain"]
+    spent = best[name] / best["plain"]
+    print(
+      f"{name}\t{int(packed.length[0])}\t{flops[name] / 1e9:.1f}\t{part:.3f}"
+      f"\t{best[name] * 1e3:.0f}\t{spent:.3f}\t{spent / part:.2f}"
+      f"\t{min(step[name][1:]) * 1e3:.1f}\t{held[name] / 2**20:.2f}"
+    )
+
+
+if __name__ == "__main__":
+  main()
