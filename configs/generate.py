@@ -32,10 +32,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   checkpoint = checkpoint_of(values)
   if checkpoint is not None:
-    config.carrier = dict(name="pretrained", checkpoint=checkpoint)
+    config.language_model = dict(name="pretrained", checkpoint=checkpoint)
   else:
     local = "runlocal" if values.runlocal else ""
-    config.carrier = dict(name="trained", train=text.get_config(local))
+    config.language_model = dict(name="trained", train=text.get_config(local))
   config.recipe = common.recipe(values.recipe, values.keep)
   config.recipe.update(options=values.options.to_dict())
   config.prompt = "import os\n\ndef "

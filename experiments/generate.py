@@ -28,7 +28,12 @@ from experiments import prompts as prompting
 from experiments import typed
 from experiments.generated import Generated
 from experiments.prompts import Answer, Prompt
-from experiments.sweeps.carriers import CARRIERS, Carrier, Pretrained, Trained
+from experiments.sweeps.language_models import (
+  LANGUAGE_MODELS,
+  LanguageModel,
+  Pretrained,
+  Trained,
+)
 from experiments.training.config import Recipe
 from tokjax import zoo
 from tokjax.models import Generator, Sampler, generation
@@ -43,7 +48,7 @@ class Generate:
   """What is generated.
 
   Attributes:
-    carrier: the model; "trained" or "pretrained".
+    language_model: the model; "trained" or "pretrained".
     recipe: fills its slots.
     prompt: text that is continued.
     tokens: the largest number of tokens to generate.
@@ -56,7 +61,7 @@ class Generate:
     batch: prompts of a file that are taken together.
   """
 
-  carrier: Annotated[Any, typed.OneOf(CARRIERS)]
+  language_model: Annotated[Any, typed.OneOf(LANGUAGE_MODELS)]
   recipe: Recipe = Recipe()
   prompt: str = ""
   tokens: int = 128
@@ -123,18 +128,18 @@ def main(
   config.recipe.slots()  # Refused before a model is trained or read.
   # Progress of training is no part of what a program reads.
   with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-    carrier = config.carrier.prepare(workdir)
-  if carrier.tokenizer is None:
+    lm = config.language_model.prepare(workdir)
+  if lm.tokenizer is None:
     raise ValueError(
-      f"carrier: {carrier.origin} on {carrier.data} has no tokenizer; take one"
+      f"language_model: {lm.origin} on {lm.data} has no tokenizer; take one"
       " that was trained on text"
     )
-  say_model(config, carrier)
+  say_model(config, lm)
   alone = prompts is None and not as_json
-  out = answer(config, carrier, asked, show if alone else None)
+  out = answer(config, lm, asked, show if alone else None)
   if as_json:
     for one in out:
-      show(one.record(carrier.origin, config.recipe.name) + "\n")
+      show(one.record(lm.origin, config.recipe.name) + "\n")
   elif alone:
     show(f"\n\n{out[0].report()}\n")
   else:
@@ -151,7 +156,7 @@ def chosen(config: Generate, model: str | None, yes: bool) -> Generate:
     zoo.FetchError: it is in `tokjax models`, not here, and the user does not
       want it downloaded.
   """
-  if model is None and yes and isinstance(config.carrier, Trained):
+  if model is None and yes and isinstance(config.language_model, Trained):
     model = DEFAULT
   if model is None:
     return config
@@ -159,7 +164,7 @@ def chosen(config: Generate, model: str | None, yes: bool) -> Generate:
     if zoo.find(model) is None and (yes or consents(zoo.MODELS[model])):
       zoo.get(model)
   zoo.resolve(model)  # Refused before anything is read.
-  return dataclasses.replace(config, carrier=Pretrained(model))
+  return dataclasses.replace(config, language_model=Pretrained(model))
 
 
 def consents(model: zoo.Model) -> bool:
@@ -174,34 +179,34 @@ def consents(model: zoo.Model) -> bool:
   return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def say_model(config: Generate, carrier: Carrier) -> None:
+def say_model(config: Generate, lm: LanguageModel) -> None:
   """Says which model it is, where it does not mix with the text."""
   hint = ""
-  if isinstance(config.carrier, Trained) and zoo.find(DEFAULT) is None:
+  if isinstance(config.language_model, Trained) and zoo.find(DEFAULT) is None:
     hint = f" (a real one: --model {DEFAULT} --yes)"
-  print(f"model: {carrier.origin}{hint}", file=sys.stderr, flush=True)
+  print(f"model: {lm.origin}{hint}", file=sys.stderr, flush=True)
 
 
 def answer(
   config: Generate,
-  carrier: Carrier,
+  lm: LanguageModel,
   asked: Sequence[Prompt],
   show: Show | None = None,
 ) -> list[Generated]:
   """What follows each prompt; of a single one, `show` is given the pieces."""
-  ids = [one.encode(carrier.tokenizer, config.chat) for one in asked]
-  made = build(carrier, config)
+  ids = [one.encode(lm.tokenizer, config.chat) for one in asked]
+  made = build(lm, config)
   made.pack(ids)  # Refused before anything is compiled.
   out = []
   for i in range(0, len(asked), config.batch):
     part = ids[i : i + config.batch]
-    out += answer_batch(config, carrier, made, asked[i:], part, show)
+    out += answer_batch(config, lm, made, asked[i:], part, show)
   return out
 
 
 def answer_batch(
   config: Generate,
-  carrier: Carrier,
+  lm: LanguageModel,
   made: Generator,
   asked: Sequence[Prompt],
   ids: Sequence[Sequence[int]],
@@ -209,7 +214,7 @@ def answer_batch(
 ) -> list[Generated]:
   """Prompts that are taken together."""
   compiled = warm_up(made, config, ids)
-  answers, first, rate = run(made, config, carrier, ids, show)
+  answers, first, rate = run(made, config, lm, ids, show)
   sizes = made.bytes(made.prefill(ids))
   logical = np.broadcast_to(np.asarray(sizes.logical), len(ids))
   full = full_bytes(made, ids)
@@ -231,13 +236,13 @@ def answer_batch(
   ]
 
 
-def build(carrier: Carrier, config: Generate) -> Generator:
-  """The carrier with the recipe's slots, and room."""
-  model = carrier.build(config.recipe.slots())
+def build(lm: LanguageModel, config: Generate) -> Generator:
+  """The language model with the recipe's slots, and room."""
+  model = lm.build(config.recipe.slots())
   return Generator(
     model,
-    carrier.params_for(model),
-    capacity=carrier.config.length
+    lm.params_for(model),
+    capacity=lm.config.length
     if config.capacity is None
     else config.capacity,
     decode=config.tokens,
@@ -267,12 +272,12 @@ def stream(
 def run(
   made: Generator,
   config: Generate,
-  carrier: Carrier,
+  lm: LanguageModel,
   ids: Sequence[Sequence[int]],
   show: Show | None,
 ) -> tuple[list[Answer], float, float]:
   """Answers, seconds to the first token, tokens per second."""
-  tokenizer, times, later = carrier.tokenizer, [], 0
+  tokenizer, times, later = lm.tokenizer, [], 0
   answers = [
     Answer(tokenizer.decode, tokenizer.ends, config.stop) for _ in ids
   ]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.sweeps.carriers import Carrier
+from experiments.sweeps.language_models import LanguageModel
 from experiments.sweeps.probes import Probe
 from experiments.sweeps.subject import Job, Unfit
 from tokjax.models import Generator, generation
@@ -41,10 +41,10 @@ class Answers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A recipe on one carrier, compiled for one shape.
+  """A recipe on one language model, compiled for one shape.
 
   Attributes:
-    params: the carrier's.
+    params: the weights.
     shape: of the batch.
     prefill: `(params, tokens [b, n], length [b]) -> leaves`, those of a
       `tokjax.models.generation.Generation`.
@@ -72,15 +72,15 @@ class Program:
     return self.decode(self.params, leaves, fed, expected)
 
 
-def compile_one(carrier: Carrier, job: Job, shape: Shape) -> Program:
-  """Builds the carrier with the recipe and compiles both programs.
+def compile_one(lm: LanguageModel, job: Job, shape: Shape) -> Program:
+  """Builds the model with the recipe and compiles both programs.
 
   Raises:
     Unfit: the model cannot be built with the recipe, or not for this shape.
   """
   try:
-    model = carrier.build(job.slots())
-    params = carrier.params_for(model)
+    model = lm.build(job.slots())
+    params = lm.params_for(model)
     generator = Generator(
       model, params, capacity=shape.prompt, decode=shape.steps
     )

@@ -12,8 +12,8 @@ import numpy as np
 
 from experiments import typed
 from experiments.sweeps import decoding, probes
-from experiments.sweeps.carriers import SOURCES, RecallAndText
 from experiments.sweeps.decoding import Shape
+from experiments.sweeps.language_models import SOURCES, RecallAndText
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import Results, Row
@@ -26,7 +26,7 @@ class Language(Sweep):
   """Settings of a sweep of language models.
 
   Attributes:
-    subject: models and questions; "carriers" or "checkpoint".
+    subject: models and questions; "trained" or "checkpoint".
     keeps: fractions of the prompt that remain.
     options: of recipes, by name, where their own defaults are made for longer
       contexts or deeper models than the subject's.

@@ -179,7 +179,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_which_model_is_taken(cache, monkeypatch):
-  get = lambda arg="": generate_config.get_config(arg).carrier
+  get = lambda arg="": generate_config.get_config(arg).language_model
   assert get().name == "trained"
   cache.parent.mkdir(parents=True)
   cache.write_text("abc")
@@ -210,7 +210,7 @@ def test_nothing_is_downloaded_without_consent(cache, monkeypatch):
     generate.chosen(config, "smollm2", yes=False)
   assert not asked
   taken = generate.chosen(config, None, yes=True)
-  assert asked == ["smollm2"] and taken.carrier.checkpoint == "smollm2"
+  assert asked == ["smollm2"] and taken.language_model.checkpoint == "smollm2"
   assert generate.chosen(config, "smollm2", yes=False) == taken
   other = generate.chosen(config, "owner/name", yes=True)
-  assert other.carrier.checkpoint == "owner/name" and len(asked) == 1
+  assert other.language_model.checkpoint == "owner/name" and len(asked) == 1

@@ -4,7 +4,7 @@ import pytest
 
 from experiments import pictures
 from experiments.data import Digits
-from experiments.sweeps import carriers, classifiers
+from experiments.sweeps import classifiers, language_models
 from tests.interop import checkpoints
 from tests.interop.helpers import config, random_params
 from tokjax import interop
@@ -22,4 +22,4 @@ def test_a_language_model_is_no_model_of_images(tmp_path):
 def test_a_model_of_images_is_no_language_model(tmp_path):
   interop.save(tmp_path, config(), random_params(config()))
   with pytest.raises(ValueError, match="is a ViT, no language model"):
-    carriers.Pretrained(str(tmp_path)).prepare(tmp_path)
+    language_models.Pretrained(str(tmp_path)).prepare(tmp_path)

@@ -10,7 +10,7 @@ from tokenizers import models, pre_tokenizers
 
 from configs import kv_pareto
 from experiments import sweep, typed
-from experiments.sweeps import carriers, decoding, report
+from experiments.sweeps import decoding, language_models, report
 from experiments.sweeps.subject import UNREDUCED
 from tests.interop import checkpoints
 
@@ -49,10 +49,10 @@ def test_full_cache_reads_text_as_the_plain_model_does(done):
   config = sweep.load(kv_pareto.get_config("runlocal"))
   n, steps = config.context, config.steps
   subject = config.subject.prepare(workdir, config.grid, 4, n + steps + 1)
-  carrier, windows = subject.text, np.asarray(subject.windows)
-  model = carrier.build(UNREDUCED.slots())
+  lm, windows = subject.text, np.asarray(subject.windows)
+  model = lm.build(UNREDUCED.slots())
   forward = jax.jit(lambda p, x: model.apply({"params": p}, x)[0])
-  logits = forward(carrier.params, windows[:, :-1])
+  logits = forward(lm.params, windows[:, :-1])
   logits = np.asarray(logits, np.float64)
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   meant = windows[:, n + 1 :]
@@ -67,9 +67,9 @@ def test_goes_on_where_it_was(done, monkeypatch):
   compiled = []
   compile_one = decoding.compile_one
 
-  def spy(carrier, job, shape):
+  def spy(lm, job, shape):
     compiled.append(job.method)
-    return compile_one(carrier, job, shape)
+    return compile_one(lm, job, shape)
 
   monkeypatch.setattr(decoding, "compile_one", spy)
   again = sweep.main(kv_pareto.get_config("runlocal"), workdir)
@@ -109,5 +109,5 @@ def test_a_published_checkpoint_by_name(published, tmp_path):
   assert np.isfinite(whole["nats_per_token"])
   with pytest.raises(ValueError, match="has no tokenizer.json"):
     (published / "tokenizer.json").unlink()
-    carriers._read.cache_clear()
+    language_models._read.cache_clear()
     sweep.main(config, tmp_path / "other")

@@ -1,8 +1,8 @@
 """Language models that generation and sweeps are run on.
 
-A carrier is a decoder with weights and a tokenizer: a small one trained here
-(once for each workdir), or a published checkpoint. Sweeps ask two of them, one
-for recall and one for text, which may be the same checkpoint.
+Each is a decoder with weights and a tokenizer: a small one trained here (once
+for each workdir), or a published checkpoint. Sweeps ask two of them, one for
+recall and one for text, which may be the same checkpoint.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from tokjax.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)
-class Carrier:
+class LanguageModel:
   """A language model to fill with recipes.
 
   Attributes:
@@ -54,7 +54,8 @@ class Carrier:
     Raises:
       ConfigError: the recipe learns something that is not among them.
     """
-    example = jax.ShapeDtypeStruct((1, 2), "int32")
+    # So long that reductions with weights act.
+    example = jax.ShapeDtypeStruct((1, min(64, self.config.length)), "int32")
     wanted = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
     missing = sorted(
       {jax.tree_util.keystr(path) for path, _ in _leaves(wanted)}
@@ -83,11 +84,13 @@ class Trained:
 
   train: config_lib.Config
 
-  def prepare(self, workdir: pathlib.Path, name: str = "train") -> Carrier:
+  def prepare(
+    self, workdir: pathlib.Path, name: str = "train"
+  ) -> LanguageModel:
     """Trains under `workdir / name` unless that is done."""
     params, data = trained(self.train, workdir / name), self.train.data
     is_text = data.num_classes == 256
-    return Carrier(
+    return LanguageModel(
       self.train.model,
       jax.device_put(params, jax.devices()[0]),
       config_lib.DTYPES[self.train.precision],
@@ -112,7 +115,9 @@ class Pretrained:
   revision: str | None = None
   precision: str = "float32"
 
-  def prepare(self, workdir: pathlib.Path, name: str = "train") -> Carrier:
+  def prepare(
+    self, workdir: pathlib.Path, name: str = "train"
+  ) -> LanguageModel:
     """Reads it; nothing is written.
 
     Raises:
@@ -123,7 +128,9 @@ class Pretrained:
 
 
 @functools.lru_cache(maxsize=1)
-def _read(checkpoint: str, revision: str | None, precision: str) -> Carrier:
+def _read(
+  checkpoint: str, revision: str | None, precision: str
+) -> LanguageModel:
   dtype = config_lib.DTYPES[precision]
   model, params, tokenizer = interop.load(
     zoo.resolve(checkpoint), dtype=dtype, param_dtype=dtype, revision=revision
@@ -138,15 +145,15 @@ def _read(checkpoint: str, revision: str | None, precision: str) -> Carrier:
       f"checkpoint={checkpoint!r}: has no tokenizer.json; put the tokenizer of"
       " the checkpoint next to its weights"
     )
-  return Carrier(model.config, params, dtype, tokenizer, None, checkpoint)
+  return LanguageModel(model.config, params, dtype, tokenizer, None, checkpoint)
 
 
-CARRIERS = {"trained": Trained, "pretrained": Pretrained}
+LANGUAGE_MODELS = {"trained": Trained, "pretrained": Pretrained}
 
 
 @dataclasses.dataclass(frozen=True)
 class RecallAndText:
-  """Two carriers, and what they are asked.
+  """Two language models, and what they are asked.
 
   Attributes:
     recall, text: the models; may be one.
@@ -155,15 +162,15 @@ class RecallAndText:
     origin: where the weights come from, in words.
   """
 
-  recall: Carrier
-  text: Carrier
+  recall: LanguageModel
+  text: LanguageModel
   probes: list[probes.Probe]
   windows: np.ndarray
   origin: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Carriers:
+class TrainedPair:
   """Two models trained here, or the finished runs in the workdir.
 
   Attributes:
@@ -220,22 +227,22 @@ class Checkpoint:
   ) -> RecallAndText:
     """Reads the checkpoint and as much text as is needed."""
     made = Pretrained(self.checkpoint, self.revision, self.precision)
-    carrier = made.prepare(workdir)
+    lm = made.prepare(workdir)
     # At most about eight bytes a token, in all tokenizers that are used.
     count = 8 * max(texts * length, 4 * max(grid.lengths))
     corpus = bytes(self.data.corpus("test")[:count])
-    ids = carrier.tokenizer.encode(corpus.decode(errors="ignore"))
+    ids = lm.tokenizer.encode(corpus.decode(errors="ignore"))
     if len(ids) < texts * length:
       raise DataError(
         f"data: has {len(ids)} tokens, {texts} texts of {length} are asked for"
       )
     return RecallAndText(
-      carrier,
-      carrier,
-      probes.of_text(carrier.tokenizer, corpus, grid),
+      lm,
+      lm,
+      probes.of_text(lm.tokenizer, corpus, grid),
       np.asarray(ids[: texts * length]).reshape(texts, length),
       self.checkpoint,
     )
 
 
-SOURCES = {"carriers": Carriers, "checkpoint": Checkpoint}
+SOURCES = {"trained": TrainedPair, "checkpoint": Checkpoint}
