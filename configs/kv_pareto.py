@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
   else:
     config.subject = dict(
-      name="trained", recall=recall.get_config(local),
+      name="trained_pair", recall=recall.get_config(local),
       text=text.get_config(local),
     )  # fmt: skip
     if not local:

@@ -26,7 +26,7 @@ class Language(Sweep):
   """Settings of a sweep of language models.
 
   Attributes:
-    subject: models and questions; "trained" or "checkpoint".
+    subject: models and questions; "trained_pair" or "checkpoint".
     keeps: fractions of the prompt that remain.
     options: of recipes, by name, where their own defaults are made for longer
       contexts or deeper models than the subject's.

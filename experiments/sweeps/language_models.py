@@ -245,4 +245,4 @@ class Checkpoint:
     )
 
 
-SOURCES = {"trained": TrainedPair, "checkpoint": Checkpoint}
+SOURCES = {"trained_pair": TrainedPair, "checkpoint": Checkpoint}
