@@ -1,4 +1,4 @@
-"""Runs stages in processes of their own, and outlives whatever they do."""
+"""Runs stages in processes of their own, and goes on when they fail or hang."""
 
 import dataclasses
 import json
