@@ -5,8 +5,8 @@
 
 Needs JAX for the accelerator, flax, numpy and jaxtyping, and runs from a
 checkout or a copy of one, from anywhere. Stages run in order of value, each in
-a process of its own with a share of the time that is left; whatever becomes of
-one, the others go on. `DIR/report.json` and `DIR/report.md` are written anew
+a process of its own with a share of the time that is left; if one fails or
+hangs, the others go on. `DIR/report.json` and `DIR/report.md` are written anew
 after every row, so that a run that is cut off leaves what it has measured;
 `DIR/log.txt` is what the processes wrote. Without an accelerator everything
 runs at tiny sizes, to see that the command works.

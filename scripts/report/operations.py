@@ -1,4 +1,4 @@
-"""Stage d: decode, attention mass and linear attention, beside XLA's forms."""
+"""Stage d: decode, attention mass and linear attention next to XLA's forms."""
 
 import dataclasses
 import functools
@@ -62,7 +62,7 @@ def _cache(n: int):
 
 
 def _decodes(here: Here, sizes: Sizes, n: int, how: str) -> list[Job]:
-  """All implementations, beside dense attention of JAX."""
+  """All implementations, next to JAX's dense attention."""
   read = {"all": n, "blocks": n // 10, "tokens": min(sizes.tokens, n)}[how]
   read = max(read // sizes.block, 1) * sizes.block
   moved = 2 * BATCH * read * GROUPS * HEAD_SIZE * 2

@@ -1,4 +1,4 @@
-"""Stage c: block-sparse attention beside dense attention, and planning."""
+"""Stage c: block-sparse attention next to dense attention, and planning."""
 
 import dataclasses
 import functools
@@ -121,7 +121,7 @@ def ours(here: Here, setting: Setting, kind: str, direction: str) -> Job:
 
 
 def dense(here: Here, setting: Setting, causal: bool, direction: str) -> Job:
-  """What everybody has: cuDNN on a GPU, splash attention on a TPU."""
+  """The dense rival: cuDNN on a GPU, splash attention on a TPU."""
 
   def run():
     density = (1 + 1 / setting.length) / 2 if causal else 1.0

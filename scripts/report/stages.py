@@ -60,8 +60,8 @@ STAGES = (
   ),
   Stage(
     "c", "sparse",
-    "block-sparse attention of head size 128 at 10 % density and at 1, beside"
-    " dense attention; planning",
+    "block-sparse attention of head size 128 at 10 % density and at 1, next"
+    " to dense attention; planning",
     f"{_HERE}.sparse:lengths", weight=20,
   ),
   Stage(
@@ -71,12 +71,12 @@ STAGES = (
   ),
   Stage(
     "d", "operations",
-    "decode, attention mass and linear attention beside their XLA forms",
+    "decode, attention mass and linear attention next to their XLA forms",
     f"{_HERE}.operations:jobs", weight=12,
   ),
   Stage(
     "e", "models",
-    "ViT-B/16 with ToMe beside dense; a Llama-shaped layer that decodes",
+    "ViT-B/16 with ToMe next to dense; a Llama-shaped layer that decodes",
     f"{_HERE}.models:jobs", weight=16, row_seconds=120,
   ),
   Stage(

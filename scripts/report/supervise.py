@@ -1,4 +1,4 @@
-"""Runs stages in processes of their own, and outlives whatever they do."""
+"""Runs stages in processes of their own, and goes on when they fail or hang."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,10 +25,12 @@ SETTINGS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 Keep = Callable[[dict[str, Any]], None]
 
 _running: set["Worker"] = set()
+_stopping = threading.Event()
 
 
 def end_all() -> None:
   """Ends what runs; for a command that is being ended itself."""
+  _stopping.set()
   for worker in list(_running):
     worker.end()
 
@@ -171,6 +174,8 @@ def run(
     device = worker.device or device
     if trouble is None:
       return Outcome("done", device)
+    if _stopping.is_set():
+      return Outcome("the command was ended", device)
     late = time.monotonic() > ends
     if worker.row is not None:
       kind = "skipped" if late else "error"

@@ -30,7 +30,7 @@ FORMULAS = """\
 *   FLOPs of models are what JAX counts in the program as written.
 *   GB/s are of what has to be moved once: operands and results; in decode the
     keys and values that are read.
-*   `times` says how many times as fast as the row in `beside` a row is.
+*   `times` says how many times as fast as its `rival`, another row, a row is.
 *   A check is right if every array is within `allowed`, which is relative to
     its largest number, and to its norm. What is timed rests on the check of its
     head size and kind of mask: where that went wrong, or the process died of
@@ -76,7 +76,7 @@ def ordered(stage: Row, rows: dict[str, Row]) -> list[Row]:
 
 
 def times(row: Row, rows: dict[str, Row]) -> float | None:
-  """How many times as fast as the row that it stands against."""
+  """How many times as fast as its rival a row is; None: one has no time."""
   rival = rows.get(row.get("against", ""), {})
   if rival is row or "seconds" not in row or "seconds" not in rival:
     return None
@@ -94,7 +94,7 @@ def line(row: Row, rows: dict[str, Row]) -> dict[str, str]:
     cells |= _rates(row, rows.get(PEAK, {}))
   faster = times(row, rows)
   if faster is not None:
-    cells |= {"times": f"{faster:.3g}", "beside": row["against"]}
+    cells |= {"times": f"{faster:.3g}", "rival": row["against"]}
   for key, value in row.items():
     if key not in _CONSUMED + _DERIVED:
       cells[key.replace("_", " ")] = _cell(value)

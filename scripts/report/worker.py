@@ -3,7 +3,7 @@
 python -m scripts.report.worker JOBS OPTIONS JOURNAL FIRST SKIPPED
 
 It writes a JSON line when a row begins and one when it is there, so that what
-was measured is known whatever becomes of the process. `FIRST` is the row to
+was measured is known also if the process fails or hangs. `FIRST` is the row to
 begin with: a process that died or was ended is started again behind the row
 that it died of.
 """

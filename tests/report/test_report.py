@@ -64,7 +64,7 @@ def test_cells_follow_from_what_was_measured():
   cells = {name: tables.line(row, rows) for name, row in rows.items()}
   assert cells["ours"] == {
     "what": "ours", "ms": "500", "spread": "10.0 %", "TFLOP/s": "200",
-    "of peak": "50.0 %", "GB/s": "4000", "times": "2", "beside": "theirs",
+    "of peak": "50.0 %", "GB/s": "4000", "times": "2", "rival": "theirs",
     "density": "0.1",
   }  # fmt: skip
   assert "times" not in cells["theirs"]

@@ -1,4 +1,4 @@
-"""Whatever becomes of a stage, what it has measured stays."""
+"""A stage that fails or hangs keeps what it has measured."""
 
 import json
 import os
