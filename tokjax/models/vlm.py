@@ -61,7 +61,7 @@ class VisionLanguageConfig:
   pinpoints: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
-    points = tuple((int(h), int(w)) for h, w in self.pinpoints)
+    points = tuple((height, width) for height, width in self.pinpoints)
     object.__setattr__(self, "pinpoints", points)
     sides = self.vision.image_sides
     if points and sides[0] != sides[1]:
