@@ -26,7 +26,6 @@ ADAPTIVE = recipes.get("ats", keep=0.5).within("vision")
 MAKES = {
   "plain": lambda: Slots(),
   "visionzip": lambda: recipes.get("visionzip", keep=0.4),
-  "tome": lambda: recipes.get("tome", keep=0.5).within("vision"),
   "adaptive": lambda: ADAPTIVE,
   "all": lambda: recipes.compose("visionzip", "fastv", SNAPKV, keep=0.2),
 }
@@ -185,6 +184,9 @@ WRONG = {
   "around": (
     lambda: recipes.get("tomesd").within("projector"),
     r"tower 'projector'.*'tomesd'.*'attention'",
+  ),
+  "losses": (
+    lambda: Slots(losses=(print,)).within("vision"), r"tower 'vision'.*losses",
   ),
   "grid": (
     lambda: recipes.compose("fastervlm", "avgpool_visual", keep=0.5),
