@@ -34,7 +34,7 @@ class VisionLanguageHost:
   """
 
   name: str
-  families: ClassVar = ("baseline", "vlm")
+  families: ClassVar = ("vlm",)
 
   @property
   def config(self):

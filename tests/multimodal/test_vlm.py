@@ -23,10 +23,8 @@ CLOSE = dict(rtol=1e-4, atol=1e-4)
 MORE = np.random.default_rng(6).integers(1, 38, (DECODE, 4)).astype(np.int32)
 SNAPKV = recipes.get("snapkv", window=2)
 ADAPTIVE = recipes.get("ats", keep=0.5).within("vision")
+# The plain model is compared with the reference in tests/interop/test_llava.py.
 MAKES = {
-  "plain": lambda: Slots(),
-  "visionzip": lambda: recipes.get("visionzip", keep=0.4),
-  "tome": lambda: recipes.get("tome", keep=0.5).within("vision"),
   "adaptive": lambda: ADAPTIVE,
   "all": lambda: recipes.compose("visionzip", "fastv", SNAPKV, keep=0.2),
 }
@@ -185,6 +183,9 @@ WRONG = {
   "around": (
     lambda: recipes.get("tomesd").within("projector"),
     r"tower 'projector'.*'tomesd'.*'attention'",
+  ),
+  "losses": (
+    lambda: Slots(losses=(print,)).within("vision"), r"tower 'vision'.*losses",
   ),
   "grid": (
     lambda: recipes.compose("fastervlm", "avgpool_visual", keep=0.5),

@@ -61,7 +61,7 @@ class VisionLanguageConfig:
   pinpoints: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
-    points = tuple((int(h), int(w)) for h, w in self.pinpoints)
+    points = tuple((height, width) for height, width in self.pinpoints)
     object.__setattr__(self, "pinpoints", points)
     sides = self.vision.image_sides
     if points and sides[0] != sides[1]:
@@ -269,7 +269,12 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
   The message names the tower, besides recipe, slot and fix.
   """
   known = f"{', '.join(TOWERS)}, and outside of towers the language model"
-  for name, _ in slots.towers:
+  for name, own in slots.towers:
+    if own.losses:
+      raise ValueError(
+        f"recipe {slots.name!r}, tower {name!r}: adds losses, which training"
+        " takes from outside of towers; use a recipe that needs no training"
+      )
     if name not in TOWERS:
       raise ValueError(
         f"recipe {slots.name!r} fills the tower {name!r}, which a"

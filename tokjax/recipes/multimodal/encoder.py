@@ -29,7 +29,7 @@ CLASS_MEAN = dataclasses.replace(CLASS, over="mean")
 
 @recipe(
   "random_visual",
-  family="baseline",
+  family="vlm",
   paper="-",
   evidence="a definition; TianfanPeng/VLMUniPruneBench:methods/"
   "Random_PreLLM.py (f93768f)",
@@ -42,7 +42,7 @@ def random_visual(budget: Budget = Once(0.5)) -> Slots:
 
 @recipe(
   "avgpool_visual",
-  family="baseline",
+  family="vlm",
   paper="-",
   evidence="torch.nn.AdaptiveAvgPool2d over the grid of visual tokens",
 )
