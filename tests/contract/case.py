@@ -123,6 +123,7 @@ class Case(abc.ABC):
 
   def run(self, inputs: Any, seed: int = 0, params: Any = None) -> dict:
     """Results of the batch program."""
+    _ = self.clean  # Counts compilations, so it has to come first.
     params = self.params if params is None else params
     return jax.device_get(self.batch(params, inputs, KEY(seed)))
 
