@@ -15,6 +15,12 @@ DEVICES = 8
 # With it off, and LLVM not optimising (below), ToMe in a small ViT compiles in
 # a seventh of the time. Tests compile far longer than they compute.
 EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+# Eight devices share two cores; by default XLA ends the process when they do
+# not meet within 40 seconds, as happens on a busy machine.
+PATIENCE = (
+  "--xla_cpu_collective_timeout_seconds=600"
+  " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 
 def known(flag: str) -> bool:
@@ -31,7 +37,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "TOKJAX_TEST_FLAGS" not in os.environ:
   # Worker processes inherit what the first process has found.
-  os.environ["TOKJAX_TEST_FLAGS"] = EMITTERS if known(EMITTERS) else ""
+  os.environ["TOKJAX_TEST_FLAGS"] = " ".join(
+    flag for flag in (EMITTERS, PATIENCE) if known(flag)
+  )
   os.environ["XLA_FLAGS"] = " ".join(
     (
       os.environ.get("XLA_FLAGS", ""),

@@ -103,7 +103,10 @@ def _run(request: dict[str, Any]) -> None:
   os.dup2(log, 1)
   os.dup2(log, 2)
   devices = request["devices"]
-  os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+  os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('TOKJAX_TEST_FLAGS', '')}"
+    f" --xla_force_host_platform_device_count={devices}"
+  )
   if "argv" in request:
     module, *flags = request["argv"]
     sys.argv = [module, *flags]
