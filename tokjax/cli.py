@@ -1,6 +1,7 @@
 """The command `tokjax`.
 
-tokjax recipes                 one tab-separated row for every recipe
+tokjax recipes                 one row for every recipe
+tokjax recipes tome            rule, paper, options and BibTeX of a recipe
 tokjax models                  small published models that can be fetched
 tokjax models get smollm2      fetch one; prints where it is
 """
@@ -20,7 +21,10 @@ def parser() -> argparse.ArgumentParser:
     prog="tokjax", description=(__doc__ or "").split("\n")[0]
   )
   kinds = made.add_subparsers(dest="kind", required=True)
-  kinds.add_parser("recipes", help="list all recipes, tab-separated")
+  some = kinds.add_parser("recipes", help="list recipes, or describe one")
+  some.add_argument(
+    "words", nargs="*", help="a name, words of a title, or an arXiv number"
+  )
   models = kinds.add_parser("models", help="published models in packages")
   actions = models.add_subparsers(dest="action")
   actions.add_parser("list", help="what there is, with sizes and licences")
@@ -54,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command; ends the process with one line for an error."""
   options = parser().parse_args(arguments)
   if options.kind == "recipes":
-    recipes.main()
+    recipes.main(options.words)
     return
   if options.action != "get":
     list_models()

