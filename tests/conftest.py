@@ -83,23 +83,14 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
-class Grouped:
-  """Refuses versions of pytest that hide groups from pytest-xdist."""
-
-  @pytest.hookimpl(trylast=True)
-  def pytest_collection_modifyitems(self, config, items):
-    """In a worker process, where groups stand behind the names of tests."""
-    grouped = [i for i in items if i.get_closest_marker("xdist_group")]
-    hidden = [item for item in grouped if "@" not in item.nodeid]
-    if getattr(config.option, "loadgroup", False) and hidden:
-      raise pytest.UsageError(
-        f"pytest {pytest.__version__} hides groups of tests from pytest-xdist;"
-        " pip install 'pytest<9.2'"
-      )
-
-
 def pytest_configure(config):
-  config.pluginmanager.register(Grouped())
+  """Refuses versions of pytest that hide groups of tests from pytest-xdist."""
+  spread = config.getoption("numprocesses", None)
+  if spread and pytest.version_tuple >= (9, 2):
+    raise pytest.UsageError(
+      f"pytest {pytest.__version__} hides groups of tests from pytest-xdist;"
+      " pip install 'pytest<9.2'"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,26 +12,26 @@ from pallas_kernels import block_sparse_attention
 from pallas_kernels import layout as layouts
 from scripts.report import exact
 from scripts.report.jobs import Here, Job
-from tests.kernels.cases import LARGE, Case, inputs, large, mask_and_layout
+from tests.kernels.cases import LARGE, Case, inputs, mask_and_layout, wide
 
 _GROUPED = {"heads": 4, "groups": 2}
 # What later stages time comes first.
 CASES = (
-  large("causal", q_len=384, k_len=384, mask=layouts.Causal(), **_GROUPED),
-  large("top-k", batch=2, q_len=512, k_len=512, mask="blocks", **_GROUPED),
-  large("causal top-k", q_len=512, k_len=512, mask="causal blocks", **_GROUPED),
-  large("full", q_len=512, k_len=512, mask=layouts.Full()),
-  large(
+  wide("causal", q_len=384, k_len=384, mask=layouts.Causal(), **_GROUPED),
+  wide("top-k", batch=2, q_len=512, k_len=512, mask="blocks", **_GROUPED),
+  wide("causal top-k", q_len=512, k_len=512, mask="causal blocks", **_GROUPED),
+  wide("full", q_len=512, k_len=512, mask=layouts.Full()),
+  wide(
     "top-k, blocks of 64", q_len=512, k_len=512, mask="blocks", block_q=64,
     block_k=64, **_GROUPED,
   ),
-  large(
+  wide(
     "per head", q_len=384, k_len=384, bias=True,
     mask=layouts.PerHead((layouts.Causal(), layouts.Window(70, 70))),
   ),
   # Two that differ from others in their head sizes come last.
   *sorted(LARGE, key=lambda case: case.name in ("wide", "capped")),
-  large("top-k, long", q_len=2048, k_len=2048, mask="blocks", **_GROUPED),
+  wide("top-k, long", q_len=2048, k_len=2048, mask="blocks", **_GROUPED),
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.interop.language_references import torch, transformers
+from tests.interop.references import randomise
 from tokjax import interop, recipes
 from tokjax.interop import files
 from tokjax.models import VisionLanguageGenerator
@@ -53,14 +54,7 @@ def make(vision: str = "clip", text: str = "Llama", **options):
     image_token_index=IMAGE, image_seq_length=PATCHES, **options,
   )  # fmt: skip
   config._attn_implementation = "eager"
-  model = transformers.LlavaForConditionalGeneration(config)
-  noise = torch.Generator().manual_seed(0)
-  with torch.no_grad():
-    for name, value in model.named_parameters():
-      spread = value.dim() > 1 and value.shape[-1] ** -0.5
-      drawn = torch.randn(value.shape, generator=noise) * (spread or 0.3)
-      value.copy_(drawn + ("norm" in name and "weight" in name))
-  return model.eval()
+  return randomise(transformers.LlavaForConditionalGeneration(config))
 
 
 def images(count: int, side: int = 12) -> list[np.ndarray]:

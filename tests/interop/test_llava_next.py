@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.interop.language_references import torch, transformers
+from tests.interop.references import randomise
 from tests.interop.test_llava import BOUND, IMAGE, NEXT, TEXT, VISION
 from tokjax import interop, recipes
 from tokjax.models import VisionLanguageGenerator, any_resolution
@@ -23,14 +24,7 @@ def make():
     image_grid_pinpoints=PINPOINTS,
   )  # fmt: skip
   config._attn_implementation = "eager"
-  model = transformers.LlavaNextForConditionalGeneration(config)
-  noise = torch.Generator().manual_seed(0)
-  with torch.no_grad():
-    for name, value in model.named_parameters():
-      spread = value.dim() > 1 and value.shape[-1] ** -0.5
-      drawn = torch.randn(value.shape, generator=noise) * (spread or 0.3)
-      value.copy_(drawn + ("norm" in name and "weight" in name))
-  return model.eval()
+  return randomise(transformers.LlavaNextForConditionalGeneration(config))
 
 
 def photos() -> list[np.ndarray]:

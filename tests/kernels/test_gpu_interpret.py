@@ -18,7 +18,7 @@ from pallas_kernels import layout as layouts
 from pallas_kernels.block_sparse_attention import gpu, gpu_stream, registry
 from tests.kernels import oracle
 from tests.kernels.cases import LARGE as CASES
-from tests.kernels.cases import inputs, large, mask_and_layout
+from tests.kernels.cases import inputs, wide, mask_and_layout
 from tests.kernels.test_block_sparse_attention import attend, close
 
 _HAS_SIMULATOR = hasattr(plgpu, "InterpretGPUParams")
@@ -110,7 +110,7 @@ def test_simulated_kernels_follow_the_formulas_without_races(case, races):
 @pytest.mark.parametrize("forgotten", ["wait", "free"])
 def test_a_race_would_be_seen(forgotten, monkeypatch, races):
   """Multiplying before a copy has arrived; copying while it is multiplied."""
-  case = large("race", q_len=128, k_len=1280, heads=1, groups=1)
+  case = wide("race", q_len=128, k_len=1280, heads=1, groups=1)
   case = dataclasses.replace(case, mask=layouts.Full())
   wait = plgpu.barrier_wait
   if forgotten == "wait":
@@ -134,7 +134,7 @@ def test_a_race_would_be_seen(forgotten, monkeypatch, races):
 @pytest.mark.slow
 def test_numbers_outside_the_lists_do_no_harm(races):
   """Block numbers beyond the keys, past the count, are never followed."""
-  case = large("outside", heads=1, groups=1, mask=layouts.Causal(100))
+  case = wide("outside", heads=1, groups=1, mask=layouts.Causal(100))
   arrays = inputs(case, jnp.bfloat16)
   _, layout = mask_and_layout(case)
   wild = {}

@@ -14,23 +14,14 @@ from pallas_kernels import block_sparse_attention
 from pallas_kernels import layout as layouts
 from pallas_kernels.block_sparse_attention import registry, tpu
 from tests.kernels import oracle
-from tests.kernels.cases import Case, elements, inputs, mask_and_layout
+from tests.kernels.cases import (
+  LARGE_LOCAL,
+  elements,
+  inputs,
+  large,
+  mask_and_layout,
+)
 from tests.kernels.test_block_sparse_attention import attend, close
-
-_LOCAL = layouts.Causal() & (layouts.Window(150) | layouts.Sinks(3))
-
-
-def large(name, **options):
-  """A case in blocks of 128, the least that the kernels take."""
-  sizes = {
-    "batch": 1,
-    "q_len": 200,
-    "k_len": 300,
-    "block_q": 128,
-    "block_k": 128,
-  }
-  return Case(name, **(sizes | options))
-
 
 CASES = (
   # Two query heads share keys and lists, and so a cell; lists of all examples.
@@ -39,7 +30,7 @@ CASES = (
     batch=2,
     heads=4,
     groups=2,
-    mask=_LOCAL,
+    mask=LARGE_LOCAL,
     numbers="hidden",
     bias=True,
     sinks=True,

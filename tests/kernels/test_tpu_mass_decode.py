@@ -8,8 +8,8 @@ import pytest
 
 from pallas_kernels import decode_attention
 from tests.kernels import cases, oracle
+from tests.kernels.cases import large
 from tests.kernels.test_attention_mass import check_sums
-from tests.kernels.test_tpu_interpret import large
 
 
 def test_mass_sums_and_gradients_follow_the_formulas_without_races(races):

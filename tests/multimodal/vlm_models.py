@@ -3,11 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tests.contract.case import draw_params
 from tests.decoder.models import config as language
+from tokjax.interop import convert
 from tokjax.models import (
   VisionLanguage,
   VisionLanguageConfig,
@@ -15,7 +15,6 @@ from tokjax.models import (
   ViTConfig,
 )
 from tokjax.models.projector import ProjectorConfig
-from tokjax.models.vlm import Prompts
 from tokjax.slots import Slots
 
 IMAGE, LENGTH, DECODE = 39, 64, 3
@@ -40,13 +39,8 @@ def config(**changes) -> VisionLanguageConfig:
 @functools.cache
 def params_of(config: VisionLanguageConfig):
   """Parameters that are all drawn, and different from each other."""
-  row = jnp.zeros((1, 2), jnp.int32)
-  cfg = config.vision
-  images = jnp.zeros((1, *cfg.image_sides, cfg.channels))
-  prompts = Prompts(row, row, row, row[0, :1], images)
-  shapes = jax.eval_shape(
-    VisionLanguage(config).init, jax.random.key(0), prompts
-  )
+  made, prompts = convert.specimen(config)
+  shapes = jax.eval_shape(made.init, jax.random.key(0), prompts)
   return draw_params(shapes["params"])
 
 
