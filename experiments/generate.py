@@ -37,7 +37,7 @@ from experiments.sweeps.language_models import (
 from experiments.training.config import Recipe
 from tokjax import zoo
 from tokjax.models import Generator, Sampler, generation
-from tokjax.slots import Slots
+from tokjax.slots import Bytes, Slots
 
 DEFAULT = "smollm2"
 Show = Callable[[str], Any]
@@ -213,9 +213,8 @@ def answer_batch(
   show: Show | None,
 ) -> list[Generated]:
   """Prompts that are taken together."""
-  compiled = warm_up(made, config, ids)
+  compiled, sizes = warm_up(made, config, ids)
   answers, first, rate = run(made, config, lm, ids, show)
-  sizes = made.bytes(made.prefill(ids))
   logical = np.broadcast_to(np.asarray(sizes.logical), len(ids))
   full = full_bytes(made, ids)
   return [
@@ -252,20 +251,21 @@ def build(lm: LanguageModel, config: Generate) -> Generator:
 
 def warm_up(
   made: Generator, config: Generate, ids: Sequence[Sequence[int]]
-) -> float:
-  """Runs both compiled functions once; returns the seconds that took."""
+) -> tuple[float, Bytes]:
+  """Runs both compiled functions once: seconds, and sizes of the cache."""
   began = time.perf_counter()
-  for _ in zip(stream(made, config, ids), range(2), strict=False):
+  going = made.prefill(ids)
+  sizes = made.bytes(going)
+  for _ in zip(stream(made, config, going), range(2), strict=False):
     pass
-  return time.perf_counter() - began
+  return time.perf_counter() - began, sizes
 
 
 def stream(
-  made: Generator, config: Generate, ids: Sequence[Sequence[int]], ends=()
+  made: Generator, config: Generate, going: generation.Generation, ends=()
 ) -> Iterator[np.ndarray]:
   """Tokens `[b]` after the prompts."""
   key = jax.random.key(config.seed) if config.sampler.temperature else None
-  going = made.prefill(ids)
   return made.stream(going, sampler=config.sampler, key=key, ends=ends)
 
 
@@ -283,7 +283,8 @@ def run(
   ]
   show = show or (lambda text: None)
   began = time.perf_counter()
-  for tokens in stream(made, config, ids, tokenizer.ends):
+  going = made.prefill(ids)
+  for tokens in stream(made, config, going, tokenizer.ends):
     times.append(time.perf_counter() - began)
     for one, token in zip(answers, tokens, strict=True):
       if token >= 0 and not one.done:

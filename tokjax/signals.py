@@ -209,6 +209,8 @@ class Grid(Question):
 ATTENTION = (Rows, Received, Attention)
 # Asked of the call, not of a block.
 OF_THE_CALL = (Random, Grid)
+# Asked about tokens, which needs no attention.
+OF_TOKENS = (Hidden, Derived)
 CLASS = Rows(of=Of((Kind.CLASS,), first=True))
 
 

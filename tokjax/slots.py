@@ -372,6 +372,11 @@ class Slots:
       name for name in TAKEN_BY if getattr(self, name) != getattr(empty, name)
     )
 
+  def described(self, reduce: Reduce) -> str:
+    """One of the reductions, for messages."""
+    rule = reduce.recipe or "a rule"
+    return f"recipe {self.name!r}, slot 'reduce': {rule}"
+
   def refuse_foreign(self, carries: tuple[str, ...], model: str) -> None:
     """Raises where a model does not carry out what is filled.
 

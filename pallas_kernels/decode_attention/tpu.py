@@ -238,7 +238,7 @@ def _online_softmax(
   value, _ = tiles.logits(
     params, tiles.product(q[...], k, 1, 1, precision), bias
   )
-  value, v = value + tiles.nan_of_rows(v), tiles.finite(v)
+  value, v = value + tiles.nan_of_rows(v), tiles.plain(v)
   if bias is not None:
     value = jnp.where(bias == -jnp.inf, -jnp.inf, value)
   at = block * size + lax.broadcasted_iota(jnp.int32, value.shape, 1)

@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.linear_attention import tpu_plan, tpu_tiles
-from pallas_kernels.walks.tpu_tiles import finite, nan_of_rows
+from pallas_kernels.walks.tpu_tiles import nan_of_rows, plain
 
 
 def forward(operands, params, keep=False, interpret=False):
@@ -76,7 +76,7 @@ def _kernel(plan, params, decay, q, k, v, initial, out, last, *refs):
     s = tiles.product(query, key, 1, 1) * weights[...]
     s = jnp.where(after, s + nan_of_rows(value), 0)
     across = tiles.product(query, state, 1, 0)
-    within = tiles.product(s, finite(value), 1, 0)
+    within = tiles.product(s, plain(value), 1, 0)
     result = within + tiles.scaled(across, since[...])
     out[rows] = result.astype(out.dtype)
     last[head] = tiles.after(decays, held, state, key, value)

@@ -18,7 +18,7 @@ from pallas_kernels import layout as layouts
 from pallas_kernels.block_sparse_attention import gpu, gpu_stream, registry
 from tests.kernels import oracle
 from tests.kernels.cases import LARGE as CASES
-from tests.kernels.cases import inputs, wide, mask_and_layout
+from tests.kernels.cases import inputs, mask_and_layout, wide
 from tests.kernels.test_block_sparse_attention import attend, close
 
 _HAS_SIMULATOR = hasattr(plgpu, "InterpretGPUParams")

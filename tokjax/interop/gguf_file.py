@@ -241,11 +241,6 @@ class GgufFile:
       )
     self._places[name] = Place(shape, kind, first, size)
 
-  def kinds(self) -> dict[str, int]:
-    """How many tensors there are of each type, by its name."""
-    names = [place.kind.name for place in self._places.values()]
-    return {name: names.count(name) for name in sorted(set(names))}
-
   def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The named tensors; blocks are dequantised to float32."""
     return {name: self._tensor_of(self._places[name]) for name in names}

@@ -30,7 +30,7 @@ def check_slots(config: DecoderConfig, slots: Slots) -> None:
       " tokjax.slots.Attend, such as tokjax.attention.Causal"
     )
   for reduce in slots.reduce:
-    where = f"recipe {slots.name!r}, slot 'reduce': {reduce.recipe or 'a rule'}"
+    where = slots.described(reduce)
     if reduce.at not in PLACES:
       raise ValueError(
         f"{where} acts at {reduce.at!r}, inside attention; a decoder carries"

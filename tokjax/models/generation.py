@@ -247,12 +247,8 @@ class Generator:
     self, prompts: Sequence[Sequence[int]], **options: Any
   ) -> list[list[int]]:
     """The tokens after each prompt; options of `stream`."""
-    texts: list[list[int]] = [[] for _ in prompts]
-    for tokens in self.stream(self.prefill(prompts), **options):
-      for text, token in zip(texts, tokens, strict=True):
-        if token >= 0:
-          text.append(int(token))
-    return texts
+    stream = self.stream(self.prefill(prompts), **options)
+    return texts_of(stream, len(prompts))
 
   def bytes(self, going: Generation) -> Bytes:
     """Sizes of the cache of all blocks."""
@@ -262,6 +258,16 @@ class Generator:
       for layer, state in zip(self.model.layers, going.states, strict=True)
     ]
     return Bytes(sum(s.logical for s in sizes), sum(s.physical for s in sizes))
+
+
+def texts_of(stream: Iterator[np.ndarray], count: int) -> list[list[int]]:
+  """The ids of each of `count` texts, from what `Generator.stream` yields."""
+  texts: list[list[int]] = [[] for _ in range(count)]
+  for tokens in stream:
+    for text, token in zip(texts, tokens, strict=True):
+      if token >= 0:
+        text.append(int(token))
+  return texts
 
 
 def pack_kinds(

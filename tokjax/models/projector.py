@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import PRNGKeyArray
 
+from tokjax import signals
 from tokjax.models import faults
 from tokjax.models import vlm_tower as tower
 from tokjax.models.activations import ACTIVATIONS
@@ -56,7 +57,8 @@ class Projector(Reduces, nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
-    tower.check_slots(self.slots, "a projector", tower.PLACES, tower.OF_TOKENS)
+    what, answers = "a projector", signals.OF_TOKENS
+    tower.check_slots(self.slots, what, tower.PLACES, answers)
 
   def setup(self):
     cfg = self.config

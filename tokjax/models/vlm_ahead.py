@@ -19,7 +19,7 @@ from tokjax.slots import Slots
 from tokjax.tokens import Tokens
 
 ANSWERS = (
-  *tower.OF_TOKENS, signals.Rows, signals.Received, signals.Attention,
+  *signals.OF_TOKENS, signals.Rows, signals.Received, signals.Attention,
   signals.Queries, signals.Keys, signals.Values,
 )  # fmt: skip
 

@@ -183,13 +183,8 @@ class VisionLanguageGenerator:
       image_key: for recipes that are random.
       **options: of `stream`.
     """
-    texts: list[list[int]] = [[] for _ in prompts]
     going = self.prefill(prompts, images, image_key)
-    for tokens in self.stream(going, **options):
-      for text, token in zip(texts, tokens, strict=True):
-        if token >= 0:
-          text.append(int(token))
-    return texts
+    return generation.texts_of(self.stream(going, **options), len(prompts))
 
   def bytes(self, going: Generation) -> Bytes:
     """Sizes of the cache of all blocks."""

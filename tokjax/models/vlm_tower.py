@@ -11,8 +11,6 @@ from tokjax.tokens import Kind, Tokens
 
 CARRIES = ("reduce",)
 PLACES = ("input", "output")
-# Questions about tokens, which need no attention.
-OF_TOKENS = (signals.Hidden, signals.Derived)
 
 
 def stages_of(
@@ -77,7 +75,7 @@ def check_slots(
   """
   slots.refuse_foreign(CARRIES, what)
   for reduce in slots.reduce:
-    where = f"recipe {slots.name!r}, slot 'reduce': {reduce.recipe or 'a rule'}"
+    where = slots.described(reduce)
     if reduce.at not in places:
       raise ValueError(
         f"{where} acts at {reduce.at!r}; {what} carries out reductions at"

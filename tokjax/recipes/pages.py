@@ -46,9 +46,7 @@ def page(recipe: Recipe) -> str:
 def _facts(recipe: Recipe) -> str:
   """Family, slots, who takes them, and where paper and code are."""
   slots = recipe()
-  taken = {
-    f"{name}: {TAKEN_BY[name]}" for name in slots.filled() if name in TAKEN_BY
-  }
+  taken = {f"{name}: {TAKEN_BY[name]}" for name in slots.filled()}
   facts = {
     "family": recipe.family,
     "slots": slots_of(slots),

@@ -175,12 +175,12 @@ class Joined:
 def search(text: str) -> tuple[Recipe, ...]:
   """Recipes by name, arXiv number, or words of name and title; any case."""
   text = text.lower().strip()
-  by_name = [r for r in _RECIPES.values() if r.name == text.replace("-", "_")]
-  by_number = [r for r in _RECIPES.values() if r.arxiv and r.arxiv in text]
-  words = re.findall(r"\w+", text)
-  known = lambda r: re.findall(r"\w+", f"{r.name} {r.paper}".lower())
+  words = lambda text: set(re.findall(r"\w+", text.lower()))
+  every, asked = registered(), words(text)
+  by_name = [r for r in every if r.name == text.replace("-", "_")]
+  by_number = [r for r in every if r.arxiv and r.arxiv in text]
   by_title = [
-    r for r in _RECIPES.values() if words and set(words) <= {*known(r), r.name}
+    r for r in every if asked and asked <= words(f"{r.name} {r.paper}")
   ]
   return tuple(by_name or by_number or by_title)
 

@@ -297,7 +297,7 @@ def asked(
             f" block {stage.layer}; ask that block or an earlier one"
           )
         other = around.get(at)
-        of_tokens = isinstance(question, signals.Hidden | signals.Derived)
+        of_tokens = isinstance(question, signals.OF_TOKENS)
         ahead = at == stage.layer and stage.reduce.at == "input"
         if other is not None and other != stage and not (of_tokens or ahead):
           raise ValueError(
