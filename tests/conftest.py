@@ -15,6 +15,8 @@ DEVICES = 8
 # With it off, and LLVM not optimising (below), ToMe in a small ViT compiles in
 # a seventh of the time. Tests compile far longer than they compute.
 EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+# One module of machine code for each program: there are no cores for more.
+UNDIVIDED = "--xla_cpu_parallel_codegen_split_count=1"
 # Eight devices share two cores; by default XLA ends the process when they do
 # not meet within 40 seconds, as happens on a busy machine.
 PATIENCE = (
@@ -38,7 +40,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "TOKJAX_TEST_FLAGS" not in os.environ:
   # Worker processes inherit what the first process has found.
   os.environ["TOKJAX_TEST_FLAGS"] = " ".join(
-    flag for flag in (EMITTERS, PATIENCE) if known(flag)
+    flag for flag in (EMITTERS, UNDIVIDED, PATIENCE) if known(flag)
   )
   os.environ["XLA_FLAGS"] = " ".join(
     (
@@ -56,6 +58,11 @@ os.environ["MPLBACKEND"] = "agg"
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Tracing makes many objects that live on, and what was imported never goes:
+# looking through all of it every 700 objects took a tenth of the time.
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 
 # The first example of a shape compiles, so that time says nothing.
 hypothesis.settings.register_profile(

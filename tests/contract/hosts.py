@@ -147,8 +147,10 @@ VISION = (
   VisionHost(
     "vit", dataclasses.replace(SMALL, distillation_token=True, registers=1)
   ),
+  # Two blocks: what more of them add is seen in the first host.
   VisionHost(
-    "vit_mean", dataclasses.replace(SMALL, class_token=False, pool="mean")
+    "vit_mean",
+    dataclasses.replace(SMALL, class_token=False, pool="mean", depth=2),
   ),
 )
 HOSTS: tuple[VisionHost | DecoderHost | VisionLanguageHost, ...] = (

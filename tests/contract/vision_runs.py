@@ -82,22 +82,32 @@ class VisionCase(Case):
     """The program of a batch of one."""
     return jax.jit(self.forward)
 
-  @functools.cached_property
-  def encode(self):
-    """The encoder alone, forward and backward: (tokens, gradients)."""
+  def loss(self, params, x, tokens, key, grid) -> tuple[jax.Array, Tokens]:
+    """A loss of the encoder alone, and its tokens."""
     encoder = self.host.encoder(self.slots)
+    variables = {"params": params["encoder"]}
+    given = tokens.replace(x=x)
+    out, _ = encoder.apply(variables, given, grid=grid, key=key)
+    x = out.x if out.mask is None else masked(out.x, out.mask)
+    return jnp.sum(x**2), out
+
+  @functools.cached_property
+  def differentiate(self):
+    """The encoder alone, forward and backward: (tokens, gradients)."""
 
     def run(params, tokens, key, grid):
-      def loss(params, x):
-        variables = {"params": params["encoder"]}
-        given = tokens.replace(x=x)
-        out, _ = encoder.apply(variables, given, grid=grid, key=key)
-        x = out.x if out.mask is None else masked(out.x, out.mask)
-        return jnp.sum(x**2), out
-
-      grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
-      gradients, out = grad(params, tokens.x)
+      grad = jax.grad(self.loss, argnums=(0, 1), has_aux=True)
+      gradients, out = grad(params, tokens.x, tokens, key, grid)
       return vars(out), gradients
+
+    return jax.jit(run, static_argnames="grid")
+
+  @functools.cached_property
+  def encode(self):
+    """The encoder alone, forward: tokens."""
+
+    def run(params, tokens, key, grid):
+      return vars(self.loss(params, tokens.x, tokens, key, grid)[1])
 
     return jax.jit(run, static_argnames="grid")
 
@@ -110,28 +120,37 @@ class VisionCase(Case):
     tokens = self.padding.batch
     x = jnp.where(tokens.mask[..., None], tokens.x, jnp.float32(garbage))
     tokens = tokens.replace(x=x)
-    out = self.encode(self.params, tokens, KEY(0), self.host.config.grid)
-    return jax.device_get(out)
+    grid = self.host.config.grid
+    return jax.device_get(
+      self.differentiate(self.params, tokens, KEY(0), grid)
+    )
 
   @functools.cached_property
   def with_nan(self) -> tuple[dict[str, Any], Any]:
     return self.padded(np.nan)
 
   @functools.cached_property
-  def alone(self) -> tuple[dict[str, Any], Any]:
-    """The first two examples of the padded batch without their padding.
-
-    All their tokens where the recipe takes no padding: parameters may be tied
-    to the number of tokens.
-    """
+  def alone(self) -> dict[str, Any]:
+    """The first two examples of the padded batch without their padding."""
     tokens, grid = self.padding.alone, Padding.GRID
-    if not self.takes_mask:
-      tokens = self.host.tokens(2, self.host.config.num_patches)
-      grid = self.host.config.grid
     return jax.device_get(self.encode(self.params, tokens, KEY(0), grid))
 
+  @functools.cached_property
+  def gradients(self) -> Any:
+    """Of parameters and tokens; padding is not among them."""
+    if self.takes_mask:
+      # Compiled already: the padded batch, all of it real.
+      tokens = self.padding.batch
+      tokens = tokens.replace(mask=jnp.ones_like(tokens.mask))
+    else:
+      tokens = self.host.tokens(2, self.host.config.num_patches)
+    grid = self.host.config.grid
+    return jax.device_get(
+      self.differentiate(self.params, tokens, KEY(0), grid)[1]
+    )
+
   def padded_and_alone(self) -> Iterator[tuple[dict, dict]]:
-    padded, alone = self.with_nan[0], self.alone[0]
+    padded, alone = self.with_nan[0], self.alone
     names = ("x", "size", "position", "kind")
     # Noise belongs to places, so a random recipe sees the same only where the
     # padding comes last.
