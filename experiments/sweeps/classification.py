@@ -11,13 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import typed
-from experiments.sweeps import merges
+from experiments.sweeps import intervals, merges
 from experiments.sweeps.classifiers import CLASSIFIERS, Classifier
 from experiments.sweeps.programs import speedup
-from experiments.sweeps.report import Plot, Table
+from experiments.sweeps.report import Loss, Plot, Table
 from experiments.sweeps.results import Results, Row
 from experiments.sweeps.subject import Job, Sweep, Unfit
 from tokjax.analysis import cost, pareto, plots
+
+
+# What a method that chooses has to beat.
+REFERENCE = "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,33 +114,48 @@ class ClassificationSubject:
   def score(self, programs: Sequence[Program], whole: Program) -> list[Row]:
     """Accuracy, and drift from the unreduced model's answers.
 
-    The data is read once for all programs; random recipes draw the same keys
-    in every run. Drift is the mean Kullback-Leibler divergence in nats; FLOPs
-    are those of one image.
+    Means over seeds. The data is read once for all programs; random recipes
+    draw the same keys in every run. Drift is the mean Kullback-Leibler
+    divergence in nats; FLOPs are those of one image.
     """
-    size, params = self.settings.batch_size, self.classifier.params
-    correct, drift = np.zeros(len(programs)), np.zeros(len(programs))
-    total = 0.0
+    size = self.settings.batch_size
+    right, drift = [], []
     for i, batch in enumerate(self.classifier.batches(size)):
-      inputs = (params, jnp.asarray(batch["image"]), jax.random.key(i))
-      label, weight = batch["label"], batch["weight"]
-      expected = np.asarray(whole.run(*inputs))
-      for j, program in enumerate(programs):
-        found = np.asarray(program.run(*inputs))
-        moved = (np.exp(expected) * (expected - found)).sum(axis=-1)
-        correct[j] += float(((found.argmax(-1) == label) * weight).sum())
-        drift[j] += float((moved * weight).sum())
-      total += float(weight.sum())
+      real = batch["weight"] > 0
+      inputs = jnp.asarray(batch["image"]), jax.random.key(i)
+      hits, moved = self._answers(programs, whole, inputs, batch["label"])
+      right.append(hits[..., real])
+      drift.append(moved[..., real])
+    hits, moved = np.concatenate(right, -1), np.concatenate(drift, -1)
     return [
       {
         "tokens_per_block": list(program.tokens),
-        "accuracy": float(hits / total),
-        "drift": float(moved / total),
+        "accuracy": float(own.mean()),
+        **intervals.lost(hits[-1], own),
+        "drift": float(drifted.mean()),
         "gflops": program.cost.flops / size / 1e9,
         "gflops_exact": program.cost.exact,
       }
-      for program, hits, moved in zip(programs, correct, drift, strict=True)
+      for program, own, drifted in zip(programs, hits, moved, strict=False)
     ]
+
+  def _answers(
+    self, programs: Sequence[Program], whole: Program, inputs, label
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Whether answers are right, and their divergence from the whole model's.
+
+    Both `[programs + 1, seeds, b]`; the whole model comes last.
+    """
+    hits, moved = [], []
+    for params in self.classifier.weights:
+      each = [
+        np.asarray(program.run(params, *inputs))
+        for program in (*programs, whole)
+      ]
+      own = each[-1]
+      hits.append([found.argmax(-1) == label for found in each])
+      moved.append([(np.exp(own) * (own - f)).sum(axis=-1) for f in each])
+    return np.stack(hits, axis=1), np.stack(moved, axis=1)
 
   def calls(self, program: Program) -> dict[str, Callable[[], Any]]:
     """See `Subject.calls`."""
@@ -165,8 +184,12 @@ class ClassificationSubject:
         "times faster, measured": lambda row: row["speedup"],
       },
       losses=[
-        (plots.Axis(accuracy, 1.0), lambda row: lost(whole, row)),
-        (plots.Axis(drift, 1e-3), lambda row: row["drift"]),
+        Loss(
+          plots.Axis(accuracy, 1.0),
+          lambda row: row["lost"],
+          lambda row: row["lost_interval"],
+        ),
+        Loss(plots.Axis(drift, 1e-3), lambda row: row["drift"]),
       ],
     )
 
@@ -174,9 +197,14 @@ class ClassificationSubject:
     """A line for each method, the smallest loss at the top."""
     shares, whole = self.settings.shares, results.whole
     keeps = sorted({row["keep"] for row in results.rows} - {1.0}, reverse=True)
+    halves = at_shares(results, lambda row: row["lost_interval"], shares)
     rows = []
     for ranked in ranking(results, shares):
-      losses = ["-" if x != x else f"{x:.1f}" for x in ranked.loss]
+      half = halves[ranked.method]
+      losses = [
+        "-" if x != x else f"{x:.1f} ± {h:.1f}"
+        for x, h in zip(ranked.loss, half, strict=True)
+      ]
       drift = "-" if ranked.drift != ranked.drift else f"{ranked.drift:.0e}"
       name = f"{ranked.method} *" if ranked.on_front else ranked.method
       cells = [_cell(results, ranked.method, keep) for keep in keeps]
@@ -189,10 +217,41 @@ class ClassificationSubject:
       f" {whole['accuracy']:.2%}, {whole['gflops']:.3g} GFLOPs an image,"
       f" {whole['images_per_second']:.0f} images/s",
       caption="cost: FLOPs of the compiled program, selection included, as a"
-      " share of the unreduced model's; drift: KL divergence of the answers in"
-      " nats, decides ties; keep: accuracy and measured speed-up; * on the"
-      " Pareto front; - not reached",
+      " share of the unreduced model's; ±: 95 % interval over images"
+      f"{' and seeds' if self._seeds > 1 else ''}; drift: KL divergence of the"
+      " answers in nats, decides ties; keep: accuracy and measured speed-up; *"
+      f" on the Pareto front; - not reached{self._verdict(results)}",
     )
+
+  @property
+  def _seeds(self) -> int:
+    return len(self.classifier.weights)
+
+  def _verdict(self, results: Results) -> str:
+    """What the intervals and the seeds say about the order of methods."""
+    share = self.settings.shares[:1]
+    by_seed = [
+      at_shares(results, lambda row, i=i: row["lost_by_seed"][i], share)
+      for i in range(self._seeds)
+    ]
+    reached = {
+      method: np.concatenate([losses[method] for losses in by_seed])
+      for method, loss in by_seed[0].items()
+      if np.isfinite(loss).all()
+    }
+    said = ""
+    tau = intervals.agreement(reached)
+    if np.isfinite(tau):
+      said += f"; order of methods between seeds: Kendall's tau {tau:.2f}"
+    if REFERENCE in reached:
+      halves = at_shares(results, lambda row: row["lost_interval"], share)
+      unclear = intervals.unclear(reached, halves, REFERENCE)
+      if unclear:
+        said += (
+          f"; not clearly better than {REFERENCE} at {share[0]:.0%}:"
+          f" {', '.join(unclear)}"
+        )
+    return said
 
   def picture(
     self, results: Results, methods: Sequence[str], path: pathlib.Path
@@ -227,17 +286,27 @@ def tokens_per_block(out: Mapping[str, Any]) -> tuple[int, ...]:
   return tuple(counts)
 
 
-def lost(whole: Row, row: Row) -> float:
-  """Points of accuracy below the unreduced model."""
-  return 100 * (whole["accuracy"] - row["accuracy"])
+def at_shares(
+  results: Results, measure: Callable[[Row], float], shares: Sequence[float]
+) -> dict[str, np.ndarray]:
+  """A measure of every method at shares of the unreduced model's cost, `[c]`.
+
+  Linear between rows; 0 for the unreduced model; NaN beyond the last row.
+  """
+  gflops = results.whole["gflops"]
+  curves = results.curves(lambda row: row["gflops"] / gflops, measure)
+  return {
+    method: pareto.at_cost([*curve, (1.0, 0.0)], shares)
+    for method, curve in curves.items()
+  }
 
 
 def ranking(results: Results, shares: Sequence[float]) -> list[pareto.Ranked]:
   """Methods by accuracy lost at equal cost, see `pareto.rank`."""
-  whole = results.whole
-  share = lambda row: row["gflops"] / whole["gflops"]
+  gflops = results.whole["gflops"]
+  share = lambda row: row["gflops"] / gflops
   return pareto.rank(
-    results.curves(share, lambda row: lost(whole, row)),
+    results.curves(share, lambda row: row["lost"]),
     results.curves(share, lambda row: row["drift"]),
     shares,
   )

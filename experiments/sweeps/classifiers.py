@@ -30,7 +30,7 @@ class Classifier:
 
   Attributes:
     model: its architecture.
-    params: its weights.
+    weights: its parameters, a set for each seed that it was trained with.
     build: the module with these slots.
     data: a data set, see `experiments.data.pipeline`.
     classes: the model's class for every label of the data; empty: the same.
@@ -38,11 +38,16 @@ class Classifier:
   """
 
   model: ViTConfig
-  params: Any
+  weights: tuple[Any, ...]
   build: Callable[[Slots], nn.Module]
   data: Any
   classes: tuple[int, ...]
   origin: str
+
+  @property
+  def params(self) -> Any:
+    """The weights of the first seed, which are timed and drawn."""
+    return self.weights[0]
 
   def batches(self, size: int) -> Iterator[pipeline.Batch]:
     """Held-out batches of one shape, with the model's classes as labels.
@@ -61,25 +66,36 @@ class Classifier:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A model trained here, or the finished run in the sweep's workdir.
+  """Models trained here, or the finished runs in the sweep's workdir.
 
   Attributes:
-    train: config of the run; its recipe is the one of training only.
+    train: config of a run; its recipe is the one of training only.
+    seeds: number of runs, with the config's seed and those after it. Accuracy
+      is their mean.
   """
 
   train: config_lib.Config
+  seeds: int = 1
+
+  def __post_init__(self):
+    if self.seeds < 1:
+      raise ValueError(f"seeds={self.seeds}: must be 1 or more")
 
   def prepare(self, workdir: pathlib.Path) -> Classifier:
-    """Trains under `workdir / "train"` unless that is done."""
-    params = trained(self.train, workdir / "train")
-    params = jax.device_put(params, jax.devices()[0])
+    """Trains under `workdir / "train"`, "train_1", ... unless that is done."""
+    weights = []
+    for i in range(self.seeds):
+      seeded = dataclasses.replace(self.train, seed=self.train.seed + i)
+      folder = workdir / (f"train_{i}" if i else "train")
+      weights.append(jax.device_put(trained(seeded, folder), jax.devices()[0]))
+    many = f", {self.seeds} seeds" if self.seeds > 1 else ""
     return Classifier(
       self.train.model,
-      params,
+      tuple(weights),
       self.train.build_model,
       self.train.data,
       (),
-      f"a model trained here for {self.train.steps} steps",
+      f"trained here for {self.train.steps} steps{many}",
     )
 
 
@@ -129,7 +145,7 @@ class Pretrained:
     params = jax.tree.map(jnp.asarray, params)
     data = _As(self.data, how)
     return Classifier(
-      model.config, params, build, data, self.classes, self.checkpoint
+      model.config, (params,), build, data, self.classes, self.checkpoint
     )
 
   def _check_labels(self, model: ViTConfig) -> None:

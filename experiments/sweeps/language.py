@@ -15,7 +15,7 @@ from experiments.sweeps import decoding, probes
 from experiments.sweeps.decoding import Shape
 from experiments.sweeps.language_models import SOURCES, RecallAndText
 from experiments.sweeps.programs import speedup
-from experiments.sweeps.report import Plot, Table
+from experiments.sweeps.report import Loss, Plot, Table
 from experiments.sweeps.results import Results, Row
 from experiments.sweeps.subject import Job, Sweep, Unfit, find
 from tokjax.analysis import heatmaps, plots
@@ -189,9 +189,9 @@ class LanguageSubject:
         "times faster decode steps, measured": lambda r: r["decode_speedup"],
       },
       losses=[
-        (one, points("recall")),
-        (several, points("multi_key_recall")),
-        (nats, worse),
+        Loss(one, points("recall")),
+        Loss(several, points("multi_key_recall")),
+        Loss(nats, worse),
       ],
       reference="random_kv",
     )

@@ -15,19 +15,34 @@ Measure = Callable[[Row], float]
 
 
 @dataclasses.dataclass(frozen=True)
+class Loss:
+  """A y axis.
+
+  Attributes:
+    axis: its label and scale.
+    measure: what it shows of a row.
+    interval: half of the measure's interval; None: it is not known.
+  """
+
+  axis: plots.Axis
+  measure: Measure
+  interval: Measure | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Plot:
   """Losses against savings; the unreduced model loses 0 and saves 1.
 
   Attributes:
     title: one line above.
     savings: factors by the label of their x axis, a column for each.
-    losses: y axes and what they show, a row for each.
+    losses: a row for each.
     reference: the method drawn dashed.
   """
 
   title: str
   savings: Mapping[str, Measure]
-  losses: Sequence[tuple[plots.Axis, Measure]]
+  losses: Sequence[Loss]
   reference: str = "random"
 
 
@@ -51,8 +66,15 @@ def draw(results: Results, plot: Plot, path: pathlib.Path, note: str) -> None:
   """Writes the plot as a PNG; `note` is printed next to the title."""
   plots.draw_pareto(
     [
-      [(axis, results.curves(x, y)) for x in plot.savings.values()]
-      for axis, y in plot.losses
+      [
+        plots.Panel(
+          loss.axis,
+          results.curves(x, loss.measure),
+          loss.interval and results.curves(x, loss.interval),
+        )
+        for x in plot.savings.values()
+      ]
+      for loss in plot.losses
     ],
     tuple(plot.savings),
     path,

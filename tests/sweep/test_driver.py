@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import sweep, typed
-from experiments.sweeps.report import Plot, Table
+from experiments.sweeps.report import Loss, Plot, Table
 from experiments.sweeps.subject import Job, Sweep, Unfit
 from tokjax.analysis import plots
 
@@ -71,7 +71,7 @@ class ToySubject:
     axis = plots.Axis("lost", 1.0)
     return Plot(
       "toys", {"saved": lambda r: 1 / r["left"]},
-      [(axis, lambda r: 1 - r["left"])],
+      [Loss(axis, lambda r: 1 - r["left"])],
     )  # fmt: skip
 
   def table(self, results):

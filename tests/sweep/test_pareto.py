@@ -69,5 +69,6 @@ def test_plot_is_written(tmp_path):
   curves = {"random": [(1.5, 3.0)], "a": [(2.0, 1.0)], "b": [(1.2, 2.0)]}
   axis = plots.Axis("lost", 1.0)
   path = tmp_path / "pareto.png"
-  plots.draw_pareto([[(axis, curves)]], ("saved",), path, title="t")
+  panel = plots.Panel(axis, curves)
+  plots.draw_pareto([[panel]], ("saved",), path, title="t")
   assert path.read_bytes().startswith(b"\x89PNG")

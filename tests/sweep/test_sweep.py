@@ -27,7 +27,9 @@ MODEL = dict(
 
 def config(**changes):
   return {
-    "subject": dict(name="trained", train=tiny.config(model=MODEL, steps=2)),
+    "subject": dict(
+      name="trained", train=tiny.config(model=MODEL, steps=2), seeds=2
+    ),
     "recipes": ("topk", "tomesd"),
     "keeps": (0.5, 0.2),
     "batch_size": 90,
@@ -71,14 +73,20 @@ def test_accuracy_is_that_of_the_model_applied_plainly(done):
   subject = made.subject.prepare(workdir)
   job = Job("topk", 0.2)
   model = subject.build(job.slots())
-  hits = 0
+  apply = jax.jit(model.apply)
+  hits = [0, 0]
   for batch in subject.batches(180):
-    logits, _ = jax.jit(model.apply)({"params": subject.params}, batch["image"])
-    hits += (np.asarray(logits).argmax(-1) == batch["label"]).sum()
+    for seed, params in enumerate(subject.weights):
+      logits, _ = apply({"params": params}, batch["image"])
+      hits[seed] += (np.asarray(logits).argmax(-1) == batch["label"]).sum()
   (row,) = [
     r for r in results.rows if (r["method"], r["keep"]) == ("topk", 0.2)
   ]
-  assert row["accuracy"] == hits / 360
+  assert row["accuracy"] == pytest.approx(sum(hits) / 720, abs=1e-9)
+  lost = results.whole["accuracy"] - row["accuracy"]
+  assert row["lost"] == pytest.approx(100 * lost)
+  assert np.mean(row["lost_by_seed"]) == pytest.approx(row["lost"])
+  assert hits[0] != hits[1], "two seeds are two models"
 
 
 def test_goes_on_where_it_was_and_keeps_the_numbers(done, monkeypatch):

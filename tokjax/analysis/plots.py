@@ -39,8 +39,24 @@ class Axis:
     return self.linear * np.sinh(np.asarray(z))
 
 
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """One loss against one saving.
+
+  Attributes:
+    axis: of the loss.
+    curves: (factor saved, loss) points of each method.
+    intervals: (factor saved, half of the loss's interval) of the same points;
+      None: not known.
+  """
+
+  axis: Axis
+  curves: pareto.Curves
+  intervals: pareto.Curves | None = None
+
+
 def draw_pareto(
-  panels: Sequence[Sequence[tuple[Axis, pareto.Curves]]],
+  panels: Sequence[Sequence[Panel]],
   labels: Sequence[str],
   path: pathlib.Path,
   *,
@@ -56,19 +72,19 @@ def draw_pareto(
   one.
 
   Args:
-    panels: rows of the loss and (factor saved, loss) points of each method.
-      The unreduced model is at (1, 0).
+    panels: a row for each loss. The unreduced model is at (1, 0).
     labels: of the x axis of each column.
     path: the PNG written.
     title, note: in the line above.
     reference: a method drawn dashed wherever it lies.
   """
   rows, columns = len(panels), len(panels[0])
-  colours = _colours([c for row in panels for _, c in row], reference)
+  every = [panel.curves for row in panels for panel in row]
+  colours = _colours(every, reference)
   fig = drawing.figure(figsize=(6.0 * columns, 3.9 * rows + 0.5), dpi=110)
   # Names are placed by where lines end on the page, so the page comes first.
   # They stand between the columns; a letter is 0.082 inches wide.
-  longest = max(len(name) for row in panels for _, c in row for name in c)
+  longest = max(len(name) for curves in every for name in curves)
   right = 1 - (0.15 + 0.082 * longest) / (6.0 * columns)
   fig.subplots_adjust(
     left=0.065, right=right, top=1 - 0.55 / (3.9 * rows), bottom=0.065,
@@ -76,10 +92,10 @@ def draw_pareto(
   )  # fmt: skip
   places = fig.subplots(rows, columns, squeeze=False)
   for row, line in zip(places, panels, strict=True):
-    for place, label, (axis, curves) in zip(row, labels, line, strict=True):
-      _panel(place, axis, curves, colours, reference)
+    for place, label, panel in zip(row, labels, line, strict=True):
+      _panel(place, panel, colours, reference)
       place.set_xlabel(label if line is panels[-1] else "", color=INK)
-    row[0].set_ylabel(line[0][0].label, color=INK)
+    row[0].set_ylabel(line[0].axis.label, color=INK)
   top = 1 - 0.26 / (3.9 * rows + 0.5)
   head = fig.text(0.012, top, title, size=13, weight="bold", color=INK)
   after = head.get_window_extent().x1 / fig.bbox.width + 0.01
@@ -105,8 +121,9 @@ def _colours(panels: Sequence[pareto.Curves], reference) -> dict[str, str]:
   return dict(zip(first, COLOURS, strict=False))
 
 
-def _panel(place, axis: Axis, curves, colours, reference) -> None:
-  _style(place, axis, curves)
+def _panel(place, panel: Panel, colours, reference) -> None:
+  curves = panel.curves
+  _style(place, panel.axis, curves)
   _, x, y = zip(*_front(curves), strict=True)
   place.plot(
     x, y, color=BAND, linewidth=10, zorder=0.5, solid_capstyle="round",
@@ -125,6 +142,12 @@ def _panel(place, axis: Axis, curves, colours, reference) -> None:
       x, y, linestyle=kind, color=colour, linewidth=width, zorder=above,
       marker="o", markersize=1.5 + 1.4 * width,
     )  # fmt: skip
+    if panel.intervals and (bold or method == reference):
+      half = dict([(1.0, 0.0), *panel.intervals[method]])
+      half = np.array([half[factor] for factor in x])
+      place.fill_between(
+        x, y - half, y + half, color=colour, alpha=0.13, linewidth=0, zorder=0.6
+      )
     ends.append((x[-1], y[-1], method, text, bold))
   # Limits follow the lines only when asked for.
   place.set_xlim(place.get_xlim())

@@ -1,0 +1,87 @@
+"""How sure a measured loss of accuracy is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# Of a normal distribution: 95 % lie within so many standard deviations.
+WIDE = 1.96
+
+
+def lost(whole: np.ndarray, own: np.ndarray) -> dict[str, Any]:
+  """Points of accuracy below the unreduced model, with a 95 % interval.
+
+  The two are compared image by image, so that images that are hard for both
+  do not widen the interval. It covers the choice of held-out images and, with
+  several seeds, that of the seed:
+  `1.96 sqrt(var_images / n + var_seeds / s)`, normal approximation. Images
+  count as independent.
+
+  Args:
+    whole, own: whether the unreduced and the reduced model are right,
+      `[seeds, n]`.
+
+  Returns:
+    "lost", "lost_interval" (half of it) and "lost_by_seed", in points.
+  """
+  points = 100.0 * (whole.astype(float) - own)
+  seeds, n = points.shape
+  variance = points.mean(axis=0).var(ddof=1) / n if n > 1 else np.inf
+  by_seed = points.mean(axis=1)
+  if seeds > 1:
+    variance += by_seed.var(ddof=1) / seeds
+  return {
+    "lost": float(points.mean()),
+    "lost_interval": float(WIDE * np.sqrt(variance)),
+    "lost_by_seed": [float(x) for x in by_seed],
+  }
+
+
+def unclear(
+  by_seed: Mapping[str, np.ndarray],
+  halves: Mapping[str, np.ndarray],
+  reference: str,
+) -> list[str]:
+  """Methods that are not clearly better than the reference.
+
+  Those whose difference from it, in the mean of seeds, is within the root of
+  the sum of both intervals squared.
+
+  Args:
+    by_seed: losses of each method, `[seeds]`.
+    halves: half of the interval of each, `[1]`.
+    reference: one of the methods, not among the result.
+  """
+  theirs, wide = by_seed[reference].mean(), halves[reference][0]
+  return [
+    method
+    for method, losses in by_seed.items()
+    if method != reference
+    and theirs - losses.mean() <= np.hypot(halves[method][0], wide)
+  ]
+
+
+def agreement(by_seed: Mapping[str, np.ndarray]) -> float:
+  """How far seeds agree about the order of methods: mean Kendall's tau.
+
+  Args:
+    by_seed: losses of each method, `[seeds]`.
+
+  Returns:
+    From -1 (reversed) to 1 (the same); NaN with one seed or one method.
+  """
+  from scipy import stats  # type: ignore[import-untyped]
+
+  if not by_seed:
+    return float("nan")
+  losses = np.stack(list(by_seed.values()), axis=1)
+  seeds, methods = losses.shape
+  if seeds < 2 or methods < 2:
+    return float("nan")
+  found = [
+    stats.kendalltau(losses[i], losses[j]).statistic
+    for i in range(seeds)
+    for j in range(i)
+  ]
+  return float(np.mean(found))
