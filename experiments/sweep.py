@@ -1,6 +1,6 @@
 """Every method on one model: what it loses, what it costs, how fast it is.
 
-python -m experiments.sweep --config configs/digits_pareto.py --workdir DIR
+python -m experiments.sweep --config configs/grid_pareto.py --workdir DIR
 python -m experiments.sweep --config configs/kv_pareto.py --workdir DIR
 
 Image classifiers: writes `pareto.json`, `pareto.png` and `merges.png` into the

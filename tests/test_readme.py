@@ -61,7 +61,7 @@ def test_own_recipe_obeys_the_laws(environment):
 def test_own_recipe_takes_part_in_the_sweep(environment, tmp_path):
   shown = run(
     environment, "-m", "experiments.sweep",
-    "--config", "configs/digits_pareto.py:runlocal",
+    "--config", "configs/grid_pareto.py:runlocal",
     "--config.recipes=('longest',)", "--workdir", str(tmp_path),
   )  # fmt: skip
   assert re.search(r"longest \*? +\S", shown)

@@ -17,8 +17,8 @@ from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Loss, Plot, Table
 from experiments.sweeps.results import Results, Row
 from experiments.sweeps.subject import Job, Sweep, Unfit
+from tokjax import recipes
 from tokjax.analysis import cost, pareto, plots
-
 
 # What a method that chooses has to beat.
 REFERENCE = "random"
@@ -191,6 +191,8 @@ class ClassificationSubject:
         ),
         Loss(plots.Axis(drift, 1e-3), lambda row: row["drift"]),
       ],
+      reference=REFERENCE,
+      baselines=recipes.names("baseline"),
     )
 
   def table(self, results: Results) -> Table:
@@ -244,7 +246,8 @@ class ClassificationSubject:
     if np.isfinite(tau):
       said += f"; order of methods between seeds: Kendall's tau {tau:.2f}"
     if REFERENCE in reached:
-      halves = at_shares(results, lambda row: row["lost_interval"], share)
+      measure = lambda row: row["lost_interval_images"]
+      halves = at_shares(results, measure, share)
       unclear = intervals.unclear(reached, halves, REFERENCE)
       if unclear:
         said += (

@@ -23,17 +23,20 @@ def lost(whole: np.ndarray, own: np.ndarray) -> dict[str, Any]:
       `[seeds, n]`.
 
   Returns:
-    "lost", "lost_interval" (half of it) and "lost_by_seed", in points.
+    "lost", "lost_interval" (half of it), "lost_interval_images" (what the
+    choice of images has in that) and "lost_by_seed", in points.
   """
   points = 100.0 * (whole.astype(float) - own)
   seeds, n = points.shape
-  variance = points.mean(axis=0).var(ddof=1) / n if n > 1 else np.inf
+  images = points.mean(axis=0).var(ddof=1) / n if n > 1 else np.inf
   by_seed = points.mean(axis=1)
+  both = images
   if seeds > 1:
-    variance += by_seed.var(ddof=1) / seeds
+    both += by_seed.var(ddof=1) / seeds
   return {
     "lost": float(points.mean()),
-    "lost_interval": float(WIDE * np.sqrt(variance)),
+    "lost_interval": float(WIDE * np.sqrt(both)),
+    "lost_interval_images": float(WIDE * np.sqrt(images)),
     "lost_by_seed": [float(x) for x in by_seed],
   }
 
@@ -45,21 +48,22 @@ def unclear(
 ) -> list[str]:
   """Methods that are not clearly better than the reference.
 
-  Those whose difference from it, in the mean of seeds, is within the root of
-  the sum of both intervals squared.
+  Compared seed by seed, as a seed that is hard for one is hard for others:
+  those that lose as much for any seed, or whose mean difference is within the
+  root of the sum of both intervals squared.
 
   Args:
     by_seed: losses of each method, `[seeds]`.
-    halves: half of the interval of each, `[1]`.
+    halves: half of the interval over images of each, `[1]`.
     reference: one of the methods, not among the result.
   """
-  theirs, wide = by_seed[reference].mean(), halves[reference][0]
-  return [
-    method
-    for method, losses in by_seed.items()
-    if method != reference
-    and theirs - losses.mean() <= np.hypot(halves[method][0], wide)
-  ]
+  found = []
+  for method, losses in by_seed.items():
+    gained = by_seed[reference] - losses
+    unsure = np.hypot(halves[method][0], halves[reference][0])
+    if method != reference and (gained.min() <= 0 or gained.mean() <= unsure):
+      found.append(method)
+  return found
 
 
 def agreement(by_seed: Mapping[str, np.ndarray]) -> float:

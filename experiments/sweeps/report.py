@@ -38,12 +38,14 @@ class Plot:
     savings: factors by the label of their x axis, a column for each.
     losses: a row for each.
     reference: the method drawn dashed.
+    baselines: methods that are grey and not on fronts.
   """
 
   title: str
   savings: Mapping[str, Measure]
   losses: Sequence[Loss]
   reference: str = "random"
+  baselines: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,7 @@ def draw(results: Results, plot: Plot, path: pathlib.Path, note: str) -> None:
     title=plot.title,
     note=note,
     reference=plot.reference,
+    baselines=plot.baselines,
   )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,14 @@ COLOURS = (
   "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
 )  # fmt: skip
 GREY, QUIET, INK, BAND = "#CACACA", "#858585", "#262626", "#FFEDB3"
+KEY = (
+  "coloured: on the front (the band) of a panel, which baselines do not enter;"
+  " dashed: {}; grey: all others; shaded: 95 % interval, where known"
+)
+# Factors that an axis may name.
+FACTORS = (
+  0.1, 0.2, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128,
+)  # fmt: skip
 # Names stand this far apart, and at most so far from the end of their line,
 # as parts of a panel's height.
 GAP, FAR = 0.046, 0.1
@@ -63,6 +71,7 @@ def draw_pareto(
   title: str,
   note: str = "",
   reference: str = "random",
+  baselines: Collection[str] = (),
 ) -> None:
   """Losses against savings: a row for each loss, a column for each saving.
 
@@ -77,58 +86,68 @@ def draw_pareto(
     path: the PNG written.
     title, note: in the line above.
     reference: a method drawn dashed wherever it lies.
+    baselines: methods that are grey and not on fronts.
   """
   rows, columns = len(panels), len(panels[0])
   every = [panel.curves for row in panels for panel in row]
-  colours = _colours(every, reference)
+  grey = {reference, *baselines}
+  colours = _colours(every, grey)
   fig = drawing.figure(figsize=(6.0 * columns, 3.9 * rows + 0.5), dpi=110)
   # Names are placed by where lines end on the page, so the page comes first.
   # They stand between the columns; a letter is 0.082 inches wide.
   longest = max(len(name) for curves in every for name in curves)
   right = 1 - (0.15 + 0.082 * longest) / (6.0 * columns)
   fig.subplots_adjust(
-    left=0.065, right=right, top=1 - 0.55 / (3.9 * rows), bottom=0.065,
+    left=0.065, right=right, top=1 - 0.55 / (3.9 * rows),
+    bottom=0.065 + 0.1 / (3.9 * rows),
     wspace=max(0.33, 0.026 * longest), hspace=0.2,
   )  # fmt: skip
   places = fig.subplots(rows, columns, squeeze=False)
   for row, line in zip(places, panels, strict=True):
     for place, label, panel in zip(row, labels, line, strict=True):
-      _panel(place, panel, colours, reference)
+      _panel(place, panel, colours, reference, grey)
       place.set_xlabel(label if line is panels[-1] else "", color=INK)
     row[0].set_ylabel(line[0].axis.label, color=INK)
   top = 1 - 0.26 / (3.9 * rows + 0.5)
   head = fig.text(0.012, top, title, size=13, weight="bold", color=INK)
   after = head.get_window_extent().x1 / fig.bbox.width + 0.01
   fig.text(after, top, note, size=10, color=QUIET)
+  fig.text(0.012, 0.012, KEY.format(reference), size=9, color=QUIET)
   fig.savefig(path)
 
 
-def _front(curves: pareto.Curves) -> list[tuple[str, float, float]]:
-  """Points on the front: method, factor saved, loss."""
-  points = [(m, *p) for m, curve in curves.items() for p in curve]
+def _front(
+  curves: pareto.Curves, grey: Collection[str]
+) -> list[tuple[str, float, float]]:
+  """Points on the front of those that are not grey: method, factor, loss."""
+  points = [
+    (m, *p) for m, curve in curves.items() for p in curve if m not in grey
+  ]
   found = pareto.front([-p[1] for p in points], [p[2] for p in points])
   return [points[i] for i in found]
 
 
-def _colours(panels: Sequence[pareto.Curves], reference) -> dict[str, str]:
+def _colours(
+  panels: Sequence[pareto.Curves], grey: Collection[str]
+) -> dict[str, str]:
   """Colours of the methods on fronts, the most frequent ones first."""
   times: dict[str, int] = {}
   for curves in panels:
-    for method in dict.fromkeys(p[0] for p in _front(curves)):
+    for method in dict.fromkeys(p[0] for p in _front(curves, grey)):
       times[method] = times.get(method, 0) + 1
-  times.pop(reference, None)
   first = sorted(times, key=lambda method: -times[method])
   return dict(zip(first, COLOURS, strict=False))
 
 
-def _panel(place, panel: Panel, colours, reference) -> None:
+def _panel(place, panel: Panel, colours, reference, grey) -> None:
   curves = panel.curves
   _style(place, panel.axis, curves)
-  _, x, y = zip(*_front(curves), strict=True)
-  place.plot(
-    x, y, color=BAND, linewidth=10, zorder=0.5, solid_capstyle="round",
-    solid_joinstyle="round",
-  )  # fmt: skip
+  if front := _front(curves, grey):
+    _, x, y = zip(*front, strict=True)
+    place.plot(
+      x, y, color=BAND, linewidth=10, zorder=0.5, solid_capstyle="round",
+      solid_joinstyle="round",
+    )  # fmt: skip
   ends = []
   for method, curve in curves.items():
     x, y = np.array(sorted([(1.0, 0.0), *curve])).T
@@ -169,12 +188,29 @@ def _style(place: Any, axis: Axis, curves: pareto.Curves) -> None:
   place.yaxis.set_major_locator(ticker.FixedLocator(ticks))
   place.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
   place.yaxis.set_minor_locator(ticker.NullLocator())
+  # Half as much is as far from 1 as twice as much.
+  place.set_xscale("log")
+  factors = [x for curve in curves.values() for x, _ in curve]
+  low, high = min([*factors, 1.0]), max([*factors, 1.0])
+  ticks = [t for t in FACTORS if low <= t <= high]
+  place.xaxis.set_major_locator(ticker.FixedLocator(_apart(ticks, high / low)))
+  place.xaxis.set_minor_locator(ticker.NullLocator())
   place.xaxis.set_major_formatter(ticker.FormatStrFormatter("%gx"))
   place.grid(axis="y", color="#EFEFEF", zorder=0)
   place.axvline(1.0, color="#E3E3E3", linewidth=1, zorder=0)
   place.tick_params(colors=INK, length=0)
   for side in ("top", "right", "left"):
     place.spines[side].set_visible(False)
+
+
+def _apart(ticks: Sequence[float], span: float) -> list[float]:
+  """Ticks of a logarithmic axis that leave room for their labels."""
+  chosen: list[float] = []
+  for tick in sorted(ticks, key=lambda t: abs(np.log(t))):
+    far = [abs(np.log(tick / other)) for other in chosen]
+    if min(far, default=np.inf) > 0.07 * np.log(span):
+      chosen.append(tick)
+  return sorted(chosen)
 
 
 def _names(place: Any, ends) -> None:
