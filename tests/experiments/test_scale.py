@@ -130,7 +130,7 @@ COLLECTIVE = re.compile(
   r"\b(all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\b"
 )
 SMALL = ViTConfig(
-  image_size=6, patch_size=1, channels=1, width=8, depth=3, heads=2, mlp_dim=16,
+  image_size=6, patch_size=1, channels=1, width=8, depth=2, heads=2, mlp_dim=16,
   num_classes=10,
 )  # fmt: skip
 
