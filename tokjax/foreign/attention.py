@@ -17,15 +17,15 @@ class BlockSparseAttention:
 
   Attributes:
     sees: who sees whom: a pattern of `pallas_kernels.layout`, whose layout is
-      made for the length of each call; a `BlockLayout`, for its own length; or
-      a `tokjax.attention.BlockSparse`, which chooses blocks by estimated
-      attention.
+      made for the length of each call; a `BlockLayout`, for its own length (its
+      arrays make the attention unhashable); or a `tokjax.attention.BlockSparse`,
+      which chooses blocks by estimated attention.
     block: block size of a pattern's layout, in tokens.
     implementation: of `pallas_kernels.block_sparse_attention`, for patterns
       and layouts; None picks by platform.
   """
 
-  sees: layouts.Pattern | BlockLayout | BlockSparse
+  sees: Any
   block: int = 128
   implementation: str | None = None
 

@@ -31,14 +31,14 @@ def check(
       " kinds="
     )
   slots.refuse_foreign(CARRIES, MODEL)
+  for reduce in slots.reduce:
+    for fault in _faults(reduce, (*kinds, Kind.PATCH)):
+      raise ValueError(f"{slots.described(reduce)} {fault}")
   if slots.losses:
     raise ValueError(
       f"recipe {slots.name!r} trains with losses of its own, which {MODEL} does"
       " not carry out; it is for tokjax.models"
     )
-  for reduce in slots.reduce:
-    for fault in _faults(reduce, (*kinds, Kind.PATCH)):
-      raise ValueError(f"{slots.described(reduce)} {fault}")
 
 
 def _faults(reduce: Reduce, kinds: tuple[Kind, ...]):
