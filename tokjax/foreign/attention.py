@@ -18,8 +18,8 @@ class BlockSparseAttention:
   Attributes:
     sees: who sees whom: a pattern of `pallas_kernels.layout`, whose layout is
       made for the length of each call; a `BlockLayout`, for its own length (its
-      arrays make the attention unhashable); or a `tokjax.attention.BlockSparse`,
-      which chooses blocks by estimated attention.
+      arrays make the attention unhashable); or a
+      `tokjax.attention.BlockSparse`, which chooses by estimated attention.
     block: block size of a pattern's layout, in tokens.
     implementation: of `pallas_kernels.block_sparse_attention`, for patterns
       and layouts; None picks by platform.
