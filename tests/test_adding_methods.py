@@ -1,7 +1,10 @@
 """docs/adding_methods.md: its methods run, in one file of 25 lines each."""
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +18,11 @@ from tokjax.models import Generator
 from tokjax.recipes import registry
 from tokjax.tokens import Kind
 
-DOC = pathlib.Path(__file__).resolve().parents[1] / "docs/adding_methods.md"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOC = ROOT / "docs/adding_methods.md"
 NAMES = {
   "vision": "long_values",
+  "short cache": "last_row",
   "cache": "long_value_cache",
   "both": "seen_by_last",
 }
@@ -65,7 +70,32 @@ def generated(slots, kinds=None):
   return made, made.prefill(prompts, kinds)
 
 
-@pytest.mark.parametrize("slots", ["cache"], indirect=True)
+def test_cache_methods_are_held_to_the_laws(tmp_path):
+  """One has a reference in a file of the user, the other has none."""
+  both = block("short cache") + block("cache")
+  (tmp_path / "my_recipes.py").write_text(both)
+  (tmp_path / "my_recipes_reference.py").write_text(block("reference"))
+  path = os.pathsep.join([str(tmp_path), str(ROOT)])
+  own = {"TOKJAX_RECIPES": "my_recipes", "PYTHONPATH": path}
+  few = "equal_the_reference or prompt_or_refused"
+  done = subprocess.run(
+    [sys.executable, "-m", "pytest", "tests/cache/test_contract.py", "-v",
+     "-n", "0", "-p", "no:cacheprovider",
+     "-k", f"(last_row or long_value_cache) and ({few})"],
+    cwd=ROOT, env={**os.environ, **own}, text=True, capture_output=True,
+    check=False,
+  )  # fmt: skip
+  shown = done.stdout
+  assert done.returncode == 0, shown[-3000:] + done.stderr[-3000:]
+  assert re.search(r"reference_one_by_one\[last_row\] PASSED", shown)
+  assert re.search(r"or_refused\[last_row\] PASSED", shown)
+  assert re.search(r"or_refused\[long_value_cache\] PASSED", shown)
+  assert re.search(
+    r"SKIPPED .*write my_recipes_reference.py .* long_value_cache\(s\)", shown
+  )
+
+
+@pytest.mark.parametrize("slots", ["short cache", "cache"], indirect=True)
 def test_the_cache_method_holds_half(slots):
   made, going = generated(slots)
   assert made.bytes(going).physical < 0.8 * _full_bytes()
