@@ -313,7 +313,44 @@ def full_bytes(made: Generator, ids: Sequence[Sequence[int]]) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
+def from_command_line(given: Any) -> None:
+  """`main` with the options of the command."""
+  config = given.config.to_dict()
+  if given.chat:
+    config["chat"] = True
+  if given.stop:
+    config["stop"] = tuple(given.stop)
+  main(
+    config,
+    given.workdir,
+    given.prompt,
+    prompts=given.prompts,
+    model=given.model,
+    yes=given.yes,
+    as_json=given.json,
+  )
+
+
 if __name__ == "__main__":
   from experiments import launch
+  from experiments.command import Command, Option
 
-  launch.generate(main)
+  launch.start(
+    Command(
+      __doc__ or "",
+      (
+        Option("prompt", str, None, "Text to continue."),
+        Option("prompts", str, None, "File of prompts, text or .jsonl."),
+        Option("model", str, None, "Of `tokjax models`, or a checkpoint."),
+        Option("yes", bool, False, "The model may be downloaded."),
+        Option("chat", bool, False, "The prompt is a user's message."),
+        Option("stop", str, None, "End the text at this string.", many=True),
+        Option("json", bool, False, "Print a line of JSON for each prompt."),
+        launch.workdir(str(pathlib.Path.home() / ".cache/tokjax/generate")),
+        *launch.COMMON,
+      ),
+      (Generate,),
+      file=str(pathlib.Path(__file__).parents[1] / "configs" / "generate.py"),
+    ),
+    from_command_line,
+  )

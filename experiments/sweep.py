@@ -37,15 +37,19 @@ def load(config: Any) -> Sweep:
     return config
   if hasattr(config, "to_dict"):
     config = config.to_dict()
+  return typed.build(kind_of(config), config)
+
+
+def kind_of(config: Mapping[str, Any]) -> type[Sweep]:
+  """The kind of sweep that the subject of a config belongs to.
+
+  Raises:
+    ConfigError: an unknown subject.
+  """
   subject = config.get("subject")
-  name = subject.get("name") if isinstance(subject, Mapping) else None
-  for kind in KINDS:
-    if name in kind.SUBJECTS:
-      return typed.build(kind, config)
-  known = sorted(name for kind in KINDS for name in kind.SUBJECTS)
-  raise typed.ConfigError(
-    f"config.subject.name={name!r}: must be one of {known}"
-  )
+  name = subject.get("name") if hasattr(subject, "get") else None
+  kinds = {name: kind for kind in KINDS for name in kind.SUBJECTS}
+  return typed.chosen(kinds, name, "config.subject")
 
 
 def main(config: Any, workdir: str | pathlib.Path) -> Results:
@@ -146,5 +150,11 @@ def rows_of(
 
 if __name__ == "__main__":
   from experiments import launch
+  from experiments.command import Command
 
-  launch.run(lambda config, workdir, _: main(config, workdir))
+  launch.start(
+    Command(
+      __doc__ or "", (launch.workdir(), *launch.COMMON), KINDS, kind_of
+    ),
+    lambda given: main(given.config, given.workdir),
+  )

@@ -148,7 +148,17 @@ def _train(config, workdir, preemption, profile, stack) -> Run:
 
 if __name__ == "__main__":
   from experiments import launch
+  from experiments.command import Command, Option
 
-  launch.run(
-    lambda config, workdir, flags: main(config, workdir, flags.profile)
+  launch.start(
+    Command(
+      __doc__ or "",
+      (
+        launch.workdir(),
+        Option("profile", str, None, "FIRST:LAST steps to trace."),
+        *launch.COMMON,
+      ),
+      (config_lib.Config,),
+    ),
+    lambda given: main(given.config, given.workdir, given.profile),
   )

@@ -164,10 +164,15 @@ class Config:
   """A run of the loop.
 
   Attributes:
-    model, data, task: one of the tables above, chosen by `name`.
+    model, data, task: one of several, chosen by `name`.
+    recipe: fills the model's slots while it trains.
+    optimizer: schedule and update rule.
+    checkpoint: how often and how many.
+    mesh: of the devices.
     init: workdir of a run whose parameters to start from.
     teacher: workdir of a run to distil from; see the task.
     steps: optimiser steps.
+    seed: of the parameters, the order of examples and what is drawn.
     batch_size, eval_batch_size: of all devices and hosts together.
     precision: of activations; parameters and optimiser stay float32.
     threads, processes: that load data on every host; 0 processes: only
