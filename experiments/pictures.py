@@ -1,7 +1,7 @@
 """Merge maps of a recipe on photographs, block by block.
 
 python -m experiments.pictures --recipe tome --out DIR
-python -m experiments.pictures --recipe evit --image cat.jpg --keep 0.3 \
+python -m experiments.pictures --recipe evit --image cat.jpg --keep 0.3 \\
   --checkpoint facebook/deit-small-patch16-224 --out DIR
 
 Without images, scikit-learn's two sample photographs; without a checkpoint, a
