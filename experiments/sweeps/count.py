@@ -6,6 +6,8 @@ import time
 import rich.console
 import rich.progress
 
+from experiments.training.eta import Eta, EtaColumn
+
 
 class Count:
   """Counts jobs and says how long the rest will take.
@@ -16,16 +18,16 @@ class Count:
 
   def __init__(self, total: int, unit: str):
     self._total, self._unit, self._done = total, unit, 0
-    self._began = time.perf_counter()
+    self._began, self._eta = time.perf_counter(), Eta(total)
     self._bar = None
 
   def __enter__(self) -> "Count":
-    self._began = time.perf_counter()
+    self._began, self._eta = time.perf_counter(), Eta(self._total)
     if self._total and sys.stdout.isatty():
       p = rich.progress
       self._bar = p.Progress(
         p.TextColumn(self._unit), p.MofNCompleteColumn(), p.BarColumn(),
-        p.TimeElapsedColumn(), p.TextColumn("ETA"), p.TimeRemainingColumn(),
+        p.TimeElapsedColumn(), EtaColumn(self._eta),
         p.TextColumn("{task.description}"),
         console=rich.console.Console(file=sys.stdout),
       )  # fmt: skip
@@ -40,6 +42,7 @@ class Count:
   def step(self, text: str) -> None:
     """One more job is done."""
     self._done += 1
+    self._eta.reached(self._done)
     if self._bar is not None:
       self._bar.update(self._task, advance=1, description=text)
       return

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import typed
 from experiments.data import DATA
@@ -207,7 +208,7 @@ class Config:
         raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
     for name in SIZES:
       size = getattr(self.model, name, None)
-      if size is not None and size < 1:
+      if size is not None and np.min(size) < 1:
         raise ValueError(f"model.{name}={size}: must be 1 or more")
     if self.threads < 1 or self.processes < 0:
       raise ValueError(

@@ -7,7 +7,6 @@ import math
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ import rich.progress
 from experiments.training import optim, rows, trees
 from experiments.training.board import Board
 from experiments.training.config import Config
+from experiments.training.eta import Eta, EtaColumn
 
 # What a log line shows, in this order; the files have everything.
 SHOWN = ("loss", "accuracy")
@@ -32,8 +32,7 @@ class Log:
   """
 
   def __init__(self, workdir: pathlib.Path, start: int, steps: int):
-    self._start, self._steps = start, steps
-    self._began = time.perf_counter()
+    self._steps, self._eta = steps, Eta(steps, start)
     self._bar = self._file = self._board = None
     if jax.process_index():
       return
@@ -42,7 +41,7 @@ class Log:
     self._file = path.open("a")
     self._board = Board(workdir / "tensorboard", start + 1)
     if sys.stdout.isatty():
-      self._bar = _bar()
+      self._bar = _bar(self._eta)
       self._task = self._bar.add_task("", total=steps, completed=start)
       self._bar.start()
 
@@ -70,11 +69,12 @@ class Log:
     shown = "  ".join(f"{k} {values[k]:.4f}" for k in SHOWN if k in values)
     if split != "train":
       return self.note(f"step {step}  {split}: {shown}")
+    self._eta.reached(step)
     if self._bar is not None:
       shown = f"{shown}  {_rates(values)}"
       return self._bar.update(self._task, completed=step, description=shown)
     self.note(
-      f"step {step}/{self._steps}  {shown}  {_rates(values)}  {self._eta(step)}"
+      f"step {step}/{self._steps}  {shown}  {_rates(values)}  {self._eta}"
     )
 
   def close(self) -> None:
@@ -85,13 +85,6 @@ class Log:
         self._bar.stop()
     self._file.close()
     self._board.close()
-
-  def _eta(self, step: int) -> str:
-    spent = time.perf_counter() - self._began
-    left = spent / max(step - self._start, 1) * (self._steps - step)
-    return (
-      f"ETA {int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
-    )
 
 
 @contextlib.contextmanager
@@ -115,11 +108,11 @@ def silence() -> None:
   os.close(nowhere)
 
 
-def _bar() -> rich.progress.Progress:
+def _bar(eta: Eta) -> rich.progress.Progress:
   p = rich.progress
   return p.Progress(
     p.MofNCompleteColumn(), p.BarColumn(), p.TextColumn("{task.description}"),
-    p.TimeElapsedColumn(), p.TextColumn("ETA"), p.TimeRemainingColumn(),
+    p.TimeElapsedColumn(), EtaColumn(eta),
     console=rich.console.Console(file=sys.stdout),
   )  # fmt: skip
 
