@@ -3,10 +3,7 @@
 import sys
 import time
 
-import rich.console
-import rich.progress
-
-from experiments.training.eta import Eta, EtaColumn
+from experiments.training.eta import Eta, bar
 
 
 class Count:
@@ -24,13 +21,7 @@ class Count:
   def __enter__(self) -> "Count":
     self._began, self._eta = time.perf_counter(), Eta(self._total)
     if self._total and sys.stdout.isatty():
-      p = rich.progress
-      self._bar = p.Progress(
-        p.TextColumn(self._unit), p.MofNCompleteColumn(), p.BarColumn(),
-        p.TimeElapsedColumn(), EtaColumn(self._eta),
-        p.TextColumn("{task.description}"),
-        console=rich.console.Console(file=sys.stdout),
-      )  # fmt: skip
+      self._bar = bar(self._eta, self._unit)
       self._task = self._bar.add_task("", total=self._total)
       self._bar.start()
     return self

@@ -6,6 +6,7 @@ import time
 
 import rich.console
 import rich.progress
+import rich.table
 import rich.text
 
 
@@ -41,12 +42,36 @@ class EtaColumn(rich.progress.ProgressColumn):
   max_refresh = 0.5
 
   def __init__(self, eta: Eta):
-    super().__init__()
+    super().__init__(whole())
     self._eta = eta
 
   def render(self, task: rich.progress.Task) -> rich.text.Text:
     del task
     return rich.text.Text(str(self._eta), style="progress.remaining")
+
+
+class ShortColumn(rich.progress.ProgressColumn):
+  """The description, cut where the terminal ends; nothing else is."""
+
+  def render(self, task: rich.progress.Task) -> rich.text.Text:
+    return rich.text.Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
+def whole() -> rich.table.Column:
+  """A column that is never cut or wrapped."""
+  return rich.table.Column(no_wrap=True)
+
+
+def bar(eta: Eta, unit: str = "") -> rich.progress.Progress:
+  """Parts done, a bar, time and time left, then a description."""
+  p = rich.progress
+  return p.Progress(
+    *([p.TextColumn(unit)] if unit else []),
+    p.MofNCompleteColumn(table_column=whole()),
+    p.BarColumn(10, table_column=whole()),
+    p.TimeElapsedColumn(whole()), EtaColumn(eta), ShortColumn(),
+    console=rich.console.Console(file=sys.stdout),
+  )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -66,6 +91,6 @@ def working(text: str, stream=None):
     p.SpinnerColumn(), p.TextColumn("{task.description}"),
     p.TimeElapsedColumn(), console=rich.console.Console(file=stream),
     transient=True,
-  ) as bar:  # fmt: skip
-    bar.add_task(text, total=None)
+  ) as spinner:  # fmt: skip
+    spinner.add_task(text, total=None)
     yield

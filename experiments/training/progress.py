@@ -11,13 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import rich.console
-import rich.progress
 
-from experiments.training import optim, rows, trees
+from experiments.training import eta, optim, rows, trees
 from experiments.training.board import Board
 from experiments.training.config import Config
-from experiments.training.eta import Eta, EtaColumn
 
 # What a log line shows, in this order; the files have everything.
 SHOWN = ("loss", "accuracy")
@@ -32,7 +29,7 @@ class Log:
   """
 
   def __init__(self, workdir: pathlib.Path, start: int, steps: int):
-    self._steps, self._eta = steps, Eta(steps, start)
+    self._steps, self._eta = steps, eta.Eta(steps, start)
     self._bar = self._file = self._board = None
     if jax.process_index():
       return
@@ -41,7 +38,7 @@ class Log:
     self._file = path.open("a")
     self._board = Board(workdir / "tensorboard", start + 1)
     if sys.stdout.isatty():
-      self._bar = _bar(self._eta)
+      self._bar = eta.bar(self._eta)
       self._task = self._bar.add_task("", total=steps, completed=start)
       self._bar.start()
 
@@ -106,15 +103,6 @@ def silence() -> None:
   nowhere = os.open(os.devnull, os.O_WRONLY)
   os.dup2(nowhere, sys.stdout.fileno())
   os.close(nowhere)
-
-
-def _bar(eta: Eta) -> rich.progress.Progress:
-  p = rich.progress
-  return p.Progress(
-    p.MofNCompleteColumn(), p.BarColumn(), p.TextColumn("{task.description}"),
-    p.TimeElapsedColumn(), EtaColumn(eta),
-    console=rich.console.Console(file=sys.stdout),
-  )  # fmt: skip
 
 
 def _rates(values: Mapping[str, float]) -> str:

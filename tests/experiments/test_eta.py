@@ -5,7 +5,7 @@ import io
 import rich.console
 
 from experiments.sweeps import report
-from experiments.training import eta, progress
+from experiments.training import eta
 
 
 class Terminal(io.StringIO):
@@ -24,11 +24,12 @@ def test_time_left_with_lines_far_apart(monkeypatch):
   assert str(left) == "ETA 1:00:00"
   now[0] = 1201.0
   assert str(left) == "ETA 0:59:59"
-  bar = progress._bar(left)
-  bar.add_task("", total=10, completed=4)
+  bar = eta.bar(left)
+  bar.add_task("loss 1.6059  " * 9, total=100000, completed=99999)
   out = rich.console.Console(file=io.StringIO(), width=80)
   out.print(bar)
-  assert "ETA 0:59:59" in out.file.getvalue()
+  (line,) = out.file.getvalue().splitlines()
+  assert "ETA 0:59:59 loss 1.6059" in line and " 99999/100000 " in f" {line}"
 
 
 def test_something_moves_on_a_terminal_only():
