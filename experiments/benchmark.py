@@ -38,6 +38,8 @@ class Benchmark:
   """What is timed: all combinations of lengths, head sizes and batches.
 
   Attributes:
+    lengths, head_sizes, batches: tokens, features of a head, and examples.
+    dtype: of queries, keys and values.
     densities: shares of key blocks that each query block lists.
     directions: "forward", "backward" (alone, without the forward pass).
     heads, key_heads: of queries and of keys; the latter divides the former.
@@ -249,5 +251,9 @@ def numbers(
 
 if __name__ == "__main__":
   from experiments import launch
+  from experiments.command import Command
 
-  launch.run(lambda config, workdir, _: main(config, workdir))
+  launch.start(
+    Command(__doc__ or "", (launch.workdir(), *launch.COMMON), (Benchmark,)),
+    lambda given: main(given.config, given.workdir),
+  )

@@ -34,9 +34,10 @@ from experiments.sweeps.language_models import (
   Pretrained,
   Trained,
 )
-from experiments.training.config import Recipe
-from tokjax import zoo
-from tokjax.models import Generator, Sampler, generation
+from experiments.training.config import DTYPES, Recipe
+from experiments.training.eta import working
+from tokjax import interop, zoo
+from tokjax.models import Decoder, Generator, Sampler, generation
 from tokjax.slots import Bytes, Slots
 
 DEFAULT = "smollm2"
@@ -126,6 +127,8 @@ def main(
   if prompts is not None:
     asked = prompting.read(pathlib.Path(prompts))
   config.recipe.slots()  # Refused before a model is trained or read.
+  if isinstance(config.language_model, Trained):
+    refuse_early(config, config.language_model, asked)
   # Progress of training is no part of what a program reads.
   with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
     lm = config.language_model.prepare(workdir)
@@ -213,7 +216,8 @@ def answer_batch(
   show: Show | None,
 ) -> list[Generated]:
   """Prompts that are taken together."""
-  compiled, sizes = warm_up(made, config, ids)
+  with working("compiling", sys.stderr):
+    compiled, sizes = warm_up(made, config, ids)
   answers, first, rate = run(made, config, lm, ids, show)
   logical = np.broadcast_to(np.asarray(sizes.logical), len(ids))
   full = full_bytes(made, ids)
@@ -233,6 +237,30 @@ def answer_batch(
     )
     for i, text in enumerate(answers)
   ]
+
+
+def refuse_early(
+  config: Generate, source: Trained, asked: Sequence[Prompt]
+) -> None:
+  """Traces the model with its slots and prompts, before it is trained.
+
+  Raises:
+    ValueError: what `answer` would raise once the model is there.
+  """
+  train = source.train
+  if train.data.num_classes != 256:
+    return
+  example = jax.ShapeDtypeStruct((1, min(64, train.model.length)), "int32")
+  init = train.build_model().init
+  shapes = jax.eval_shape(init, jax.random.key(0), example)["params"]
+  lm = LanguageModel(
+    train.model, shapes, DTYPES[train.precision], interop.Bytes(), train.data,
+    "",
+  )  # fmt: skip
+  ids = [one.encode(lm.tokenizer, config.chat) for one in asked]
+  made = build(lm, config)
+  made.pack(ids)
+  state_shapes(made, made.model, ids)
 
 
 def build(lm: LanguageModel, config: Generate) -> Generator:
@@ -300,7 +328,14 @@ def run(
 
 def full_bytes(made: Generator, ids: Sequence[Sequence[int]]) -> int:
   """Bytes of the full cache in place of the recipe's; nothing is computed."""
-  model = made.model.clone(slots=Slots())
+  leaves = state_shapes(made, made.model.clone(slots=Slots()), ids)
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def state_shapes(
+  made: Generator, model: Decoder, ids: Sequence[Sequence[int]]
+) -> list[jax.ShapeDtypeStruct]:
+  """Of the caches after the prompts; nothing is computed."""
   length = made.bucket(max(len(one) for one in ids))
   shape = jax.ShapeDtypeStruct((len(ids), length), "int32")
 
@@ -309,11 +344,47 @@ def full_bytes(made: Generator, ids: Sequence[Sequence[int]]) -> int:
     return jax.tree.leaves(going.states)
 
   lengths = jax.ShapeDtypeStruct((len(ids),), "int32")
-  leaves = jax.eval_shape(states, made.params, shape, lengths)
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+  return jax.eval_shape(states, made.params, shape, lengths)
+
+
+def from_command_line(given: Any) -> None:
+  """`main` with the options of the command."""
+  config = given.config.to_dict()
+  if given.chat:
+    config["chat"] = True
+  if given.stop:
+    config["stop"] = tuple(given.stop)
+  main(
+    config,
+    given.workdir,
+    given.prompt,
+    prompts=given.prompts,
+    model=given.model,
+    yes=given.yes,
+    as_json=given.json,
+  )
 
 
 if __name__ == "__main__":
   from experiments import launch
+  from experiments.command import Command, Option
 
-  launch.generate(main)
+  launch.start(
+    Command(
+      __doc__ or "",
+      (
+        Option("prompt", str, None, "Text to continue."),
+        Option("prompts", str, None, "File of prompts, text or .jsonl."),
+        Option("model", str, None, "Of `tokjax models`, or a checkpoint."),
+        Option("yes", bool, False, "The model may be downloaded."),
+        Option("chat", bool, False, "The prompt is a user's message."),
+        Option("stop", str, None, "End the text at this string.", many=True),
+        Option("json", bool, False, "Print a line of JSON for each prompt."),
+        launch.workdir(str(pathlib.Path.home() / ".cache/tokjax/generate")),
+        *launch.COMMON,
+      ),
+      (Generate,),
+      file=str(pathlib.Path(__file__).parents[1] / "configs" / "generate.py"),
+    ),
+    from_command_line,
+  )

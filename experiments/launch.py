@@ -2,19 +2,18 @@
 
 import contextlib
 import os
-import pathlib
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
+from experiments.command import HELP, Command, Option
 from experiments.data import DataError
 from experiments.training.errors import CheckpointError, WorkdirError
 from experiments.training.progress import silence
@@ -55,18 +54,14 @@ def one_line_errors(show_traceback: bool = False):
   except USER_ERRORS as error:
     if show_traceback:
       traceback.print_exc()
-    sys.exit(f"error: {describe(error)}")
+    lines = map(str.strip, describe(error).splitlines())
+    sys.exit(f"error: {' '.join(lines)}")
 
 
 def describe(error: Exception) -> str:
   """What went wrong, for a person."""
   if isinstance(error, OSError) and error.filename is not None:
     return f"{error.filename}: {error.strerror}"
-  if isinstance(error, OSError):
-    # config_flags lists what it tried; the last is the path as it was given.
-    return str(error).strip().splitlines()[-1].strip()
-  if isinstance(error, (AttributeError, KeyError)) and error.args:
-    return str(error.args[0])
   return str(error) or type(error).__name__
 
 
@@ -84,30 +79,32 @@ def stop_with_parent(parent: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-def _common(workdir: str | None = None) -> Any:
-  """Flags of every command; without a default, `workdir` must be given."""
-  flags.DEFINE_string("workdir", workdir, "directory of the run")
-  flags.DEFINE_bool(
-    "distributed", False,
-    "several hosts that find each other (TPU pods, Slurm, Kubernetes)",
-  )  # fmt: skip
-  flags.DEFINE_string("coordinator", None, "host:port of the first process")
-  flags.DEFINE_integer("num_processes", None, "how many processes there are")
-  flags.DEFINE_integer("process_id", None, "which of them this is")
-  flags.DEFINE_integer("parent", None, "stop when this process has ended")
-  flags.DEFINE_bool("traceback", False, "show where an error comes from")
-  if workdir is None:
-    flags.mark_flag_as_required("workdir")
-  return flags.FLAGS
+COMMON = (
+  Option(
+    "distributed", bool, False,
+    "Several hosts that find each other (TPU pods, Slurm, Kubernetes).",
+  ),
+  Option("coordinator", str, None, "host:port of the first process."),
+  Option("num_processes", int, None, "How many processes there are."),
+  Option("process_id", int, None, "Which of them this is."),
+  Option("parent", int, None, "Save and stop when this process has ended."),
+  Option("traceback", bool, False, "Show where an error comes from."),
+)  # fmt: skip
+
+
+def workdir(default: str | None = None) -> Option:
+  """The option `--workdir`; without a default it must be given."""
+  return Option(
+    "workdir", str, default, "Directory of the run.", default is None
+  )
 
 
 def join_hosts(values: Any) -> None:
-  """Connects to the other processes if a flag asks for it; quietens orbax.
+  """Connects to the other processes if an option asks for it.
 
   Raises:
     ValueError: a coordinator without number or count of processes.
   """
-  logging.set_verbosity(logging.ERROR)
   if values.coordinator is not None:
     if values.num_processes is None or values.process_id is None:
       raise ValueError("--coordinator needs --num_processes and --process_id")
@@ -118,104 +115,26 @@ def join_hosts(values: Any) -> None:
     jax.distributed.initialize()
 
 
-def _parse(argv: Sequence[str]) -> Sequence[str]:
-  """Parses flags; builds the config, which is a program of the user's."""
-  try:
-    rest = flags.FLAGS(list(argv))
-    if rest[1:]:
-      raise flags.Error(f"unexpected argument {rest[1]!r}")
-    return rest
-  except Exception as error:
-    sys.exit(f"error: {_unparsed(error)}")
+def start(command: Command, main: Callable[[Any], Any]) -> None:
+  """Reads the command line and calls `main` with the values of its options.
 
-
-def _unparsed(error: Exception) -> str:
-  """Why flags or the config they name cannot be used, in one line."""
-  # config_flags puts a traceback, or a list of attempts, into its message.
-  while "\n" in str(error) and error.__context__ is not None:
-    error = error.__context__
-  text = " ".join(describe(error).split())
-  if isinstance(error, (flags.Error, OSError, ConfigError)):
-    return text
-  frame = traceback.extract_tb(error.__traceback__)[-1]
-  if "ml_collections" in frame.filename:
-    if not isinstance(error, (AttributeError, KeyError)):
-      return text
-    # Its message is a string with quotes and line ends written out.
-    text = text.replace("\\n", " ").replace("\\'", "'").strip("'")
-    return f"--config: no entry '{text}"
-  if isinstance(error, ValueError):
-    return text
-  kind = type(error).__name__
-  if isinstance(error, SyntaxError):
-    return f"{kind}: {text}"
-  return f"{frame.filename}, line {frame.lineno}: {kind}: {text}"
-
-
-def _start(values: Any, main: Callable[[], Any]) -> None:
-  """Parses flags and runs `main`."""
-
-  def start(_):
-    with one_line_errors(values.traceback):
-      if not values.workdir:
-        raise WorkdirError("workdir='': must name a directory")
-      if values.parent is not None:
-        stop_with_parent(values.parent)
-      join_hosts(values)
-      main()
-
-  app.run(start, flags_parser=_parse)
-
-
-def run(main: Callable[[Any, str, Any], Any]) -> None:
-  """`main(config, workdir, flags)` with `--config FILE.py[:arg]`.
-
-  Values of the config can be set: `--config.optimizer.lr=1e-3`.
+  Values have `workdir` and `traceback`; of a command with a config `config`
+  and `changes`, the settings that the command line changes.
   """
-  config = config_flags.DEFINE_config_file("config", None, lock_config=True)
-  flags.DEFINE_string("profile", None, "FIRST:LAST steps to trace")
-  flags.mark_flag_as_required("config")
-  values = _common()
-  _start(values, lambda: main(config.value, values.workdir, values))
-
-
-def generate(main: Callable[..., Any]) -> None:
-  """`main(config, workdir, prompt, ...)`; models are in the user's cache."""
-  default = pathlib.Path(__file__).parents[1] / "configs" / "generate.py"
-  config = config_flags.DEFINE_config_file(
-    "config", str(default), lock_config=True
-  )
-  flags.DEFINE_string("prompt", None, "text to continue")
-  flags.DEFINE_string("prompts", None, "file of prompts, text or .jsonl")
-  flags.DEFINE_string("model", None, "of `tokjax models`, or a checkpoint")
-  flags.DEFINE_bool("yes", False, "the model may be downloaded")
-  flags.DEFINE_bool("chat", False, "the prompt is a user's message")
-  flags.DEFINE_multi_string("stop", [], "end the text at this string")
-  flags.DEFINE_bool("json", False, "print one line of JSON for each prompt")
-  values = _common(str(pathlib.Path.home() / ".cache/tokjax/generate"))
-
-  def start():
-    chosen = config.value
-    if values.chat:
-      chosen.chat = True
-    if values.stop:
-      chosen.stop = tuple(values.stop)
-    main(
-      chosen,
-      values.workdir,
-      values.prompt,
-      prompts=values.prompts,
-      model=values.model,
-      yes=values.yes,
-      as_json=values.json,
-    )
-
-  _start(values, start)
-
-
-def evaluate(main: Callable[..., Any]) -> None:
-  """`main(workdir, recipe, keep)`."""
-  flags.DEFINE_string("recipe", None, "fill the slots with this recipe")
-  flags.DEFINE_float("keep", None, "fraction of tokens that remain")
-  values = _common()
-  _start(values, lambda: main(values.workdir, values.recipe, values.keep))
+  # Orbax is quiet; libraries find absl's flags at their defaults.
+  logging.set_verbosity(logging.ERROR)
+  flags.FLAGS.mark_as_parsed()
+  words = sys.argv[1:]
+  with one_line_errors("--traceback" in words):
+    if any(word in HELP for word in words):
+      print(command.help([word for word in words if word not in HELP]))
+      sys.stdout.flush()
+      return
+    values = command.parse(words)
+    if getattr(values, "workdir", None) == "":
+      raise WorkdirError("workdir='': must name a directory")
+    if getattr(values, "parent", None) is not None:
+      stop_with_parent(values.parent)
+    if hasattr(values, "coordinator"):
+      join_hosts(values)
+    main(values)

@@ -1,7 +1,7 @@
 """Merge maps of a recipe on photographs, block by block.
 
 python -m experiments.pictures --recipe tome --out DIR
-python -m experiments.pictures --recipe evit --image cat.jpg --keep 0.3 \
+python -m experiments.pictures --recipe evit --image cat.jpg --keep 0.3 \\
   --checkpoint facebook/deit-small-patch16-224 --out DIR
 
 Without images, scikit-learn's two sample photographs; without a checkpoint, a
@@ -10,7 +10,6 @@ model that compares colours and is not trained (`tokjax.analysis.stand_in`).
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -187,30 +186,35 @@ def main(
   return written
 
 
+def from_command_line(given: Any) -> None:
+  """`main` with the options of the command."""
+  written = main(
+    given.recipe, given.out, images=given.image or (),
+    checkpoint=given.checkpoint, keep=given.keep, blocks=given.block or (),
+    size=given.size, patch=given.patch,
+  )  # fmt: skip
+  for path in written:
+    print(path)
+
+
 if __name__ == "__main__":
-  from absl import app, flags
+  from experiments import launch
+  from experiments.command import Command, Option
 
-  flags.DEFINE_string("recipe", None, "see python -m tokjax.recipes")
-  flags.DEFINE_string("out", None, "directory of the pictures")
-  flags.DEFINE_multi_string("image", [], "a file; may be repeated")
-  flags.DEFINE_string("checkpoint", None, "folder or hub id")
-  flags.DEFINE_float("keep", 0.2, "fraction of tokens that remain")
-  flags.DEFINE_multi_integer("block", [], "to show, from 1; may be repeated")
-  flags.DEFINE_integer("size", 384, "of the image, without a checkpoint")
-  flags.DEFINE_integer("patch", 16, "of a patch, without a checkpoint")
-  flags.mark_flags_as_required(["recipe", "out"])
-
-  def start(_):
-    """Calls `main` with the flags; what the user can change is one line."""
-    f = flags.FLAGS
-    try:
-      written = main(
-        f.recipe, f.out, images=f.image, checkpoint=f.checkpoint, keep=f.keep,
-        blocks=f.block, size=f.size, patch=f.patch,
-      )  # fmt: skip
-    except (OSError, ValueError) as error:
-      sys.exit(f"error: {error}")
-    for path in written:
-      print(path)
-
-  app.run(start)
+  launch.start(
+    Command(
+      __doc__ or "",
+      (
+        Option("recipe", str, None, "See `tokjax recipes`.", required=True),
+        Option("out", str, None, "Folder of the pictures.", required=True),
+        Option("image", str, None, "A file; None: two photographs.", many=True),
+        Option("checkpoint", str, None, "Folder or hub id."),
+        Option("keep", float, 0.2, "Fraction of tokens that remain."),
+        Option("block", int, None, "To show, from 1; None: all.", many=True),
+        Option("size", int, 384, "Of the image, without a checkpoint."),
+        Option("patch", int, 16, "Of a patch, without a checkpoint."),
+        Option("traceback", bool, False, "Show where an error comes from."),
+      ),
+    ),
+    from_command_line,
+  )

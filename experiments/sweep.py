@@ -23,6 +23,7 @@ from experiments.sweeps.language import Language
 from experiments.sweeps.results import WHOLE, Results, Row, writable
 from experiments.sweeps.subject import UNREDUCED, Job, Subject, Sweep, Unfit
 from experiments.training import rundir
+from experiments.training.eta import working
 
 KINDS: tuple[type[Sweep], ...] = (Classification, Language)
 
@@ -37,15 +38,19 @@ def load(config: Any) -> Sweep:
     return config
   if hasattr(config, "to_dict"):
     config = config.to_dict()
+  return typed.build(kind_of(config), config)
+
+
+def kind_of(config: Mapping[str, Any]) -> type[Sweep]:
+  """The kind of sweep that the subject of a config belongs to.
+
+  Raises:
+    ConfigError: an unknown subject.
+  """
   subject = config.get("subject")
-  name = subject.get("name") if isinstance(subject, Mapping) else None
-  for kind in KINDS:
-    if name in kind.SUBJECTS:
-      return typed.build(kind, config)
-  known = sorted(name for kind in KINDS for name in kind.SUBJECTS)
-  raise typed.ConfigError(
-    f"config.subject.name={name!r}: must be one of {known}"
-  )
+  name = subject.get("name") if hasattr(subject, "get") else None
+  kinds = {name: kind for kind in KINDS for name in kind.SUBJECTS}
+  return typed.chosen(kinds, name, "config.subject")
 
 
 def main(config: Any, workdir: str | pathlib.Path) -> Results:
@@ -93,7 +98,8 @@ def complete(
   if not rounds and not first:
     return
   try:
-    whole = subject.compile(UNREDUCED)
+    with working("compiling the unreduced model"):
+      whole = subject.compile(UNREDUCED)
   except Unfit as error:
     raise typed.ConfigError(f"the unreduced model: {error.reason}") from error
   if first:
@@ -138,7 +144,12 @@ def rows_of(
       "method": program.job.method,
       "keep": program.job.keep,
       **score,
-      **subject.speed(times),
+      # The unreduced model is compared with itself: 1, whatever the noise.
+      **subject.speed(
+        {name: both[:, [1, 1]] for name, both in times.items()}
+        if program is whole
+        else times
+      ),
     }
     for program, score, times in zip(made, scores, seconds, strict=True)
   ]
@@ -146,5 +157,11 @@ def rows_of(
 
 if __name__ == "__main__":
   from experiments import launch
+  from experiments.command import Command
 
-  launch.run(lambda config, workdir, _: main(config, workdir))
+  launch.start(
+    Command(
+      __doc__ or "", (launch.workdir(), *launch.COMMON), KINDS, kind_of
+    ),
+    lambda given: main(given.config, given.workdir),
+  )

@@ -17,6 +17,7 @@ from experiments.training import checkpoints, compiled, errors, progress, rundir
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import state as state_lib
+from experiments.training.eta import working
 from experiments.training.meter import Meter
 from experiments.training.preemption import Preemption
 from experiments.training.profiling import Profile
@@ -97,14 +98,16 @@ def _train(config, workdir, preemption, profile, stack) -> Run:
     batches.set_state(position)
   else:
     _, first = load_run(config.init, mesh)
-    state = programs.start(config.seed, first)
+    with working("compiling the start"):
+      state = programs.start(config.seed, first)
   rundir.record(
     workdir, written, progress.parameter_table(config, state.params)
   )
 
   # ----- The step, compiled; once more at each level of a warm-up -----
   level = config.recipe.level(start, config.steps)
-  step_fn = programs.step(level, teacher_params)
+  with working("compiling the step"):
+    step_fn = programs.step(level, teacher_params)
   meter = Meter.of(config, step_fn)
 
   # ----- Train -----
@@ -148,7 +151,17 @@ def _train(config, workdir, preemption, profile, stack) -> Run:
 
 if __name__ == "__main__":
   from experiments import launch
+  from experiments.command import Command, Option
 
-  launch.run(
-    lambda config, workdir, flags: main(config, workdir, flags.profile)
+  launch.start(
+    Command(
+      __doc__ or "",
+      (
+        launch.workdir(),
+        Option("profile", str, None, "FIRST:LAST steps to trace."),
+        *launch.COMMON,
+      ),
+      (config_lib.Config,),
+    ),
+    lambda given: main(given.config, given.workdir, given.profile),
   )

@@ -11,7 +11,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -77,7 +77,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     return _union(args, value, where)
   if origin is typing.Literal:
     if value not in args:
-      raise ConfigError(f"{where}={value!r}: must be one of {args}")
+      raise ConfigError(
+        f"{where}={value!r}: must be one of {args}{did_you_mean(value, args)}"
+      )
     return value
   if origin is tuple or hint is tuple:
     return _tuple(args, value, where)
@@ -128,16 +130,58 @@ def _choose(table: Mapping[str, type], value: Any, where: str) -> Any:
   if not isinstance(value, Mapping):
     raise ConfigError(f"{where}={value!r}: must be a mapping with a name")
   options = dict(value)
-  name = options.pop("name", None)
+  return build(chosen(table, options.pop("name", None), where), options, where)
+
+
+def chosen(table: Mapping[str, type], name: Any, where: str) -> type:
+  """The dataclass of that name, or a ConfigError."""
   if not isinstance(name, str) or name not in table:
-    raise ConfigError(f"{where}.name={name!r}: must be one of {sorted(table)}")
-  return build(table[name], options, where)
+    raise ConfigError(
+      f"{where}.name={name!r}: must be one of {sorted(table)}"
+      f"{did_you_mean(name, table)}"
+    )
+  return table[name]
 
 
 def _unknown(where: str, key: str, fields) -> str:
-  near = difflib.get_close_matches(key, fields, n=1)
-  hint = f"; did you mean {near[0]!r}?" if near else ""
+  hint = did_you_mean(key, fields) or "."
   return f"{where}.{key}: unknown key{hint} Known are: {', '.join(fields)}"
+
+
+def did_you_mean(word: Any, known: Iterable[Any]) -> str:
+  """`; did you mean 'lr'?`, or nothing where no known word is near."""
+  near = difflib.get_close_matches(str(word), map(str, known), n=1)
+  return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def field_type(cls: type, name: str, where: str) -> Any:
+  """Annotation of a field of `cls`, or a ConfigError."""
+  fields = [f.name for f in dataclasses.fields(cls) if f.init]
+  if name not in fields:
+    raise ConfigError(_unknown(where, name, fields))
+  return typing.get_type_hints(cls, include_extras=True)[name]
+
+
+def parts(hint: Any) -> tuple[Mapping[str, type] | None, type | None]:
+  """What is inside of a field: a table of dataclasses, or one, or `dict`.
+
+  `(None, None)` for a field without entries of its own.
+  """
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is typing.Annotated:
+    if isinstance(args[1], OneOf):
+      return args[1].table, None
+    return parts(args[0])
+  if origin in (types.UnionType, typing.Union):
+    return next(filter(any, map(parts, args)), (None, None))
+  if hint is dict or origin in (dict, Mapping):
+    return None, dict
+  return None, hint if dataclasses.is_dataclass(hint) else None
+
+
+def optional(hint: Any) -> bool:
+  """Whether a field may be None."""
+  return type(None) in typing.get_args(hint)
 
 
 def to_dict(value: Any, table: Mapping[str, type] | None = None) -> Any:

@@ -127,6 +127,7 @@ class Ratio:
 
   Attributes:
     targets: one a stage; None: what the schedule keeps.
+    weight: factor of the loss.
   """
 
   targets: tuple[float, ...] | None = None
@@ -148,7 +149,12 @@ class Ratio:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """How far the mean kept share over all stages lies above a budget."""
+  """How far the mean kept share over all stages lies above a budget.
+
+  Attributes:
+    budget: share that may be kept.
+    weight: factor of the loss.
+  """
 
   budget: float
   weight: float = 1.0
@@ -173,6 +179,7 @@ class Consistency:
       more than this probability; zero where there is none (MCTF: 0.4).
     detach: the other pass is a fixed target.
     supervise: weight of the other pass's own cross entropy (MCTF: 1).
+    weight: factor of the loss.
   """
 
   keep: float | None = None
@@ -208,6 +215,10 @@ class Diversity:
   """`attention_diversity`, averaged over layers and the batch.
 
   The recipe has to collect the signal "attention".
+
+  Attributes:
+    factor: see `attention_diversity`.
+    weight: factor of the loss.
   """
 
   factor: float = 2.0

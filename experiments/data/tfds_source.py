@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.data.errors import DataError
+from experiments.typed import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,11 @@ def _builder(name: str, data_dir: str | None) -> Any:
   try:
     return tfds.builder(name, data_dir=data_dir, file_format="array_record")
   except tfds.core.DatasetNotFoundError as error:
-    known = f"{error}".splitlines()[0]
-    raise DataError(f"tensorflow-datasets: {known}") from error
+    known = tfds.list_builders(with_community_datasets=False)
+    raise DataError(
+      f"builder={name!r}: not found in tensorflow-datasets"
+      f"{did_you_mean(name, known)}"
+    ) from error
 
 
 def _open(name: str, split: str, data_dir: str | None) -> Any:

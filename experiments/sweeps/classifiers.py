@@ -7,7 +7,7 @@ chooses; each has `prepare(workdir)`.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -117,7 +117,7 @@ class Pretrained:
   data: Annotated[Any, typed.OneOf(DATA)]
   classes: tuple[int, ...] = ()
   revision: str | None = None
-  precision: str = "float32"
+  precision: Literal["float32", "bfloat16"] = "float32"
 
   def prepare(self, workdir: pathlib.Path) -> Classifier:
     """Reads it; nothing is written.

@@ -3,8 +3,7 @@
 import sys
 import time
 
-import rich.console
-import rich.progress
+from experiments.training.eta import Eta, bar
 
 
 class Count:
@@ -16,19 +15,13 @@ class Count:
 
   def __init__(self, total: int, unit: str):
     self._total, self._unit, self._done = total, unit, 0
-    self._began = time.perf_counter()
+    self._began, self._eta = time.perf_counter(), Eta(total)
     self._bar = None
 
   def __enter__(self) -> "Count":
-    self._began = time.perf_counter()
+    self._began, self._eta = time.perf_counter(), Eta(self._total)
     if self._total and sys.stdout.isatty():
-      p = rich.progress
-      self._bar = p.Progress(
-        p.TextColumn(self._unit), p.MofNCompleteColumn(), p.BarColumn(),
-        p.TimeElapsedColumn(), p.TextColumn("ETA"), p.TimeRemainingColumn(),
-        p.TextColumn("{task.description}"),
-        console=rich.console.Console(file=sys.stdout),
-      )  # fmt: skip
+      self._bar = bar(self._eta, self._unit)
       self._task = self._bar.add_task("", total=self._total)
       self._bar.start()
     return self
@@ -40,6 +33,7 @@ class Count:
   def step(self, text: str) -> None:
     """One more job is done."""
     self._done += 1
+    self._eta.reached(self._done)
     if self._bar is not None:
       self._bar.update(self._task, advance=1, description=text)
       return

@@ -8,7 +8,7 @@ recall and one for text, which may be the same checkpoint.
 import dataclasses
 import functools
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -113,7 +113,7 @@ class Pretrained:
 
   checkpoint: str
   revision: str | None = None
-  precision: str = "float32"
+  precision: Literal["float32", "bfloat16"] = "float32"
 
   def prepare(
     self, workdir: pathlib.Path, name: str = "train"
@@ -220,7 +220,7 @@ class Checkpoint:
   checkpoint: str
   data: Annotated[Any, typed.OneOf(DATA)]
   revision: str | None = None
-  precision: str = "float32"
+  precision: Literal["float32", "bfloat16"] = "float32"
 
   def prepare(
     self, workdir: pathlib.Path, grid: probes.Grid, texts: int, length: int

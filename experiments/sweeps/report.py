@@ -95,7 +95,7 @@ def show(table: Table, unreachable: Sequence[Row] = ()) -> None:
     caption=table.caption or None,
   )
   for i, name in enumerate(table.header):
-    printed.add_column(name, justify="right" if i else "left")
+    printed.add_column(name, justify="right" if i else "left", no_wrap=not i)
   for row in table.rows:
     printed.add_row(*row)
   console = rich.console.Console()

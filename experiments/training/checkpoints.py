@@ -30,9 +30,11 @@ FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """Attributes:
-  every: steps between checkpoints; the last step is always saved.
-  keep: how many remain.
+  """When a run is saved.
+
+  Attributes:
+    every: steps between checkpoints; the last step is always saved.
+    keep: how many remain.
   """
 
   every: int = 500

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import typed
 from experiments.data import DATA
@@ -164,10 +165,15 @@ class Config:
   """A run of the loop.
 
   Attributes:
-    model, data, task: one of the tables above, chosen by `name`.
+    model, data, task: one of several, chosen by `name`.
+    recipe: fills the model's slots while it trains.
+    optimizer: schedule and update rule.
+    checkpoint: how often and how many.
+    mesh: of the devices.
     init: workdir of a run whose parameters to start from.
     teacher: workdir of a run to distil from; see the task.
     steps: optimiser steps.
+    seed: of the parameters, the order of examples and what is drawn.
     batch_size, eval_batch_size: of all devices and hosts together.
     precision: of activations; parameters and optimiser stay float32.
     threads, processes: that load data on every host; 0 processes: only
@@ -202,7 +208,7 @@ class Config:
         raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
     for name in SIZES:
       size = getattr(self.model, name, None)
-      if size is not None and size < 1:
+      if size is not None and np.min(size) < 1:
         raise ValueError(f"model.{name}={size}: must be 1 or more")
     if self.threads < 1 or self.processes < 0:
       raise ValueError(

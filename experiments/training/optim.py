@@ -18,8 +18,10 @@ class Optimizer:
   Attributes:
     name: "adamw", "lamb" or "sgd" (Nesterov momentum 0.9).
     lr: peak learning rate, reached after `warmup` steps.
+    warmup: steps in which the learning rate grows from 0.
     schedule: what follows until the last step.
     weight_decay: on tensors of two or more axes; decoupled.
+    b1, b2: decay of the running means of the gradient and of its square.
     clip: largest global norm of the gradient; None: no limit.
     accumulate: number of parts that a batch is processed in.
     ema: decay of the average of parameters that is evaluated; None: none.

@@ -7,15 +7,12 @@ import math
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import rich.console
-import rich.progress
 
-from experiments.training import optim, rows, trees
+from experiments.training import eta, optim, rows, trees
 from experiments.training.board import Board
 from experiments.training.config import Config
 
@@ -32,8 +29,7 @@ class Log:
   """
 
   def __init__(self, workdir: pathlib.Path, start: int, steps: int):
-    self._start, self._steps = start, steps
-    self._began = time.perf_counter()
+    self._steps, self._eta = steps, eta.Eta(steps, start)
     self._bar = self._file = self._board = None
     if jax.process_index():
       return
@@ -42,7 +38,7 @@ class Log:
     self._file = path.open("a")
     self._board = Board(workdir / "tensorboard", start + 1)
     if sys.stdout.isatty():
-      self._bar = _bar()
+      self._bar = eta.bar(self._eta)
       self._task = self._bar.add_task("", total=steps, completed=start)
       self._bar.start()
 
@@ -70,11 +66,12 @@ class Log:
     shown = "  ".join(f"{k} {values[k]:.4f}" for k in SHOWN if k in values)
     if split != "train":
       return self.note(f"step {step}  {split}: {shown}")
+    self._eta.reached(step)
     if self._bar is not None:
       shown = f"{shown}  {_rates(values)}"
       return self._bar.update(self._task, completed=step, description=shown)
     self.note(
-      f"step {step}/{self._steps}  {shown}  {_rates(values)}  {self._eta(step)}"
+      f"step {step}/{self._steps}  {shown}  {_rates(values)}  {self._eta}"
     )
 
   def close(self) -> None:
@@ -85,13 +82,6 @@ class Log:
         self._bar.stop()
     self._file.close()
     self._board.close()
-
-  def _eta(self, step: int) -> str:
-    spent = time.perf_counter() - self._began
-    left = spent / max(step - self._start, 1) * (self._steps - step)
-    return (
-      f"ETA {int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
-    )
 
 
 @contextlib.contextmanager
@@ -113,15 +103,6 @@ def silence() -> None:
   nowhere = os.open(os.devnull, os.O_WRONLY)
   os.dup2(nowhere, sys.stdout.fileno())
   os.close(nowhere)
-
-
-def _bar() -> rich.progress.Progress:
-  p = rich.progress
-  return p.Progress(
-    p.MofNCompleteColumn(), p.BarColumn(), p.TextColumn("{task.description}"),
-    p.TimeElapsedColumn(), p.TextColumn("ETA"), p.TimeRemainingColumn(),
-    console=rich.console.Console(file=sys.stdout),
-  )  # fmt: skip
 
 
 def _rates(values: Mapping[str, float]) -> str:

@@ -57,6 +57,20 @@ def test_bad_prompts(workdir, prompt, message):
     run(workdir, "", prompt)
 
 
+@pytest.mark.parametrize(
+  "arg, prompt, message",
+  [
+    ("recipe=tome", "import os", "tome"),
+    ("recipe=snapkv,keep=0.4", "import os, sys\n", "that are protected"),
+    ("", "x" * 33, "33 tokens, the capacity is 32"),
+  ],
+)
+def test_nothing_is_trained_for_what_cannot_be(arg, prompt, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    run(tmp_path, arg, prompt)
+  assert not list(tmp_path.iterdir())
+
+
 PROMPTS = ("import os", "def f(x, y):", "x = 1")
 
 

@@ -38,7 +38,12 @@ class _Removing(Budget):
 
 @dataclasses.dataclass(frozen=True)
 class Constant(_Removing):
-  """Removes `r` tokens in every block from `first` on (ToMe's constant r)."""
+  """Removes `r` tokens in every block from `first` on (ToMe's constant r).
+
+  Attributes:
+    r: tokens that a block removes.
+    first: the first block that does.
+  """
 
   r: int
   first: int = 0
@@ -59,6 +64,10 @@ class Linear(_Removing):
 
   ToMe's `parse_r`: floor(r (1 - slope)) in the first block, linearly to
   2r - that in the last, rounded down.
+
+  Attributes:
+    r: tokens that a block removes on average.
+    slope: from -1 (early) to 1 (late).
   """
 
   r: int
@@ -93,7 +102,12 @@ class Removals(_Removing):
 
 @dataclasses.dataclass(frozen=True)
 class Even(Budget):
-  """As many in every block from `first` on (up to rounding), ends at `keep`."""
+  """As many in every block from `first` on (up to rounding), ends at `keep`.
+
+  Attributes:
+    keep: fraction of the tokens that remains at the end.
+    first: the first block that removes tokens.
+  """
 
   keep: float
   first: int = 0
@@ -305,6 +319,10 @@ class Capped(Budget):
 
   For methods that choose how many they keep (an upper bound, filled up with
   masked tokens), and for those that give all tokens back after each block.
+
+  Attributes:
+    keep: fraction of the tokens that there is room for.
+    layer: the first block, or a fraction of the depth.
   """
 
   keep: float

@@ -54,6 +54,9 @@ class ViTConfig:
   Attributes:
     image_size: in pixels; height and width where they differ.
     patch_size: side of a patch; with `stem="conv"` the total stride.
+    channels: of an image.
+    width, depth, heads, mlp_dim: features of a token, blocks, heads of a block,
+      features inside its MLP.
     stem: "patch" is one strided convolution; "conv" two 3x3 convolutions
       before it, for small images.
     class_token, distillation_token, registers: tokens put in front.
@@ -62,6 +65,8 @@ class ViTConfig:
     head_norm: "tokens": the final norm acts before pooling, "pooled": after
       it (CLIP, MAE fine-tuning).
     pre_norm: LayerNorm on the embedded tokens (CLIP).
+    patch_bias, qkv_bias: the patch embedding, and queries, keys and values have
+      a bias.
     pooler: width of a dense layer with tanh on the pooled features (the head
       of ViT checkpoints without classes).
     projection: width of a bias-free projection of the pooled features (CLIP).
@@ -73,6 +78,8 @@ class ViTConfig:
     position_on_registers: it also has rows for registers.
     position_resize: how the position table is interpolated for images of
       another size; one of `positions.RESIZES`.
+    activation: of the MLP.
+    epsilon: of the norms.
     layer_scale: learned factor on each residual branch (DeiT-III, DINOv2).
   """
 
