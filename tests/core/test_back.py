@@ -1,12 +1,14 @@
 """Giving tokens back: bypasses, step memories, modules that combine."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.contract.hosts import HOSTS
+from tests.contract.hosts import SMALL, VisionHost
 from tokjax import budgets, matching
 from tokjax.plan import Assignment
 from tokjax.reduce.back import Back, around
@@ -14,7 +16,9 @@ from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.rules import KeepTop
 from tokjax.slots import Slots
 
-VIT = HOSTS[1]
+VIT = VisionHost(
+  "mean", dataclasses.replace(SMALL, class_token=False, pool="mean")
+)
 
 
 def longest(site):

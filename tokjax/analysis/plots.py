@@ -20,7 +20,8 @@ KEY = (
 )
 # Factors that an axis may name.
 FACTORS = (
-  0.1, 0.2, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128,
+  0.1, 0.2, 0.5, 0.7, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0,
+  32.0, 64.0, 128.0,
 )  # fmt: skip
 # Names stand this far apart, and at most so far from the end of their line,
 # as parts of a panel's height.
