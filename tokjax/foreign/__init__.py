@@ -7,7 +7,7 @@
 
 from tokjax.foreign.attention import BlockSparseAttention
 from tokjax.foreign.passage import Passage
-from tokjax.foreign.passage import Recorder
 from tokjax.foreign.passage import start
+from tokjax.foreign.recorder import Recorder
 
 __all__ = ["BlockSparseAttention", "Passage", "Recorder", "start"]

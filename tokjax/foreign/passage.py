@@ -16,22 +16,19 @@ Every step returns a new passage. A passage is a pytree: it goes through
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 
-from tokjax import signals
-from tokjax.foreign.refusals import check
+from tokjax.foreign.recorder import Recorder
+from tokjax.foreign.refusals import check, needed
 from tokjax.models import reducer as reducer_lib
 from tokjax.models.answers import EncoderAnswers
 from tokjax.models.reducer import Reducer, key_bias, sequence_of_patches
 from tokjax.plan import Plan, move_batch
 from tokjax.reduce.stages import Stages, plan_stages
-from tokjax.signals import Question
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
@@ -272,11 +269,11 @@ class Passage:
   def _check_asked(self, asked, q, k, v, attention) -> None:
     given = {"q": q, "k": k, "v": v, "attention": attention}
     for question in sorted(asked, key=repr):
-      needed = _needed(question, attention is not None)
-      if missing := [name for name in needed if given[name] is None]:
+      takes = needed(question, attention is not None)
+      if missing := [name for name in takes if given[name] is None]:
         raise ValueError(
           f"recipe {self.course.slots.name!r} asks {type(question).__name__} of"
-          f" block {self.layer}, which takes {' and '.join(needed)}; pass"
+          f" block {self.layer}, which takes {' and '.join(takes)}; pass"
           f" {', '.join(f'{name}=' for name in missing)} to attended"
         )
 
@@ -311,50 +308,3 @@ class Passage:
       gaps=gaps,
     )  # fmt: skip
     return cls(course, inner, keys, layer, place)
-
-
-def _needed(question: Question, mapped: bool) -> tuple[str, ...]:
-  """Arguments of `attended` from which a question is answered."""
-  match question:
-    case signals.Queries():
-      return ("q",)
-    case signals.Keys():
-      return ("k",)
-    case signals.Values():
-      return ("v",)
-    case signals.Rows(form="logits"):
-      return ("q", "k")
-    case signals.Rows() | signals.Received() | signals.Attention():
-      return ("attention",) if mapped else ("q", "k")
-  return ()
-
-
-class Recorder:
-  """An attention function that adds a bias and keeps what it was given.
-
-  For one call of one block: what it keeps belongs to the trace of that block.
-
-  Attributes:
-    qkv: queries, keys and values of its call.
-  """
-
-  def __init__(self, function: Callable[..., Array], bias: Array | None):
-    self.function, self.bias = function, bias
-    self._qkv: tuple[Array, Array, Array] | None = None
-    # Linen passes on what the signature names.
-    self.__signature__ = inspect.signature(function)
-
-  def __call__(self, query, key, value, bias=None, **options: Any) -> Array:
-    self._qkv = (query, key, value)
-    if self.bias is not None:
-      bias = self.bias if bias is None else bias + self.bias
-    return self.function(query, key, value, bias=bias, **options)
-
-  @property
-  def qkv(self) -> tuple[Array, Array, Array]:
-    if self._qkv is None:
-      raise ValueError(
-        "the attention function has not been called: give it to the attention"
-        " module of the block, and call that first"
-      )
-    return self._qkv

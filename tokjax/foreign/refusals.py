@@ -2,7 +2,7 @@
 
 from tokjax import signals
 from tokjax.reduce.reduction import INSIDE, Reduce
-from tokjax.signals import Of
+from tokjax.signals import Of, Question
 from tokjax.slots import Slots
 from tokjax.tokens import Kind
 
@@ -74,3 +74,19 @@ def _faults(reduce: Reduce, kinds: tuple[Kind, ...]):
         f"asks {type(question).__name__} of the block ahead of it, which a"
         " foreign block answers behind its attention; use at='mlp' or layer=-1"
       )
+
+
+def needed(question: Question, mapped: bool) -> tuple[str, ...]:
+  """Arguments of `attended` from which a question is answered."""
+  match question:
+    case signals.Queries():
+      return ("q",)
+    case signals.Keys():
+      return ("k",)
+    case signals.Values():
+      return ("v",)
+    case signals.Rows(form="logits"):
+      return ("q", "k")
+    case signals.Rows() | signals.Received() | signals.Attention():
+      return ("attention",) if mapped else ("q", "k")
+  return ()
