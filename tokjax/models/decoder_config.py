@@ -23,8 +23,8 @@ class DecoderConfig:
     length: the longest context it was made for, in tokens.
     layers: "full" or "sliding" for each block, repeated along the depth.
     window: keys a query of a sliding layer sees, itself included.
-    rotary, local_rotary: positions; `local_rotary`: those of sliding layers (Gemma
-      3), None: the same.
+    rotary, local_rotary: positions; `local_rotary`: those of sliding layers
+      (Gemma 3), None: the same.
     activation: of the gate.
     epsilon: of the norms.
     qkv_bias, out_bias, mlp_bias: which projections have a bias.
