@@ -30,9 +30,21 @@ def inspect(tree: Any) -> tuple[dict[str, int], list[str]]:
     hold NaN or infinite numbers.
   """
   leaves = trees.named(tree)
-  found = jax.device_get({name: _inspect(x) for name, x in leaves.items()})
+  found = jax.device_get({name: _settled(x) for name, x in leaves.items()})
   sums = {name: int(checksum) for name, (checksum, _) in found.items()}
   return sums, [name for name, (_, finite) in found.items() if not finite]
+
+
+def _settled(x: Any) -> tuple[jax.Array, jax.Array]:
+  """`_inspect`, one after the other on CPU devices.
+
+  Programs over several of them share few threads. With many under way, each
+  waiting for its other devices, a run was seen to stand still for good.
+  """
+  found = _inspect(x)
+  if any(device.platform == "cpu" for device in found[0].devices()):
+    jax.block_until_ready(found)
+  return found
 
 
 def of_json(value: Any) -> str:
