@@ -25,6 +25,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.shares = (0.85, 0.75, 0.65)
   config.batch_size, config.rounds = 120, 4
   if arg == "runlocal":
+    # Some methods reduce from the second block on.
+    config.subject.train.model.depth = 2
     config.recipes, config.keeps = ("random", "tome", "avgpool"), (0.5,)
     config.rounds, config.pictures = 2, 2
   return config
