@@ -14,7 +14,6 @@ import argparse
 import concurrent.futures
 import csv
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -26,6 +25,7 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from experiments.command import load_module
 from experiments.launch import one_line_errors
 from experiments.training import rows as rows_lib
 from experiments.training import rundir
@@ -42,17 +42,8 @@ def points(config: str) -> Iterator[Point]:
     ValueError: the file has no `sweep`, or cannot be run.
     FileNotFoundError: there is none.
   """
-  path = pathlib.Path(config.partition(":")[0])
-  if path.suffix != ".py":
-    raise ValueError(f"config={config!r}: must be a Python file")
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-  except OSError:
-    raise
-  except Exception as error:  # A config is a program; it raises what it likes.
-    raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+  path = config.partition(":")[0]
+  module = load_module(path)
   if not hasattr(module, "sweep"):
     raise ValueError(f"{path}: has no function sweep()")
   return module.sweep()

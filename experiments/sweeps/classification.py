@@ -136,7 +136,9 @@ class ClassificationSubject:
         "gflops": program.cost.flops / size / 1e9,
         "gflops_exact": program.cost.exact,
       }
-      for program, own, drifted in zip(programs, hits, moved, strict=False)
+      for program, own, drifted in zip(
+        programs, hits[:-1], moved[:-1], strict=True
+      )
     ]
 
   def _answers(
@@ -289,6 +291,12 @@ def tokens_per_block(out: Mapping[str, Any]) -> tuple[int, ...]:
   return tuple(counts)
 
 
+def share_of(results: Results) -> Callable[[Row], float]:
+  """What a row costs, as a share of the unreduced model."""
+  whole = results.whole["gflops"]
+  return lambda row: row["gflops"] / whole
+
+
 def at_shares(
   results: Results, measure: Callable[[Row], float], shares: Sequence[float]
 ) -> dict[str, np.ndarray]:
@@ -296,8 +304,7 @@ def at_shares(
 
   Linear between rows; 0 for the unreduced model; NaN beyond the last row.
   """
-  gflops = results.whole["gflops"]
-  curves = results.curves(lambda row: row["gflops"] / gflops, measure)
+  curves = results.curves(share_of(results), measure)
   return {
     method: pareto.at_cost([*curve, (1.0, 0.0)], shares)
     for method, curve in curves.items()
@@ -306,8 +313,7 @@ def at_shares(
 
 def ranking(results: Results, shares: Sequence[float]) -> list[pareto.Ranked]:
   """Methods by accuracy lost at equal cost, see `pareto.rank`."""
-  gflops = results.whole["gflops"]
-  share = lambda row: row["gflops"] / gflops
+  share = share_of(results)
   return pareto.rank(
     results.curves(share, lambda row: row["lost"]),
     results.curves(share, lambda row: row["drift"]),

@@ -1,7 +1,6 @@
 """Progress through a number of jobs: a bar on a terminal, lines otherwise."""
 
 import sys
-import time
 
 from experiments.training.eta import Eta, bar
 
@@ -15,11 +14,11 @@ class Count:
 
   def __init__(self, total: int, unit: str):
     self._total, self._unit, self._done = total, unit, 0
-    self._began, self._eta = time.perf_counter(), Eta(total)
+    self._eta = Eta(total)
     self._bar = None
 
   def __enter__(self) -> "Count":
-    self._began, self._eta = time.perf_counter(), Eta(self._total)
+    self._eta = Eta(self._total)
     if self._total and sys.stdout.isatty():
       self._bar = bar(self._eta, self._unit)
       self._task = self._bar.add_task("", total=self._total)
@@ -37,10 +36,8 @@ class Count:
     if self._bar is not None:
       self._bar.update(self._task, advance=1, description=text)
       return
-    spent = time.perf_counter() - self._began
-    left = spent / self._done * (self._total - self._done)
     print(
-      f"{self._unit} {self._done}/{self._total}  {spent:.0f} s"
-      f"  ETA {left:.0f} s  {text}",
+      f"{self._unit} {self._done}/{self._total}  {self._eta.spent:.0f} s"
+      f"  ETA {self._eta.left:.0f} s  {text}",
       flush=True,
     )

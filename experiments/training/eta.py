@@ -26,13 +26,25 @@ class Eta:
   def reached(self, done: int) -> None:
     """So many parts are done now."""
     now = time.perf_counter()
-    each = (now - self._began) / max(done - self._start, 1)
+    each = self.spent / max(done - self._start, 1)
     self._end = now + each * (self._total - done)
 
-  def __str__(self) -> str:
+  @property
+  def spent(self) -> float:
+    """Seconds since this was made."""
+    return time.perf_counter() - self._began
+
+  @property
+  def left(self) -> float | None:
+    """Seconds until the end; None: nothing is done yet."""
     if self._end is None:
+      return None
+    return max(self._end - time.perf_counter(), 0.0)
+
+  def __str__(self) -> str:
+    if self.left is None:
       return "ETA -:--:--"
-    left = max(int(self._end - time.perf_counter()), 0)
+    left = int(self.left)
     return f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
 
 

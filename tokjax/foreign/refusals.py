@@ -1,5 +1,7 @@
 """What a foreign block cannot carry out is refused before the first one."""
 
+import math
+
 from tokjax import signals
 from tokjax.reduce.reduction import INSIDE, Reduce
 from tokjax.signals import Of, Question
@@ -22,13 +24,10 @@ def check(
       f"kinds={kinds}: name as many tokens as there are, or more; patches have"
       " to follow them"
     )
-  sides = 1
-  for side in grid or ():
-    sides *= side
-  if grid is not None and sides != patches:
+  if grid is not None and math.prod(grid) != patches:
     raise ValueError(
-      f"grid={grid}: has {sides} places, and {patches} tokens follow those of"
-      " kinds="
+      f"grid={grid}: has {math.prod(grid)} places, and {patches} tokens follow"
+      " those of kinds="
     )
   slots.refuse_foreign(CARRIES, MODEL)
   for reduce in slots.reduce:
