@@ -209,7 +209,7 @@ def _apart(ticks: Sequence[float], span: float) -> list[float]:
   chosen: list[float] = []
   for tick in sorted(ticks, key=lambda t: abs(np.log(t))):
     far = [abs(np.log(tick / other)) for other in chosen]
-    if min(far, default=np.inf) > 0.07 * np.log(span):
+    if min(far, default=np.inf) > 0.1 * np.log(span):
       chosen.append(tick)
   return sorted(chosen)
 
