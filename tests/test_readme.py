@@ -62,9 +62,11 @@ def test_own_recipe_is_listed(environment):
 
 @pytest.mark.slow
 def test_own_recipe_obeys_the_laws(environment):
+  # In one of its hosts; recipes that are shipped are in all of theirs.
   shown = run(
-    environment, "-m", "pytest", "tests/test_contract.py", "-q", "-k", "longest"
-  )
+    environment, "-m", "pytest", "tests/test_contract.py", "-q", "-k",
+    "longest-vit_mean",
+  )  # fmt: skip
   assert int(re.search(r"(\d+) passed", shown).group(1)) >= 10
 
 

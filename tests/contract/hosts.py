@@ -172,6 +172,11 @@ def hosts_of(name: str, keep: float = KEEP) -> tuple[Any, ...]:
   )
 
 
+def taking(name: str, kind: type) -> list[Any]:
+  """The hosts of one kind that take a recipe, the smallest one last."""
+  return [host for host in hosts_of(name) if isinstance(host, kind)]
+
+
 def names(kind: type = VisionHost) -> tuple[str, ...]:
   """Recipes that a host of this kind takes."""
   return tuple(

@@ -384,9 +384,15 @@ def test_an_implementation_that_cannot_run_raises(monkeypatch):
     attend(case, cases.mask_and_layout(case)[1], "never")(arrays)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("name", ["random_mask", "grouped", "ragged"])
-@pytest.mark.parametrize("cells", [1, 3, 5, 100])
+# Every size with every case, and both on every platform.
+@pytest.mark.parametrize(
+  ("name", "cells", "platform"),
+  [
+    (name, cells, ("cpu", "gpu")[(i + j) % 2])
+    for i, name in enumerate(["random_mask", "grouped", "ragged"])
+    for j, cells in enumerate([1, 3, 5, 100])
+  ],
+)
 def test_bundles_of_any_size_agree(name, cells, platform, monkeypatch):
   """Also where they do not divide the cells and one has to be filled up.
 

@@ -195,14 +195,12 @@ class _Page:
     """Writes a line of text; returns the pixel at which it ends."""
     x, y, text, size = line
     name, _, rest = text.partition("  ")
-    weight, end = "bold" if size > 10 else "normal", float(x)
-    for part, size, colour, weight in (
-      (name, size, INK, weight), (rest, size - SMALLER, QUIET, "normal"),
-    ):  # fmt: skip
+    first = dict(size=size, color=INK, weight="bold" if size > 10 else "normal")
+    then = dict(size=size - SMALLER, color=QUIET)
+    end = float(x)
+    for part, style in ((name, first), (rest, then)):
       if part:
-        put = self.figure.text(
-          end / self.width, 1 - y / self.height, part, size=size, color=colour,
-          weight=weight,
-        )  # fmt: skip
+        at = end / self.width, 1 - y / self.height
+        put = self.figure.text(*at, part, **style)
         end = put.get_window_extent().x1 + size
     return end
