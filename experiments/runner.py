@@ -2,15 +2,19 @@
 
 python -m experiments.runner --config configs/digits.py --workdir DIR \\
   --workers 2
+python -m experiments.runner --config configs/learned/evit.py --workdir DIR \\
+  --seeds 3
 
-A config module exposes `sweep()`, which yields flat overrides such as
-`{"recipe.name": "tome", "optimizer.lr": 1e-3}`. Points that have finished are
-not run again; others go on from their checkpoint. `DIR/results.json` and
-`DIR/results.csv` have one row for every point. Points that are running save and
-stop when the runner ends, killed or not.
+A config module may have a function `sweep()`, which yields flat overrides such
+as `{"recipe.name": "tome", "optimizer.lr": 1e-3}`; each is a point. With
+`--seeds` every point, or the config itself, is trained that many times. Points
+that have finished are not run again; others go on from their checkpoint.
+`DIR/results.json` and `DIR/results.csv` have one row for every run, and with
+`--seeds` `DIR/seeds.csv` and `DIR/seeds.png` mean and deviation of every point.
+Runs use each other's compiled programs. Those under way save and stop when the
+runner ends, killed or not.
 """
 
-import argparse
 import concurrent.futures
 import csv
 import hashlib
@@ -25,8 +29,9 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from experiments import seeds as seeds_lib
 from experiments.command import load_module
-from experiments.launch import one_line_errors
+from experiments.training import config as config_lib
 from experiments.training import rows as rows_lib
 from experiments.training import rundir
 from experiments.training.errors import CheckpointError
@@ -35,18 +40,31 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 Point = Mapping[str, Any]
 
 
-def points(config: str) -> Iterator[Point]:
+def points(config: str, seeds: int | None = None) -> Iterator[Point]:
   """The overrides that `sweep()` of a config file yields.
 
+  Args:
+    config: a file, `FILE.py` or `FILE.py:ARGUMENT`.
+    seeds: each of them so many times, with "seed" from 0 on; a file without
+      `sweep` is one point then. None: as they are.
+
   Raises:
-    ValueError: the file has no `sweep`, or cannot be run.
+    ValueError: the file has no `sweep`, a point sets the seed that `seeds`
+      sets, or the file cannot be run.
     FileNotFoundError: there is none.
   """
   path = config.partition(":")[0]
   module = load_module(path)
-  if not hasattr(module, "sweep"):
-    raise ValueError(f"{path}: has no function sweep()")
-  return module.sweep()
+  if seeds is None:
+    if not hasattr(module, "sweep"):
+      raise ValueError(
+        f"{path}: has no function sweep(); --seeds=N trains the config itself"
+        " N times"
+      )
+    return iter(module.sweep())
+  if seeds < 1:
+    raise ValueError(f"seeds={seeds}: must be 1 or more")
+  return seeds_lib.times(getattr(module, "sweep", lambda: [{}])(), seeds)
 
 
 def folder_name(point: Point) -> str:
@@ -60,7 +78,10 @@ def folder_name(point: Point) -> str:
 
 
 def command(config: str, point: Point, folder: pathlib.Path) -> list[str]:
-  """What runs one point."""
+  """What runs one point, in whatever folder it is called."""
+  path, *argument = config.split(":", 1)
+  if (here := pathlib.Path(path)).is_file():
+    config = ":".join([str(here.resolve()), *argument])
   overrides = [f"--config.{key}={value}" for key, value in point.items()]
   train = [sys.executable, "-m", "experiments.train"]
   return [*train, f"--config={config}", f"--workdir={folder}", *overrides]
@@ -82,6 +103,7 @@ def run_point(
     status = subprocess.run(
       [*command(config, point, folder), f"--parent={os.getpid()}"], cwd=ROOT,
       stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False,
+      env=environment(workdir),
     ).returncode  # fmt: skip
   row = {**point, "folder": folder.name, "status": status}
   if status:
@@ -95,6 +117,21 @@ def run_point(
   part.write_text(json.dumps(row))
   part.replace(done)
   return row
+
+
+def environment(workdir: pathlib.Path) -> dict[str, str]:
+  """Of a run: programs that another one compiled are read from `programs`.
+
+  Not with several devices on one CPU, where XLA crashes in such programs. A
+  folder that is set by `JAX_COMPILATION_CACHE_DIR` stays.
+  """
+  shared = {
+    "JAX_COMPILATION_CACHE_DIR": str(workdir / "programs"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+  }
+  if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    shared = {}
+  return {**shared, **os.environ}
 
 
 def _finished(done: pathlib.Path) -> dict[str, Any]:
@@ -144,19 +181,31 @@ def write_table(rows: list[dict[str, Any]], workdir: pathlib.Path) -> None:
 
 
 def main(
-  config: str, workdir: str | pathlib.Path, workers: int = 1
+  config: str,
+  workdir: str | pathlib.Path,
+  workers: int = 1,
+  *,
+  seeds: int | None = None,
+  changes: Point | None = None,
 ) -> list[dict[str, Any]]:
   """Runs all points; rows come in the order of `sweep()`.
 
   A point that fails does not stop the others: its row has "error".
 
+  Args:
+    config: a file, `FILE.py` or `FILE.py:ARGUMENT`.
+    workdir: everything is written under it.
+    workers: runs at a time.
+    seeds: how often each point is trained; see `points`.
+    changes: settings of every point; what a point sets itself wins.
+
   Raises:
-    ValueError: no worker, or a config without points.
+    ValueError: no worker, no seed, or a config without points.
     WorkdirError: another runner uses the directory, or it cannot be one.
   """
   if workers < 1:
     raise ValueError(f"workers={workers}: must be 1 or more")
-  todo = list(points(config))
+  todo = [{**(changes or {}), **point} for point in points(config, seeds)]
   workdir = rundir.make(workdir).resolve()
   rows: dict[int, dict[str, Any]] = {}
   with (
@@ -181,22 +230,45 @@ def main(
   return [rows[i] for i in sorted(rows)]
 
 
-if __name__ == "__main__":
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--config", required=True)
-  parser.add_argument("--workdir", required=True)
-  parser.add_argument("--workers", type=int, default=1)
-  parser.add_argument("--dry_run", action="store_true")
-  args = parser.parse_args()
-  with one_line_errors():
-    if args.dry_run:
-      for point in points(args.config):
-        folder = pathlib.Path(args.workdir) / folder_name(point)
-        print(*command(args.config, point, folder))
-      sys.exit(0)
-    failed = [
-      r for r in main(args.config, args.workdir, args.workers) if r["status"]
-    ]
+def from_command_line(given: Any) -> None:
+  """`main` with the options of the command; exits with 1 if a run failed."""
+  changes = dict(given.changes)
+  if given.dry_run:
+    for point in points(given.config, given.seeds):
+      point = {**changes, **point}
+      folder = pathlib.Path(given.workdir) / folder_name(point)
+      print(*command(given.config, point, folder))
+    return
+  rows = main(
+    given.config, given.workdir, given.workers, seeds=given.seeds,
+    changes=changes,
+  )  # fmt: skip
+  if given.seeds is not None:
+    made = list(points(given.config, given.seeds))
+    seeds_lib.report(rows, made, pathlib.Path(given.workdir))
+  failed = [row for row in rows if row["status"]]
   for row in failed:
     print(f"failed: {row['folder']}: {row['error']}")
   sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+  from experiments import launch
+  from experiments.command import Command, Option
+
+  launch.start(
+    Command(
+      __doc__ or "",
+      (
+        Option("config", str, None, "FILE.py or FILE.py:ARGUMENT.", True),
+        launch.workdir(),
+        Option("workers", int, 1, "Runs at a time."),
+        Option("seeds", int, None, "Train each point so often."),
+        Option("dry_run", bool, False, "Print the commands; run nothing."),
+        Option("traceback", bool, False, "Show where an error comes from."),
+      ),
+      (config_lib.Config,),
+      reads_file=False,
+    ),
+    from_command_line,
+  )

@@ -113,6 +113,11 @@ def _train(config, workdir, preemption, profile, stack) -> Run:
   # ----- Train -----
   log = stack.enter_context(closing(progress.Log(workdir, start, config.steps)))
   log.note(progress.summary(config, mesh, start, state.params))
+  if start and (planned := saved.config(start)["steps"]) < config.steps:
+    log.note(
+      f"{config.steps} steps, {planned} when this run was last started:"
+      " schedules are now those of the longer run"
+    )
   stop = False
   for step in range(start + 1, config.steps + 1):
     if level != (level := config.recipe.level(step - 1, config.steps)):

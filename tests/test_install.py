@@ -3,14 +3,18 @@
 import ast
 import configparser
 import fnmatch
+import importlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+
+from tokjax import cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Distributions whose modules have another name.
@@ -127,6 +131,57 @@ except ImportError as error:
   print(json.dumps(str(error)))
 """
   assert "pip install 'tokjax[experiments]'" in run(code)
+
+
+def test_the_command_runs_the_experiments_of_the_checkout(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-m", "tokjax", "runner", "--help"], cwd=tmp_path,
+    text=True, capture_output=True, check=False,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+  )  # fmt: skip
+  assert "--seeds" in done.stdout, done.stderr[-3000:]
+  assert set(cli.EXPERIMENTS) <= {
+    path.stem for path in (ROOT / "experiments").glob("*.py")
+  }
+
+
+def test_the_command_says_what_is_not_installed(monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["tokjax"])
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  monkeypatch.setattr(
+    cli.runpy, "run_module", lambda *_, **__: importlib.import_module("no_such")
+  )
+  with pytest.raises(SystemExit) as end:
+    cli.main(["train"])
+  assert end.value.code == (
+    "error: No module named 'no_such': pip install 'tokjax[experiments]'"
+  )
+  monkeypatch.setattr(cli, "home_of_experiments", lambda: None)
+  with pytest.raises(SystemExit, match="holds no experiments"):
+    cli.main(["sweep"])
+
+
+def test_the_wheel_carries_experiments_and_configs(tmp_path):
+  """Built from a copy, so that nothing is left in the checkout."""
+  pytest.importorskip("setuptools", reason="environments of 3.12 lack it")
+  source, lib = tmp_path / "source", tmp_path / "lib"
+  for name in ("tokjax", "pallas_kernels", "experiments", "configs"):
+    shutil.copytree(ROOT / name, source / name)
+  for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md"):
+    shutil.copy(ROOT / name, source)
+  done = subprocess.run(
+    [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(lib)],
+    cwd=source, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert {path.name for path in lib.iterdir()} == {"tokjax", "pallas_kernels"}
+  for name in ("experiments", "configs"):
+    files = lambda top: {
+      str(path.relative_to(top))
+      for path in top.rglob("*")
+      if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert files(lib / "tokjax" / "shipped" / name) == files(ROOT / name)
 
 
 def test_only_tokjax_and_pallas_kernels_are_installed():

@@ -26,6 +26,7 @@ EXPERIMENTS = {
   "sweep": "every method on one model: quality, cost, speed",
   "pictures": "what a recipe does to an image, block by block",
   "generate": "continue a text",
+  "runner": "the points of a config, or several seeds, some at a time",
   "benchmark": "time recipes on random weights",
 }
 

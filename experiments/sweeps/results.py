@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments import typed
+from experiments.training import rundir
 from tokjax.analysis import pareto
 
 Row = dict[str, Any]
@@ -94,6 +95,8 @@ def writable(folder: str | pathlib.Path, name: str) -> pathlib.Path:
   Raises:
     ConfigError: it cannot be made or written to.
   """
+  if reason := rundir.not_local(folder):
+    raise typed.ConfigError(f"{name}={str(folder)!r}: {reason}")
   path = pathlib.Path(folder)
   try:
     if not str(folder):

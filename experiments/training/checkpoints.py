@@ -235,6 +235,8 @@ class Checkpoints:
 
   def _check_config(self, step: int, saved: dict, config: dict) -> None:
     old, new = typed.flatten(saved), typed.flatten(config)
+    if new["steps"] > old["steps"]:  # The same run, trained longer.
+      old["steps"] = new["steps"]
     lines = [
       f"  {key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
       for key in sorted(old.keys() | new.keys())

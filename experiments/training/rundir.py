@@ -33,10 +33,13 @@ def make(workdir: str | pathlib.Path) -> pathlib.Path:
   """Creates the directory unless it is there.
 
   Raises:
-    WorkdirError: it is empty text, a file, or cannot be written to.
+    WorkdirError: it is empty text, an address, a file, or cannot be written
+      to.
   """
   if not str(workdir):
     raise WorkdirError("workdir='': must name a directory")
+  if reason := not_local(workdir):
+    raise WorkdirError(f"workdir={str(workdir)!r}: {reason}")
   workdir = pathlib.Path(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -44,6 +47,16 @@ def make(workdir: str | pathlib.Path) -> pathlib.Path:
     reason = "is not a directory" if workdir.exists() else error.strerror
     raise WorkdirError(f"workdir={str(workdir)!r}: {reason}") from error
   return workdir
+
+
+def not_local(folder: str | pathlib.Path) -> str:
+  """Why an address such as gs://bucket/run cannot be used; "": it is none."""
+  if "://" not in str(folder):
+    return ""
+  return (
+    "must be a local directory; locks and atomic writes need one. Mount the"
+    " bucket (gcsfuse), or copy the directory afterwards"
+  )
 
 
 def lock(workdir: pathlib.Path) -> TextIO:
@@ -148,7 +161,13 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-  """Commit and changed files; None outside of a repository."""
+  """Commit and changed files; None outside of the project's repository.
+
+  An installed package may lie in a repository of somebody else.
+  """
+  top = (_git("rev-parse", "--show-toplevel") or "").strip()
+  if not top or pathlib.Path(top) != ROOT.parent:
+    return {"git_commit": None, "git_changes": []}
   changes = _git("status", "--porcelain")
   return {
     "git_commit": (_git("rev-parse", "HEAD") or "").strip() or None,

@@ -242,6 +242,16 @@ def test_other_config_lists_what_differs(copy):
   assert content(copy / "checkpoints") == before
 
 
+def test_a_run_is_trained_longer_in_its_directory_but_not_shorter(
+  copy, capsys
+):
+  assert train.main(tiny.light(steps=10), copy).finished
+  assert sorted(tiny.rows(copy)) == list(range(1, 11))
+  assert "10 steps, 8 when this run was last started" in capsys.readouterr().out
+  with pytest.raises(checkpoints.CheckpointError, match="steps: 10 in the"):
+    train.main(tiny.light(), copy)
+
+
 def test_other_shapes_are_listed(copy, trained):
   state = jax.tree.map(ocp.utils.to_shape_dtype_struct, trained[1].state)
   state = dataclasses.replace(state, step=jax.ShapeDtypeStruct((2,), "float32"))
