@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import typed
@@ -267,7 +268,7 @@ def _manager(
   return ocp.CheckpointManager(
     directory,
     item_handlers={
-      "state": ocp.PyTreeCheckpointHandler(),
+      "state": ocp.PyTreeCheckpointHandler(type_handler_registry=_handlers()),
       "data": ocp.JsonCheckpointHandler(),
       "meta": ocp.JsonCheckpointHandler(),
     },
@@ -277,6 +278,22 @@ def _manager(
       cleanup_tmp_directories=not read_only,
       read_only=read_only,
     ),
+  )
+
+
+def _handlers() -> ocp.type_handlers.TypeHandlerRegistry:
+  """Arrays are written whole by one process.
+
+  By default every device writes a slice of an array that all devices hold:
+  with several processes that shares out the work, in one it only compiles a
+  program for every slice.
+  """
+  arrays = ocp.type_handlers.ArrayHandler(
+    use_replica_parallel=jax.process_count() > 1
+  )
+  # What is read without devices, such as parameters alone, is NumPy's.
+  return ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
   )
 
 
