@@ -44,10 +44,13 @@ def draw_recall(
   places = fig.subplots(rows, columns, squeeze=False)
   for place in places.ravel()[len(maps) :]:
     place.set_visible(False)
+  shown = []
   for i, (name, values) in enumerate(maps.items()):
     place = places.ravel()[i]
     grid = np.asarray(values, float)
-    shown = place.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    shown.append(
+      place.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    )
     _numbers(place, grid)
     place.set_title(f"{name}  {grid.mean():.0%}", size=8, color=INK)
     place.set_xticks(range(len(depths)), [f"{d:.0%}" for d in depths])
@@ -57,7 +60,7 @@ def draw_recall(
       place.set_ylabel("tokens", size=7, color=INK)
     if i >= len(maps) - columns:
       place.set_xlabel("depth of the needle", size=7, color=INK)
-  bar = fig.colorbar(shown, ax=places, shrink=0.6, aspect=30, pad=0.015)
+  bar = fig.colorbar(shown[0], ax=places, shrink=0.6, aspect=30, pad=0.015)
   bar.set_label("share of right answers", size=7, color=INK)
   bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
   bar.ax.tick_params(labelsize=6, length=0, colors=INK)
