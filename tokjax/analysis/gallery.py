@@ -17,7 +17,7 @@ TITLE, CAPTION, SMALLER = 11.0, 8.5, 1.0
 BORDER, LINE = 16, 26
 
 
-Text = tuple[float, float, str, float]
+Text = tuple[int, int, str, float]
 
 
 def draw_methods(
