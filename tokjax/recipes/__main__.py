@@ -2,6 +2,7 @@
 
   python -m tokjax.recipes                    a row for each, tab-separated
   python -m tokjax.recipes tome               rule, paper, options, BibTeX
+  python -m tokjax.recipes evit+tome          the same of both
   python -m tokjax.recipes token merging      those with these words in titles
   python -m tokjax.recipes 2404.14469         that of a preprint
 
@@ -30,9 +31,11 @@ def rows() -> Iterator[str]:
 
 
 def short_rows(found: Sequence[recipes.Recipe]) -> Iterator[str]:
-  """Name, slots and paper in `WIDTH` columns."""
+  """Name, slots and paper in `WIDTH` columns; a long title is cut."""
+  slots = {r.name: slots_of(r()) for r in found}
+  names, filled = (max(map(len, column)) + 2 for column in zip(*slots.items()))
   for r in found:
-    line = f"{r.name:26}{slots_of(r()):14}{r.paper}"
+    line = f"{r.name:{names}}{slots[r.name]:{filled}}{r.paper}"
     yield line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 
@@ -57,9 +60,11 @@ def _answer(words: Sequence[str]) -> str:
   found = recipes.search(text)
   if not found:
     try:
-      recipes.find(text)
+      known = recipes.find(text)
     except KeyError as error:
       sys.exit(f"error: {error.args[0]}")
+    if isinstance(known, recipes.Joined):
+      return "\n\n".join(map(page, known.parts))
   if len(found) == 1:
     return page(found[0])
   return "\n".join(short_rows(found)) + "\n"

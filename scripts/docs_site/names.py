@@ -1,0 +1,48 @@
+"""An extension of griffe: "a, b: text" in a docstring is about a and about b.
+
+Docstrings name arguments that go together on one line. Each gets an entry with
+its own type in the API pages.
+"""
+
+import re
+
+import griffe
+
+SECTION = re.compile(r"^(Args|Attributes):$")
+ENTRY = re.compile(r"^(\s+)(\*{0,2}\w+(?:, \*{0,2}\w+)+): (.*)$")
+
+
+class SeparateNames(griffe.Extension):
+  """Gives every name of a line an entry."""
+
+  def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
+    """Rewrites the docstring of what was read."""
+    if obj.docstring is not None:
+      obj.docstring.value = separated(obj.docstring.value)
+
+
+def separated(text: str) -> str:
+  """The docstring with a copy of an entry for each of its names."""
+  out, inside, indent = [], False, ""
+  lines = text.split("\n")
+  at = 0
+  while at < len(lines):
+    line = lines[at]
+    if SECTION.match(line):
+      inside, indent = True, ""
+    elif inside and line and not line.startswith(" "):
+      inside = False
+    found = ENTRY.match(line) if inside else None
+    if inside and line.strip():
+      indent = indent or line[: len(line) - len(line.lstrip())]
+    if not found or found[1] != indent:
+      out.append(line)
+      at += 1
+      continue
+    end = at + 1
+    while end < len(lines) and lines[end].startswith(indent + " "):
+      end += 1
+    for name in found[2].split(", "):
+      out += [f"{indent}{name}: {found[3]}", *lines[at + 1 : end]]
+    at = end
+  return "\n".join(out)

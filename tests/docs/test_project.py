@@ -1,0 +1,53 @@
+"""Files that describe the project agree with it."""
+
+import configparser
+import pathlib
+import re
+
+import pytest
+
+import tokjax
+from tokjax import recipes
+from tokjax.recipes import pages
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def extras() -> dict[str, str]:
+  config = configparser.ConfigParser()
+  config.read(ROOT / "setup.cfg")
+  return dict(config["options.extras_require"])
+
+
+def test_packages_say_that_they_are_typed():
+  config = configparser.ConfigParser()
+  config.read(ROOT / "setup.cfg")
+  for name in ("tokjax", "pallas_kernels"):
+    assert config["options.package_data"][name] == "py.typed"
+    assert (ROOT / name / "py.typed").exists()
+
+
+def test_extras_agree_about_the_version_of_cuda():
+  found = extras()
+  versions = set(re.findall(r"cuda(\d+)", found["gpu"] + found["gpuaot"]))
+  assert len(versions) == 1
+
+
+def test_the_citation_is_of_this_version():
+  cited = (ROOT / "CITATION.cff").read_text()
+  assert f"\nversion: {tokjax.__version__}\n" in cited
+  assert "\nlicense: Apache-2.0\n" in cited
+
+
+def test_files_that_contributing_names_exist():
+  text = (ROOT / "CONTRIBUTING.md").read_text()
+  named = re.findall(r"`((?:tests|tokjax|scripts|configs)/[\w/*.]+)`", text)
+  assert len(named) > 10
+  for pattern in named:
+    assert list(ROOT.glob(pattern)), pattern
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_option_of_a_recipe_has_a_meaning(name):
+  lacking = [o.name for o in pages.options(recipes.find(name)) if not o.meaning]
+  assert not lacking
