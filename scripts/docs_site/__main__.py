@@ -9,6 +9,7 @@ downloaded. The links of what was built are checked (`scripts/check_site.py`).
 """
 
 import argparse
+import os
 import pathlib
 import shutil
 import subprocess
@@ -62,14 +63,23 @@ def write_config(nav: list, out: pathlib.Path) -> None:
 
   config = {
     "INHERIT": "../mkdocs.yml",
-    "docs_dir": str(PAGES),
-    "site_dir": str(out),
+    "docs_dir": os.path.relpath(PAGES, CONFIG.parent),
+    "site_dir": os.path.relpath(out, CONFIG.parent),
     "nav": nav,
-    "plugins": {
-      "mkdocstrings": {"handlers": {"python": {"paths": [str(ROOT)]}}}
-    },
+    "plugins": {"mkdocstrings": {"handlers": {"python": {"paths": [".."]}}}},
   }
   CONFIG.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def build() -> None:
+  """Runs MkDocs; ends the process if it warns of anything."""
+  # Not --quiet, with which MkDocs does not count the warnings either.
+  command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+  # The theme prints what comes after MkDocs 1 unless it is told not to.
+  env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+  done = subprocess.run([*command, "-f", str(CONFIG)], cwd=ROOT, env=env)
+  if done.returncode:
+    sys.exit(done.returncode)
 
 
 def main() -> None:
@@ -86,10 +96,7 @@ def main() -> None:
   given = parser.parse_args()
   out = given.out.resolve()
   write_config(write_pages(given.pictures), out)
-  command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
-  done = subprocess.run([*command, "-f", str(CONFIG)], cwd=ROOT)
-  if done.returncode:
-    sys.exit(done.returncode)
+  build()
   check_site.main([str(out)])
 
 

@@ -27,6 +27,8 @@ PROMPT, STEPS, DEPTH, HEADS = 48, 16, 2, 2
 LENGTH = PROMPT + STEPS
 KEEP = 0.5
 HEAVY, PASSAGE = (9, 21, 34), range(26, 30)
+# Their map is that of all tokens: they change how entries are stored, or nothing.
+SAME = ("full", "kivi", "zipcache")
 INK, UNREAD, LATER = "#262626", (0.93, 0.80, 0.78), (1.0, 1.0, 1.0)
 CAPTION = (
   "Who reads whom in the upper of two layers, on a made-up attention map with a"
@@ -52,7 +54,8 @@ def arrivals(start: int, stop: int) -> Arrivals:
   """Tokens start..stop of one example, the same for every head."""
   eye = np.eye(LENGTH)
   # Keys that matter are short, as the method `knorm` supposes.
-  length = np.where(np.isin(np.arange(LENGTH), (0, *HEAVY)), 0.8, 1.0)
+  length = 1 + 0.1 * np.random.default_rng(2).uniform(size=LENGTH)
+  length[[0, *HEAVY]] = 0.8
   q = logits() / length * LENGTH**0.5
   heads = lambda x: jnp.asarray(
     np.repeat(x[None, start:stop, None], HEADS, axis=2), jnp.float32
@@ -107,7 +110,7 @@ def draw(recipe: recipes.Recipe, path: pathlib.Path) -> bool:
   if recipe.family not in ("llm", "cache") or recipe.training == "learned":
     return False
   slots = recipe(keep=KEEP, **options_of(recipe.name))
-  if slots.reduce or recipe.name == "full":
+  if slots.reduce or recipe.name in SAME:
     return False
   _plot(weights(slots), recipe.name, path)
   return True
@@ -131,7 +134,7 @@ def colours(weight: np.ndarray) -> np.ndarray:
 
 
 def _plot(weight: np.ndarray, name: str, path: pathlib.Path) -> None:
-  fig = drawing.figure(figsize=(7.4, 3.9), dpi=110, layout="constrained")
+  fig = drawing.figure(figsize=(7.4, 4.1), dpi=110, layout="constrained")
   panels = {"every token is read": _everything(), name: weight}
   for place, (title, shown) in zip(
     fig.subplots(1, 2, sharey=True), panels.items(), strict=True

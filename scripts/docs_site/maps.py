@@ -20,11 +20,18 @@ from tokjax.slots import Slots
 
 SIZE, PATCH, DEPTH, KEEP = 192, 12, 6, 0.25
 SHOWN = (2, 4, 6)
+# Of a model with so few blocks.
+OPTIONS = {"vtc_cls": {"blocks": DEPTH // 2}}
 CAPTION = (
   "The photograph, and where its patches are after some blocks. Patches that"
   " became one token share their mean colour and an outline; dark patches were"
   " dropped. The model compares colours and is not trained: it shows what the"
   f" rule does with {KEEP:.0%} of the tokens kept, and nothing about accuracy."
+)
+
+AT_END = (
+  " The method chooses among the features of an image for a language model: it"
+  " is shown at the end of that encoder."
 )
 
 
@@ -34,7 +41,7 @@ def slots_of(recipe: recipes.Recipe) -> Slots | None:
   Of a method for vision-language models, what chooses among the features of an
   image is shown at the end of an encoder.
   """
-  slots = recipe(keep=KEEP)
+  slots = recipe(keep=KEEP, **OPTIONS.get(recipe.name, {}))
   if recipe.family == "vlm":
     parts = [r for _, tower in slots.towers for r in tower.reduce]
     slots = Slots(

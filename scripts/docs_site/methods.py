@@ -17,6 +17,8 @@ what it does, its rows in the measured tables, and what it was checked against.
 """
 ABOUT = {
   ("full", "none"): "The model as it is; there is nothing to show.",
+  ("kivi", "zipcache"): "It stores every token, in fewer bits: what is read is"
+  " what the full cache reads.",
   ("gemfilter", "promptdistill"): "It shortens the prompt between layers, which"
   " a map of one layer does not show.",
   ("fastv", "pyramiddrop", "sparsevlm"): "It acts inside a language model that"
@@ -75,6 +77,7 @@ def _picture(recipe: recipes.Recipe, drawn: bool) -> str:
   if drawn:
     on_image = recipe.family in ("baseline", "vision", "vlm")
     caption = maps.CAPTION if on_image else attention.CAPTION
+    caption += maps.AT_END if recipe.family == "vlm" else ""
     return f"![What {recipe.name} does]({recipe.name}.png)\n\n*{caption}*"
   if recipe.training == "learned":
     return "*No picture: what it does has to be trained first.*"

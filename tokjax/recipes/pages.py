@@ -121,7 +121,7 @@ def documented(recipe: Recipe) -> tuple[str, dict[str, str]]:
   for entry in filter(None, entries):
     names, _, meaning = entry.partition(":")
     for name in names.split(","):
-      meanings[name.strip()] = " ".join(meaning.split())
+      meanings[name.strip()] = " ".join(meaning.split()).removesuffix(".")
   return re.sub(r"\n{3,}", "\n\n", rest).strip(), meanings
 
 
