@@ -7,7 +7,6 @@ The map has what language models show: a sink, a local band, some tokens that
 many later ones look at, and a passage that only the end looks at.
 """
 
-import dataclasses
 import functools
 import pathlib
 
@@ -27,7 +26,7 @@ PROMPT, STEPS, DEPTH, HEADS = 48, 16, 2, 2
 LENGTH = PROMPT + STEPS
 KEEP = 0.5
 HEAVY, PASSAGE = (9, 21, 34), range(26, 30)
-# Their map is that of all tokens: they change how entries are stored, or nothing.
+# Their map is that of all tokens: they change how entries are stored at most.
 SAME = ("full", "kivi", "zipcache")
 INK, UNREAD, LATER = "#262626", (0.93, 0.80, 0.78), (1.0, 1.0, 1.0)
 CAPTION = (

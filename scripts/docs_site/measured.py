@@ -57,7 +57,7 @@ def _of_page(path: pathlib.Path) -> Iterator[Table]:
   for line in [*path.read_text().splitlines(), ""]:
     code ^= line.startswith("```")
     if not code and line.startswith("|"):
-      rows.append(tuple(c.strip() for c in line.strip("| ").split(" | ")))
+      rows.append(tuple(c.strip() for c in line.strip()[1:-1].split("|")))
       continue
     if len(rows) > 2:
       yield Table(path.name, title, section, (rows[0], *rows[2:]))

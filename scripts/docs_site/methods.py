@@ -59,18 +59,15 @@ def page(recipe: recipes.Recipe, drawn: bool) -> str:
   """The page of a method as Markdown."""
   shown = _picture(recipe, drawn)
   # The picture stands between what the rule is and the details.
-  about, rest = pages.markdown(recipe).split("\n\n| | |\n", 1)
-  details = "| | |\n" + rest
-  parts = [f"# {recipe.name}", _lead(recipe), about, shown]
+  about, details = pages.markdown(recipe).split("\n\n- ", 1)
+  details = f"- {details}"
+  title = "" if recipe.paper == "-" else f"*{recipe.paper}*"
+  parts = [f"# {recipe.name}", title, about, shown]
   if rows := measured.markdown(recipe):
     rows = f"## Measured\n\n{rows}"
     details = details.replace("## Evidence", f"{rows}\n\n## Evidence", 1)
   parts.append(details)
   return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _lead(recipe: recipes.Recipe) -> str:
-  return "" if recipe.paper == "-" else f"*{recipe.paper}*"
 
 
 def _picture(recipe: recipes.Recipe, drawn: bool) -> str:

@@ -82,7 +82,7 @@ def test_markdown_says_what_the_terminal_says():
   for r in recipes.registered():
     text = pages.markdown(r)
     for option in pages.options(r):
-      assert f"| `{option.name}` | " in text, (r.name, option.name)
+      assert f"- `{option.signature}`" in text, (r.name, option.name)
     rule, _ = pages.documented(r)
     assert text.startswith(rule) and "Args:" not in text
     assert (pages.bibtex(r) in text) == (r.paper != "-")

@@ -33,7 +33,7 @@ def rows() -> Iterator[str]:
 def short_rows(found: Sequence[recipes.Recipe]) -> Iterator[str]:
   """Name, slots and paper in `WIDTH` columns; a long title is cut."""
   slots = {r.name: slots_of(r()) for r in found}
-  names, filled = (max(map(len, column)) + 2 for column in zip(*slots.items()))
+  names, filled = (max(map(len, x)) + 2 for x in (slots, slots.values()))
   for r in found:
     line = f"{r.name:{names}}{slots[r.name]:{filled}}{r.paper}"
     yield line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."

@@ -70,9 +70,9 @@ def page(recipe: Recipe) -> str:
 
 
 def markdown(recipe: Recipe) -> str:
-  """The same as the body of a Markdown page, without a title."""
+  """The same as the body of a Markdown page, without the titles."""
   rule, _ = documented(recipe)
-  parts = [rule, _fact_table(recipe), "## Options", _option_table(recipe)]
+  parts = [rule, _fact_list(recipe), "## Options", _option_list(recipe)]
   for title in ("evidence", "deviations"):
     if text := getattr(recipe, title):
       parts += [f"## {title.capitalize()}", _plain(text)]
@@ -154,26 +154,23 @@ def _shown(option: Option) -> str:
   return "\n".join(lines)
 
 
-def _fact_table(recipe: Recipe) -> str:
-  """Two columns; links are links."""
-  rows = []
-  if recipe.paper != "-":
-    rows.append(("paper", _plain(recipe.paper)))
+def _fact_list(recipe: Recipe) -> str:
+  """An item for each; links are links."""
+  lines = []
   for name, text in facts(recipe).items():
     link = text.startswith("https://")
     shown = text.split("/", 3)[-1].removeprefix("abs/")
-    rows.append((name, f"[{shown}]({text})" if link else _plain(text)))
-  lines = [f"| {name} | {text} |" for name, text in rows]
-  return "\n".join(["| | |", "| --- | --- |", *lines])
-
-
-def _option_table(recipe: Recipe) -> str:
-  lines = ["| option | type | default | meaning |", "| --- | --- | --- | --- |"]
-  for option in options(recipe):
-    code = (f"`{x}`" for x in (option.name, option.kind, option.default))
-    cells = [text.replace("|", "\\|") for text in code]
-    lines.append("| " + " | ".join([*cells, _plain(option.meaning)]) + " |")
+    text = f"[{shown}]({text})" if link else _plain(text)
+    lines.append(f"- {name}: {text}")
   return "\n".join(lines)
+
+
+def _option_list(recipe: Recipe) -> str:
+  """An item for each, which fits a narrow page."""
+  return "\n".join(
+    f"- `{o.signature}`" + (f": {_plain(o.meaning)}" if o.meaning else "")
+    for o in options(recipe)
+  )
 
 
 def _plain(text: str) -> str:
