@@ -4,8 +4,6 @@ import configparser
 import pathlib
 import re
 
-import pytest
-
 import tokjax
 from tokjax import recipes
 from tokjax.recipes import pages
@@ -47,7 +45,11 @@ def test_files_that_contributing_names_exist():
     assert list(ROOT.glob(pattern)), pattern
 
 
-@pytest.mark.parametrize("name", recipes.names())
-def test_every_option_of_a_recipe_has_a_meaning(name):
-  lacking = [o.name for o in pages.options(recipes.find(name)) if not o.meaning]
+def test_every_option_of_a_recipe_has_a_meaning():
+  lacking = [
+    (r.name, option.name)
+    for r in recipes.registered()
+    for option in pages.options(r)
+    if not option.meaning
+  ]
   assert not lacking
