@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.cache.cases import QUICK, options_of
+from tests.cache.cases import options_of
 from tokjax import recipes
-from tokjax.analysis import drawing
+from tokjax.analysis import drawing, quick
 from tokjax.attention.causal import Causal
 from tokjax.cache.kv import KV
 from tokjax.layer import Arrivals, Layer
@@ -68,9 +68,7 @@ def arrivals(start: int, stop: int) -> Arrivals:
   )  # fmt: skip
 
 
-@functools.partial(
-  jax.jit, static_argnames="slots", compiler_options=QUICK
-)
+@functools.partial(quick.jit, static_argnames="slots")
 def _run(slots: Slots, prompt: Arrivals, steps: Arrivals):
   """Outputs of the last layer: of the prompt, and of each step."""
   attend = Causal() if slots.attend is None else slots.attend

@@ -1,5 +1,6 @@
 """A page for each method, and their list."""
 
+import multiprocessing
 import pathlib
 from collections.abc import Iterator
 from concurrent import futures
@@ -85,7 +86,8 @@ def _picture(recipe: recipes.Recipe, drawn: bool) -> str:
 def draw(folder: pathlib.Path) -> Iterator[str]:
   """Draws what can be drawn, with two processes; yields names."""
   # Compiling takes the time, so that processes help and threads do not.
-  with futures.ProcessPoolExecutor(2, mp_context=_fresh()) as pool:
+  fresh = multiprocessing.get_context("spawn")
+  with futures.ProcessPoolExecutor(2, mp_context=fresh) as pool:
     tasks = {
       name: pool.submit(draw_one, name, folder / f"{name}.png")
       for name in recipes.names()
@@ -93,12 +95,6 @@ def draw(folder: pathlib.Path) -> Iterator[str]:
     for name, task in tasks.items():
       if task.result():
         yield name
-
-
-def _fresh():
-  import multiprocessing
-
-  return multiprocessing.get_context("spawn")
 
 
 def draw_one(name: str, path: pathlib.Path) -> bool:

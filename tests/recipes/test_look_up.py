@@ -57,6 +57,7 @@ def test_a_page_holds_rule_options_and_entry(capsys):
 
 
 def test_the_table_is_short_on_a_terminal_and_whole_in_a_pipe(monkeypatch):
+  monkeypatch.setenv("COLUMNS", "80")
   for terminal in (True, False):
     out = io.StringIO()
     out.isatty = lambda terminal=terminal: terminal
@@ -76,6 +77,24 @@ def test_the_meaning_of_an_option_is_next_to_it(capsys):
   assert re.search(r"\n  window: int = 64\n      last queries of the", text)
   # Once: the docstring's own list of arguments is not printed again.
   assert text.count("window:") == 1 and "Args:" not in text
+
+
+def test_a_meaning_may_take_several_lines():
+  (_, layer) = pages.options(recipes.find("fastv"))
+  assert layer.meaning == (
+    "block before which half of the visual tokens go, as a number or a"
+    " fraction of the depth"
+  )
+
+
+def test_a_wider_terminal_shows_more(monkeypatch):
+  rows = {}
+  for columns in ("80", "200"):
+    monkeypatch.setenv("COLUMNS", columns)
+    rows[columns] = list(command.short_rows(recipes.registered()))
+  assert any("..." in row for row in rows["80"])
+  assert max(map(len, rows["80"])) <= 80
+  assert sum(map(len, rows["200"])) > sum(map(len, rows["80"]))
 
 
 def test_markdown_says_what_the_terminal_says():

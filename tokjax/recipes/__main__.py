@@ -6,10 +6,11 @@
   python -m tokjax.recipes token merging      those with these words in titles
   python -m tokjax.recipes 2404.14469         that of a preprint
 
-On a terminal the table is short and fits 80 columns; in a pipe it is whole.
+On a terminal the table is short and fits its width; in a pipe it is whole.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -31,12 +32,13 @@ def rows() -> Iterator[str]:
 
 
 def short_rows(found: Sequence[recipes.Recipe]) -> Iterator[str]:
-  """Name, slots and paper in `WIDTH` columns; a long title is cut."""
+  """Name, slots and paper, as wide as the terminal; a long title is cut."""
+  width = shutil.get_terminal_size((WIDTH, 24)).columns
   slots = {r.name: slots_of(r()) for r in found}
   names, filled = (max(map(len, x)) + 2 for x in (slots, slots.values()))
   for r in found:
     line = f"{r.name:{names}}{slots[r.name]:{filled}}{r.paper}"
-    yield line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+    yield line if len(line) <= width else line[: width - 3] + "..."
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -117,7 +117,7 @@ def documented(recipe: Recipe) -> tuple[str, dict[str, str]]:
   rest = text[: found.start()] + text[found.end() :]
   meanings = {}
   # Continued lines are indented further than the names.
-  entries = re.split(r"^(?=\S)", inspect.cleandoc(found[1]), flags=re.MULTILINE)
+  entries = re.split(r"^(?=\S)", textwrap.dedent(found[1]), flags=re.MULTILINE)
   for entry in filter(None, entries):
     names, _, meaning = entry.partition(":")
     for name in names.split(","):
