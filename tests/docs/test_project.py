@@ -45,6 +45,17 @@ def test_files_that_contributing_names_exist():
     assert list(ROOT.glob(pattern)), pattern
 
 
+def test_files_that_pages_of_the_site_name_exist():
+  pages_of_guide = ("index", "ten_minutes", "training", "pod")
+  for page in pages_of_guide:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    named = re.findall(r"(?:configs|scripts|tests)/[\w/]+\.\w+", text)
+    for name in named:
+      assert (ROOT / name).exists(), (page, name)
+    for name in re.findall(r"python -m (experiments\.\w+)", text):
+      assert (ROOT / name.replace(".", "/")).with_suffix(".py").exists(), name
+
+
 def test_every_option_of_a_recipe_has_a_meaning():
   lacking = [
     (r.name, option.name)
