@@ -200,3 +200,13 @@ def test_what_cannot_be_done_names_recipe_block_and_fix(
 ):
   with pytest.raises(BudgetError, match=message):
     stages.check(counts, 10, recipe="some", at_most=at_most)
+
+
+def test_at_the_end_a_share_is_a_share_however_it_is_given():
+  """Of `Once` the block is not meant: it is the last one."""
+  asked = (0.25, budgets.Once(0.25), budgets.Share(0.25), budgets.Count(4))
+  for keep in asked:
+    budget = budgets.AtEnd(keep)
+    assert budget.counts(16, 3) == (None, None, 4)
+    assert budget.with_keep(0.5).counts(16, 3) == (None, None, 8)
+  assert budgets.AtEnd(budgets.Square(0.3)).counts(16, 3) == (None, None, 4)

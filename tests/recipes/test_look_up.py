@@ -1,6 +1,7 @@
 """Recipes are found by name, title and arXiv number, and can be cited."""
 
 import io
+import os
 import re
 import sys
 
@@ -56,6 +57,7 @@ def test_a_page_holds_rule_options_and_entry(capsys):
 
 
 def test_the_table_is_short_on_a_terminal_and_whole_in_a_pipe(monkeypatch):
+  monkeypatch.setenv("COLUMNS", "80")
   for terminal in (True, False):
     out = io.StringIO()
     out.isatty = lambda terminal=terminal: terminal
@@ -67,6 +69,64 @@ def test_the_table_is_short_on_a_terminal_and_whole_in_a_pipe(monkeypatch):
       assert max(map(len, lines)) <= pages.WIDTH
     else:
       assert {line.count("\t") for line in lines} == {9}
+
+
+def test_the_meaning_of_an_option_is_next_to_it(capsys):
+  command.main(["snapkv"])
+  text = capsys.readouterr().out
+  assert re.search(r"\n  window: int = 64\n      last queries of the", text)
+  # Once: the docstring's own list of arguments is not printed again.
+  assert text.count("window:") == 1 and "Args:" not in text
+
+
+def test_a_meaning_may_take_several_lines():
+  (_, layer) = pages.options(recipes.find("fastv"))
+  assert layer.meaning == (
+    "block before which half of the visual tokens go, as a number or a"
+    " fraction of the depth"
+  )
+
+
+def test_a_wider_terminal_shows_more(monkeypatch):
+  rows = {}
+  for columns in ("80", "200"):
+    monkeypatch.setenv("COLUMNS", columns)
+    rows[columns] = list(command.short_rows(recipes.registered()))
+  assert any("..." in row for row in rows["80"])
+  assert max(map(len, rows["80"])) <= 80
+  assert sum(map(len, rows["200"])) > sum(map(len, rows["80"]))
+
+
+def test_markdown_says_what_the_terminal_says():
+  for r in recipes.registered():
+    text = pages.markdown(r)
+    for option in pages.options(r):
+      assert f"- `{option.signature}`" in text, (r.name, option.name)
+    rule, _ = pages.documented(r)
+    assert text.startswith(rule) and "Args:" not in text
+    assert (pages.bibtex(r) in text) == (r.paper != "-")
+
+
+def test_joined_recipes_have_a_page_each(capsys):
+  command.main(["evit+tome"])
+  text = capsys.readouterr().out
+  assert text.startswith("evit: ") and "\ntome: Token Merging" in text
+
+
+def test_columns_of_the_short_table_do_not_touch():
+  for line in command.short_rows(recipes.registered()):
+    name, slots, paper = re.split(r" {2,}", line, maxsplit=2)
+    r = recipes.find(name)
+    assert slots == pages.slots_of(r())
+    assert r.paper.startswith(paper.removesuffix("..."))
+
+
+def test_a_closed_pipe_ends_it_quietly(monkeypatch):
+  read, write = os.pipe()
+  os.close(read)
+  with os.fdopen(write, "w") as closed:
+    monkeypatch.setattr(sys, "stdout", closed)
+    command.main([])
 
 
 def test_an_unknown_one_is_one_line():

@@ -297,7 +297,12 @@ class AtEnd(Budget):
     Once(self.keep)
 
   def count(self, tokens: int, layer: int, depth: int) -> int | None:
-    return Once(self.keep, depth - 1).count(tokens, layer, depth)
+    # Of `Once` the fraction counts and not the block, which is another one.
+    once = self.keep if isinstance(self.keep, Once) else Once(self.keep)
+    if layer != depth - 1:
+      return None
+    kept = once.kept(tokens, layer, depth)
+    return None if kept == tokens else kept
 
   def with_keep(self, keep: float) -> "AtEnd":
     return AtEnd(Once(self.keep).with_keep(keep).keep)

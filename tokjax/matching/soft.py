@@ -116,8 +116,8 @@ def nearest_mix(
 ) -> Float[Array, "n m"]:
   """How the nearest centres mix into each token: Expedit's reconstruction.
 
-  Args: as in `local_soft_kmeans`; the official code passes the features before
-    and the centres after clustering.
+  Arguments are those of `local_soft_kmeans`; the official code passes the
+  features before and the centres after clustering.
   """
   features, centre = (x.astype(jnp.float32) for x in (features, centre))
   closeness = jnp.exp(-temperature * scores.squared_distance(features, centre))

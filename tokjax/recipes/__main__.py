@@ -2,13 +2,15 @@
 
   python -m tokjax.recipes                    a row for each, tab-separated
   python -m tokjax.recipes tome               rule, paper, options, BibTeX
+  python -m tokjax.recipes evit+tome          the same of both
   python -m tokjax.recipes token merging      those with these words in titles
   python -m tokjax.recipes 2404.14469         that of a preprint
 
-On a terminal the table is short and fits 80 columns; in a pipe it is whole.
+On a terminal the table is short and fits its width; in a pipe it is whole.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -30,10 +32,13 @@ def rows() -> Iterator[str]:
 
 
 def short_rows(found: Sequence[recipes.Recipe]) -> Iterator[str]:
-  """Name, slots and paper in `WIDTH` columns."""
+  """Name, slots and paper, as wide as the terminal; a long title is cut."""
+  width = shutil.get_terminal_size((WIDTH, 24)).columns
+  slots = {r.name: slots_of(r()) for r in found}
+  names, filled = (max(map(len, x)) + 2 for x in (slots, slots.values()))
   for r in found:
-    line = f"{r.name:26}{slots_of(r()):14}{r.paper}"
-    yield line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+    line = f"{r.name:{names}}{slots[r.name]:{filled}}{r.paper}"
+    yield line if len(line) <= width else line[: width - 3] + "..."
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -57,9 +62,11 @@ def _answer(words: Sequence[str]) -> str:
   found = recipes.search(text)
   if not found:
     try:
-      recipes.find(text)
+      known = recipes.find(text)
     except KeyError as error:
       sys.exit(f"error: {error.args[0]}")
+    if isinstance(known, recipes.Joined):
+      return "\n\n".join(map(page, known.parts))
   if len(found) == 1:
     return page(found[0])
   return "\n".join(short_rows(found)) + "\n"

@@ -5,6 +5,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable
+from typing import Any
 
 from tokjax.recipes.joining import compose as compose_slots
 from tokjax.slots import Slots
@@ -215,7 +216,7 @@ def _one(name: str) -> Recipe:
   )
 
 
-def get(name: str, **options) -> Slots:
+def get(name: str, **options: Any) -> Slots:
   """The slots of a recipe, or of several as one.
 
   Args:

@@ -36,7 +36,13 @@ MINFERENCE = (
 def minference_a_shape(
   first: int = 100, window: Budget = budgets.Count(800), dense: int = 0
 ) -> Slots:
-  """Prompts see the first tokens and a window; `dense`: tri-shape's rows."""
+  """Prompts see the first tokens and a window; `dense`: tri-shape's rows.
+
+  Args:
+    first: first tokens that all queries see.
+    window: last tokens that a query sees, itself included.
+    dense: last queries of the prompt that see everything.
+  """
   budget = budgets.Sum(budgets.Always(first), window)
   return Slots(attend=Band(first, budget, dense))
 
@@ -62,7 +68,16 @@ def minference_vertical_slash(
   least_slash: int = 50,
   block: int = 128,
 ) -> Slots:
-  """Prompts see the columns and distances that the last queries attend to."""
+  """Prompts see the columns and distances that the last queries attend to.
+
+  Args:
+    vertical, slash: how many columns and distances are chosen.
+    queries: last queries of the prompt that choose.
+    sinks, near: first columns and smallest distances that are always chosen,
+      as far as there is room.
+    least_vertical, least_slash: lower bounds of the two numbers.
+    block: tokens that distances are widened to.
+  """
   return Slots(
     attend=VerticalSlash(
       vertical, slash, queries, sinks, near, least_vertical, least_slash, block
@@ -87,7 +102,13 @@ def minference_vertical_slash(
   " queries)",
 )
 def xattention(mass: float = 0.9, stride: int = 8, block: int = 128) -> Slots:
-  """Prompts see the key blocks whose antidiagonals hold most attention."""
+  """Prompts see the key blocks whose antidiagonals hold most attention.
+
+  Args:
+    mass: share of the estimated attention that the chosen blocks hold.
+    stride: side of a tile whose antidiagonal is summed; divides the block.
+    block: tokens a block of queries or keys.
+  """
   return Slots(attend=Antidiagonal(mass, stride, block))
 
 
@@ -119,6 +140,14 @@ def sepllm(
   sees what the mask of a prompt would show it. Streaming: slack=476,
   window=budgets.Count(256), reindexed=True; the cache evicts, after a step's
   attention, once more than `slack` entries too many are there.
+
+  Args:
+    tokens: ids of separators in the tokenizer.
+    first: first tokens that always stay.
+    separators: newest separators that the cache holds.
+    window: last tokens that always stay.
+    slack: entries too many that are let in before the cache evicts.
+    reindexed: positions are those within the cache.
   """
   budget = budgets.Sum(budgets.Always(first + separators), window)
   newest = Observed(
@@ -157,7 +186,15 @@ def act(
   heads: tuple | None = None,
   spared: tuple[int, int] = (2, 1),
 ) -> Slots:
-  """Takes attention from sinks after the first and spreads it over others."""
+  """Takes attention from sinks after the first and spreads it over others.
+
+  Args:
+    keep_sinks: what a sink keeps of its attention (beta).
+    threshold: mean attention above which a token is a sink (alpha).
+    heads: query heads that are changed, for all layers or a tuple for each;
+      None: all.
+    spared: how many first and last layers are left alone.
+  """
   return Slots(attend=Calibrated(keep_sinks, threshold, heads, spared))
 
 
@@ -174,7 +211,14 @@ def zerotuning(
   heads: tuple | None = None,
   layers_tuned: tuple[int, ...] | None = None,
 ) -> Slots:
-  """Scales attention to the first token; gamma is searched on examples."""
+  """Scales attention to the first token; gamma is searched on examples.
+
+  Args:
+    gamma: factor on the attention to the first token, above 0.
+    heads: query heads that are tuned, for all layers or a tuple for each;
+      None: all.
+    layers_tuned: layers that are tuned; None: all.
+  """
   return Slots(attend=FirstToken(gamma, heads, layers_tuned))
 
 
@@ -192,7 +236,12 @@ def gated_attention(
   kind: Literal["headwise", "elementwise"] = "elementwise",
   with_bias: bool = False,
 ) -> Slots:
-  """A sigmoid gate of the layer's input on the outputs of all heads."""
+  """A sigmoid gate of the layer's input on the outputs of all heads.
+
+  Args:
+    kind: one gate a query head, or one a channel.
+    with_bias: whether the gate's projection has a bias.
+  """
   return Slots(attend=Gated(kind=kind, with_bias=with_bias))
 
 
@@ -213,5 +262,12 @@ def gated_attention(
 def lightning_attention(
   silu: bool = True, norm: bool = True, gate_rank: int = 0, block: int = 64
 ) -> Slots:
-  """Linear attention with decay; the cache is one matrix a head."""
+  """Linear attention with decay; the cache is one matrix a head.
+
+  Args:
+    silu: queries, keys and values go through SiLU first.
+    norm: outputs of all heads together go through a layer norm.
+    gate_rank: of the output gate; 0: no gate.
+    block: tokens of a tile of the kernel.
+  """
   return Slots(attend=Linear(silu, norm, gate_rank, block), cache=LinearState())

@@ -34,7 +34,13 @@ def full() -> Slots:
 def random_kv(
   budget: Budget = budgets.Share(0.5), last: int = 1, seed: int = 0
 ) -> Slots:
-  """Keeps prompt tokens drawn without replacement, and the last ones."""
+  """Keeps prompt tokens drawn without replacement, and the last ones.
+
+  Args:
+    budget: tokens that remain of a prompt.
+    last: last tokens of the prompt that always stay.
+    seed: of the draw.
+  """
   noise = Observed(fn=bind(importance.noise, seed=seed))
   return Slots(cache=KV(evicting(keep_top(noise), budget, last=last)))
 
@@ -61,6 +67,11 @@ def streaming_llm(
 
   Keys are rotated when they are read, to their places in the cache
   (`reindexed`), so that distances never exceed its size.
+
+  Args:
+    first: first tokens, the attention sinks, that always stay.
+    budget: tokens that a step sees, the first ones included.
+    reindexed: positions are those within the cache; False: those of the text.
   """
   return Slots(
     attend=Band(first, budget, reindexed=reindexed),
@@ -91,6 +102,12 @@ def snapkv(
   """What the last `window` queries attend to, pooled over neighbours.
 
   The window itself stays, inside the budget.
+
+  Args:
+    budget: tokens that remain of a prompt, the window included.
+    window: last queries of the prompt, whose attention ranks the others.
+    kernel: neighbours that scores are pooled over, odd; 1: not pooled.
+    pooling: mean or maximum of the neighbours.
   """
   score = bind(importance.last_window, kernel=kernel, pooling=pooling)
   rule = keep_top(Observed(fn=score, queries=window))
@@ -119,6 +136,11 @@ def pyramidkv(
   """SnapKV with more room in lower layers; `budget` is the average.
 
   Heads of a group are averaged before neighbours are pooled.
+
+  Args:
+    budget: what a layer keeps on average, the window included.
+    window, kernel, pooling: see SnapKV.
+    beta: the highest layer keeps 1 / beta of the average (window apart).
   """
   score = bind(
     importance.last_window, kernel=kernel, pooling=pooling, heads_first=True
@@ -151,6 +173,14 @@ def adakv(
   """SnapKV's scores; heads compete for the budget of their layer.
 
   With `budget=budgets.Pyramid(...)` layers differ too.
+
+  Args:
+    budget: what a head keeps on average, the window included.
+    window, kernel, pooling: see SnapKV.
+    alpha: part of the budget that is divided evenly; 1: no competition.
+    heads: how the query heads of a key head are reduced, before pooling.
+    normalise: scores are multiplied, before heads compete, by the part of the
+      head's mass that its own best tokens hold.
   """
   score = bind(
     importance.last_window, kernel=kernel, pooling=pooling, heads=heads,
@@ -177,6 +207,10 @@ def h2o(
 
   Both numbers are fixed by the prompt. Attention sums go on while tokens are
   generated; every step evicts one token.
+
+  Args:
+    heavy: tokens that stay because they received most attention.
+    recent: last tokens that stay.
   """
   budget = budgets.Sum(heavy, recent)
   mass = Observed(fn=importance.received, queries=None)
@@ -216,7 +250,16 @@ def expected_attention(
   value_norm: bool = True,
   epsilon: float = 0.0,
 ) -> Slots:
-  """Attention that Gaussian future queries would pay, times value length."""
+  """Attention that Gaussian future queries would pay, times value length.
+
+  Args:
+    budget: tokens that remain of a prompt.
+    sinks: first tokens, which stay and are left out of the estimate.
+    future: positions that the expected query is averaged over.
+    covariance: whether the queries' second moment counts.
+    value_norm: whether the length of the value counts.
+    epsilon: added to probabilities before that.
+  """
   score = bind(
     importance.expected, sinks=sinks, future=future, covariance=covariance,
     value_norm=value_norm, epsilon=epsilon,
@@ -245,6 +288,12 @@ def razor_attention(
   The mean of what is dropped counts for all of it: log n is added to its
   logit. `retrieval` names key heads, for all layers or a tuple for each; see
   `tokjax.cache.retrieval_heads` for how they are found.
+
+  Args:
+    retrieval: key heads that keep everything, for all layers or a tuple for
+      each.
+    first: first tokens that the other heads keep.
+    window: last tokens that they keep.
   """
   budget = budgets.Sum(budgets.Always(first), window)
   local = KV(

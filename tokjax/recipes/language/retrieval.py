@@ -36,7 +36,14 @@ def quest(
   least: int = 3,
   from_layer: int = 2,
 ) -> Slots:
-  """Each query head reads the pages whose extremes fit its query best."""
+  """Each query head reads the pages whose extremes fit its query best.
+
+  Args:
+    budget: tokens that a step reads.
+    page: tokens a page.
+    least: pages that are always read.
+    from_layer: layers below it read everything.
+  """
   return Slots(cache=KV(read=Pages(budget, page, least, from_layer)))
 
 
@@ -53,7 +60,12 @@ def tidaldecode(
   budget: Budget = budgets.Count(256),
   layers: tuple[int | float, ...] = (2, 0.4),
 ) -> Slots:
-  """Two layers choose tokens for all layers above them, head by head."""
+  """Two layers choose tokens for all layers above them, head by head.
+
+  Args:
+    budget: tokens that are handed on.
+    layers: the two that choose, as numbers or fractions of the depth.
+  """
   return Slots(cache=KV(read=Persistent(budget, layers)))
 
 
@@ -72,7 +84,13 @@ def gemfilter(
   budget: Budget = budgets.Count(1024),
   kernel: int = 5,
 ) -> Slots:
-  """An early layer chooses tokens; the model starts again with those alone."""
+  """An early layer chooses tokens; the model starts again with those alone.
+
+  Args:
+    layer: that chooses, as a number or a fraction of the depth.
+    budget: tokens that remain of the prompt.
+    kernel: neighbours that scores are averaged over, odd.
+  """
   rule = keep_top(LAST_QUERY, pool=kernel)
   once = budgets.Once(budget, layer)
   return Slots(Reduce(rule, once, at="output", free=Free(ALL), again=True))
@@ -94,7 +112,13 @@ def promptdistill(
   budget: Budget = budgets.Count(1024),
   kernel: int = 5,
 ) -> Slots:
-  """Layers above an early one go on with the tokens that it chooses."""
+  """Layers above an early one go on with the tokens that it chooses.
+
+  Args:
+    layer: that chooses, as a number or a fraction of the depth.
+    budget: tokens that remain of the prompt.
+    kernel: neighbours that scores are averaged over, odd.
+  """
   rule = keep_top(LAST_QUERY, pool=kernel)
   once = budgets.Once(budget, layer)
   return Slots(Reduce(rule, once, at="output", free=Free(ALL, last=1)))
@@ -121,7 +145,16 @@ def infllm(
   representatives: int = 4,
   chunk: int = 512,
 ) -> Slots:
-  """A window, and blocks of the distant past that fit a chunk of queries."""
+  """A window, and blocks of the distant past that fit a chunk of queries.
+
+  Args:
+    first: first tokens that are always read.
+    local: size of the window.
+    budget: tokens of the blocks that are read.
+    block: tokens a block.
+    representatives: tokens whose mean key represents a block.
+    chunk: queries that retrieve together, at most `local`.
+  """
   attend = BlockMemory(first, local, budget, block, representatives, chunk)
   return Slots(attend=attend, cache=Retriever())
 
@@ -146,7 +179,17 @@ def tokenselect(
   rotate_query: bool = False,
   reuse: float | None = None,
 ) -> Slots:
-  """Heads vote for single tokens, which are read as if they were adjacent."""
+  """Heads vote for single tokens, which are read as if they were adjacent.
+
+  Args:
+    first, local: tokens at either end that are always read.
+    budget: tokens chosen between them.
+    chunk: queries that choose together, at most `local`.
+    kernel: neighbours that votes are max-pooled over, odd; 1: not pooled.
+    rotate_query: the voting query is rotated to local positions.
+    reuse: cosine to the query that chose last, from which its choice is used
+      again; None: every chunk chooses.
+  """
   attend = SoftVote(first, local, budget, chunk, kernel, rotate_query, reuse)
   return Slots(attend=attend, cache=Retriever())
 
@@ -163,7 +206,12 @@ def tokenselect(
   " before and the first are read, also where that token completes its chunk",
 )
 def longheads(budget: Budget = budgets.Count(4096), chunk: int = 256) -> Slots:
-  """Each head reads chunks of text that fit, never beyond trained lengths."""
+  """Each head reads chunks of text that fit, never beyond trained lengths.
+
+  Args:
+    budget: tokens that a head reads, in whole chunks, three at least.
+    chunk: tokens a chunk.
+  """
   return Slots(attend=HeadChunks(budget, chunk), cache=Retriever())
 
 
@@ -185,5 +233,9 @@ def landmark_attention(block: int = 63, budget: Budget | None = None) -> Slots:
 
   Without a budget all blocks are read: the form for training.
   `tokjax.attention.landmark.with_landmarks` puts the tokens into a text.
+
+  Args:
+    block: ordinary tokens between landmarks.
+    budget: tokens of the blocks that a query head reads; None: all.
   """
   return Slots(attend=Landmark(block, budget), cache=Retriever())

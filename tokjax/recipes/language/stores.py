@@ -19,7 +19,13 @@ from tokjax.slots import Slots
   evidence="jy-yuan/KIVI:models/llama_kivi.py, quant/new_pack.py (876b4d2)",
 )
 def kivi(bits: int = 2, group: int = 32, residual: int = 128) -> Slots:
-  """Keys in few bits by channel, values by token, the last tokens exact."""
+  """Keys in few bits by channel, values by token, the last tokens exact.
+
+  Args:
+    bits: of a code.
+    group: tokens (keys) or channels (values) that share a scale.
+    residual: last tokens, which stay exact; a multiple of `group`.
+  """
   return Slots(cache=KV(store=Kivi(bits, group, residual)))
 
 
@@ -40,7 +46,13 @@ def kivi(bits: int = 2, group: int = 32, residual: int = 128) -> Slots:
 def zipcache(
   bits: tuple[int, int] = (4, 2), plain: float = 0.4, gap: int = 100
 ) -> Slots:
-  """Tokens that probing queries attend to get more bits than the others."""
+  """Tokens that probing queries attend to get more bits than the others.
+
+  Args:
+    bits: of salient tokens, and of the others.
+    plain: part of the tokens that are not salient.
+    gap: generated tokens that are kept exact before they are coded.
+  """
   return Slots(cache=Mixed(bits, plain, gap))
 
 
@@ -64,6 +76,11 @@ def cskv(
 
   `tokjax.cache.low_rank.factors` initialises them from a model's projections,
   `reconstruction` is what they train on.
+
+  Args:
+    k_density, v_density: features of keys and values that are stored, as a
+      fraction of their channels.
+    window: tokens of a window.
   """
   return Slots(cache=LowRank(k_density, v_density, window))
 
@@ -89,6 +106,12 @@ def pod(
 
   `leaders` names that layer for every layer and key head; see
   `tokjax.cache.shared.leaders` for how it is found. (): no layers share.
+
+  Args:
+    leaders: for every layer and key head the layer whose scores it takes over.
+    first, recent: near tokens at either end.
+    threshold: a query whose near attention is at least this share of the whole
+      leaves distant tokens out; None: none does.
   """
   return Slots(
     attend=Following(leaders, first, recent, threshold), cache=SharedKeys()
@@ -113,5 +136,13 @@ def lococo(
   kernel: int = 21,
   detach: bool = True,
 ) -> Slots:
-  """A cache of fixed size: heavy hitters, and learned means of the rest."""
+  """A cache of fixed size: heavy hitters, and learned means of the rest.
+
+  Args:
+    slots: entries after a merge, even.
+    slack: entries beyond that are let in before one.
+    block: tokens of a prompt that arrive together.
+    kernel: of the convolution, odd.
+    detach: what a merge reads is cut off from gradients.
+  """
   return Slots(cache=Convolved(slots, slack, block, kernel, detach))

@@ -132,7 +132,12 @@ def total(site: Site, **rows: Rows) -> Float[Array, "f"]:
   " the last 12 blocks are summed",
 )
 def vtc_cls(blocks: int = 12, budget: Budget = Count(144)) -> Slots:
-  """As FasterVLM, with class attention summed over the last blocks."""
+  """As FasterVLM, with class attention summed over the last blocks.
+
+  Args:
+    blocks: last blocks that are summed over.
+    budget: patches that remain.
+  """
   rows = {
     f"row_{i}": dataclasses.replace(CLASS_MEAN, layer=-i) for i in range(blocks)
   }
@@ -208,7 +213,12 @@ def rows_first(site: Site, *, question: Received) -> Float[Array, "f"]:
   " features is a guess",
 )
 def fopru(rows: bool = False, budget: Budget = Once(0.25)) -> Slots:
-  """Keeps the patches, or the rows of patches, that receive most attention."""
+  """Keeps the patches, or the rows of patches, that receive most attention.
+
+  Args:
+    rows: whole rows of patches stay or go.
+    budget: patches that remain.
+  """
   score = asks(Grid())(rows_first) if rows else received
   rule = KeepTop(bind(score, question=Received()))
   return Slots(Reduce(rule, AtEnd(budget), at="output")).within("vision")

@@ -48,7 +48,12 @@ SPARSEVLM = {
   " those of the first to the whole batch); at least one visual token stays",
 )
 def fastv(layer: int | float = 2) -> Slots:
-  """The last token's attention in the block before says which tokens stay."""
+  """The last token's attention in the block before says which tokens stay.
+
+  Args:
+    layer: block before which half of the visual tokens go, as a number or a
+      fraction of the depth.
+  """
   rule = keep_top(Rows(of=Last(), layer=-1, over="mean"))
   return Slots(Reduce(rule, Once(0.5, layer), free=VISUAL))
 
@@ -76,6 +81,10 @@ def pyramiddrop(
   """At some blocks the last token ranks visual tokens as the block will.
 
   Queries and keys are those of the block whose input is reduced.
+
+  Args:
+    stages: pairs of a block, as a number or a fraction of the depth, and the
+      fraction of the visual tokens that remain from it on.
   """
   rule = keep_top(Rows(of=Last(), over="mean"))
   return Slots(

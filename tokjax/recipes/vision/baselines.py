@@ -121,5 +121,9 @@ class Downsample:
 
 @recipe("downsample", family="baseline", paper="-")
 def downsample(keep_area: float = 0.5) -> Slots:
-  """A smaller input image; position tables are interpolated."""
+  """A smaller input image; position tables are interpolated.
+
+  Args:
+    keep_area: fraction of the patches that remain.
+  """
   return Slots(program=Downsample(keep_area))

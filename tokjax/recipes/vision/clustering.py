@@ -88,7 +88,12 @@ def dpc_knn_rule(site: Site, *, neighbours: int) -> Plan:
 def dpc_knn(
   budget: Budget = budgets.Ratio(0.7), neighbours: int = 5
 ) -> Slots:
-  """Averages the members of density-peak clusters of the hidden states."""
+  """Averages the members of density-peak clusters of the hidden states.
+
+  Args:
+    budget: clusters that remain.
+    neighbours: nearest tokens, itself included, that make a token's density.
+  """
   rule = bind(dpc_knn_rule, neighbours=neighbours)
   return Slots(Reduce(rule, budget))
 
@@ -222,7 +227,14 @@ def expedit(
 ) -> Slots:
   """Runs the deeper blocks on a smaller grid of soft clusters, then restores.
 
-  Options: see `tokjax.matching.local_soft_kmeans`.
+  Args:
+    budget: cells of the smaller grid, and the block from which on it is used.
+    iterations: steps of soft k-means.
+    temperature: factor on the squared distance (tau in the paper).
+    window: side of the neighbourhood of a token, in cells.
+    neighbours: centres that a token is restored from.
+    normalise: weights of restoration sum to one; the official code divides
+      by the L2 norm.
   """
   rule = bind(
     expedit_rule,

@@ -1,0 +1,1 @@
+"""Builds the documentation site: guide, a page for each method, and the API."""
