@@ -11,8 +11,11 @@ from PIL import Image
 
 from experiments.data import tfds_source
 from experiments.data.errors import DataError
+from experiments.data.labels import match
 from experiments.data.randaugment import rand_augment
+from tokjax.interop import Preprocessing
 from tokjax.interop.images import to_pillow
+from tokjax.interop.preprocessing import fraction
 
 Element = dict[str, Any]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -34,6 +37,8 @@ class Images:
     eval_zoom: images are scaled to size * eval_zoom before the centre crop.
     mean, std: of the values in [0, 1], per channel.
     heldout: at most so many images are evaluated; None: all.
+    preprocessing: of a published checkpoint, which evaluates images instead of
+      `size`, `eval_zoom`, `mean` and `std`; None: these.
   """
 
   size: int = 224
@@ -48,6 +53,7 @@ class Images:
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)
   std: tuple[float, ...] = (0.229, 0.224, 0.225)
   heldout: int | None = None
+  preprocessing: Preprocessing | None = None
 
   def __post_init__(self):
     if not 0 < self.min_area <= 1:
@@ -60,6 +66,43 @@ class Images:
   def source(self, split: str) -> Sequence[Element]:
     """Raw examples: "image" (Pillow image or array) and "label"."""
     raise NotImplementedError
+
+  def for_checkpoint(
+    self, how: Preprocessing | None, labels: Sequence[str] = ()
+  ) -> "Images":
+    """The same images, prepared as a published checkpoint expects them.
+
+    Args:
+      how: its preprocessing; None: it states none, and that of the data stays.
+      labels: names of its classes; (): those of the data stay.
+
+    Raises:
+      ValueError: a shape of images that training crops do not have.
+    """
+    del labels
+    if how is None:
+      return self
+    if how.sides[0] != how.sides[1] or len(how.mean) != 3:
+      raise ValueError(
+        f"preprocessing of {how.sides[0]}x{how.sides[1]} pixels in"
+        f" {len(how.mean)} channels: training takes square images in colour"
+      )
+    return dataclasses.replace(
+      self, size=how.sides[0], mean=how.mean, std=how.std, preprocessing=how
+    )
+
+  def as_preprocessing(self) -> Preprocessing:
+    """How images are evaluated, as a published checkpoint says it.
+
+    `Preprocessing` scales before it crops, where the data sets here crop
+    before they scale: pixels near the border may differ slightly.
+    """
+    if self.preprocessing is not None:
+      return self.preprocessing
+    share = fraction(self.size, round(self.size * self.eval_zoom))
+    return Preprocessing(
+      self.mean, self.std, self.size, "bicubic", crop_fraction=share
+    )
 
   def augment(self, element: Element, rng: np.random.Generator) -> Element:
     """A training example: cropped, flipped, augmented, normalised."""
@@ -77,6 +120,9 @@ class Images:
 
   def prepare(self, element: Element) -> Element:
     """An example as it is evaluated: centre crop, normalised."""
+    if self.preprocessing is not None:
+      values = self.preprocessing(to_image(element["image"]))
+      return {"image": values, "label": np.int32(element["label"])}
     image = centre(to_image(element["image"]), self.size, self.eval_zoom)
     return self._finish(image, element)
 
@@ -116,22 +162,58 @@ class TfdsImages(Images):
 
 @dataclasses.dataclass(frozen=True)
 class FolderImages(Images):
-  """`path/train/CLASS/*.jpg` and `path/test/CLASS/*.jpg`, classes sorted.
+  """A folder for each class: `path/train/CLASS/*.jpg`, `path/test/CLASS/*.jpg`.
 
   Attributes:
     path: the folder.
-    test: name of the held-out sub-folder.
+    train, test: names of the sub-folders; `test="."`: the class folders are
+      directly in `path`, for evaluation only.
+    num_classes: of the labels; 0: as many as there are class folders.
+    classes: names of the labels, in their order, which class folders are
+      matched with (`experiments.data.labels`); (): the class folders, sorted.
   """
 
   path: str = "images"
+  train: str = "train"
   test: str = "test"
+  num_classes: int = 0
+  classes: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.classes:
+      splits = [self._folder(split) for split in ("train", "test")]
+      found = next(filter(None, map(_names, splits)), ())
+      object.__setattr__(self, "classes", found)
+    if not self.num_classes:
+      object.__setattr__(self, "num_classes", len(self.classes))
 
   def source(self, split: str) -> Sequence[Element]:
-    folder = pathlib.Path(self.path) / (
-      "train" if split == "train" else self.test
-    )
-    files = _files(folder, self.num_classes)
+    folder = self._folder(split)
+    files = _files(folder, self.classes, self.num_classes)
     return Files(files if split == "train" else files[: self.heldout])
+
+  def for_checkpoint(
+    self, how: Preprocessing | None, labels: Sequence[str] = ()
+  ) -> "Images":
+    """See `Images.for_checkpoint`; class folders are matched with the labels.
+
+    Raises:
+      DataError: a class folder is no label; shows both lists.
+    """
+    made = super().for_checkpoint(how)
+    if not labels:
+      return made
+    for split in ("train", "test"):
+      names = _names(self._folder(split))
+      match(names, labels, str(self._folder(split)))
+    return dataclasses.replace(
+      made, classes=tuple(labels), num_classes=len(labels)
+    )
+
+  def _folder(self, split: str) -> pathlib.Path:
+    name = self.train if split == "train" else self.test
+    return pathlib.Path(self.path) / name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,25 +238,36 @@ class Files:
     return {"image": image, "label": label}
 
 
+def _names(folder: pathlib.Path) -> tuple[str, ...]:
+  """Names of the class folders, sorted; (): there is no such folder."""
+  if not folder.is_dir():
+    return ()
+  found = (p for p in folder.iterdir() if p.is_dir())
+  return tuple(sorted(p.name for p in found if not p.name.startswith(".")))
+
+
 @functools.cache
 def _files(
-  folder: pathlib.Path, num_classes: int
+  folder: pathlib.Path, classes: tuple[str, ...], num_classes: int
 ) -> tuple[tuple[pathlib.Path, int], ...]:
   if not folder.is_dir():
     raise DataError(
       f"{folder}: no such folder; expected {folder}/CLASS/*.jpg, one folder for"
-      " each class"
+      " each class (to evaluate class folders directly in data.path:"
+      " data.test=.)"
     )
-  classes = sorted(p for p in folder.iterdir() if p.is_dir())
+  names = _names(folder)
   if len(classes) != num_classes:
     raise DataError(
-      f"{folder}: has {len(classes)} class folders; data.num_classes is"
+      f"{folder}: has {len(names)} class folders; data.num_classes is"
       f" {num_classes}"
     )
   found = [
     (path, label)
-    for label, name in enumerate(classes)
-    for path in sorted(name.rglob("*"))
+    for name, label in zip(
+      names, match(names, classes, str(folder)), strict=True
+    )
+    for path in sorted((folder / name).rglob("*"))
     if path.suffix.lower() in SUFFIXES
   ]
   if not found:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,9 +12,11 @@ from tokjax.interop import (
   fields,
   files,
   gguf_models,
+  learned_parts,
   preprocessing_files,
   preprocessing_timm,
 )
+from tokjax.interop import labels as labels_lib
 from tokjax.interop.architectures_language import LANGUAGE
 from tokjax.interop.architectures_vision import VISION
 from tokjax.interop.convert import Config
@@ -22,6 +24,7 @@ from tokjax.interop.layout import Layout
 from tokjax.interop.llava import LLAVA
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.timm import Timm
+from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.vit import ViTConfig
 from tokjax.slots import Slots
 
@@ -54,7 +57,8 @@ def load(
   Args:
     source: folder with config.json and safetensors, a GGUF file of a language
       model, or a hub id.
-    slots: the recipe.
+    slots: the recipe. Parameters of its own are read from the folder if it was
+      exported with them, see `save`; otherwise they are not among the result.
     dtype: of activations (of a language model also of caches).
     param_dtype: of parameters; None: as stored.
     revision: branch, tag or commit on the hub.
@@ -98,6 +102,7 @@ def load(
   )
   if config != own:
     params = convert.adapt(params, own, config, str(source))
+  params = learned_parts.add(folder, model, params, param_dtype)
   return model, params, inputs
 
 
@@ -110,6 +115,15 @@ def config_from(
   output matrix, if the folder has one.
   """
   return open_folder(files.locate(source, revision))[1]
+
+
+def inputs_of(
+  source: str | pathlib.Path, *, revision: str | None = None
+) -> Any:
+  """What makes a model's inputs, as `load` returns it; no tensor is read."""
+  folder = files.locate(source, revision)
+  layout, own, _ = open_folder(folder)
+  return layout.input_of(folder, own)
 
 
 def open_folder(folder: pathlib.Path) -> tuple[Layout, Any, Any]:
@@ -147,20 +161,58 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Any:
   return dataclasses.replace(config, **overrides)
 
 
+def labels_of(
+  source: str | pathlib.Path, *, revision: str | None = None
+) -> tuple[str, ...]:
+  """Names of a checkpoint's classes, in the order of its logits.
+
+  Args:
+    source: folder or hub id.
+    revision: branch, tag or commit on the hub.
+
+  Returns:
+    (): it does not name them.
+  """
+  folder = files.locate(source, revision)
+  if not folder.is_dir():
+    return ()
+  whole = files.read_json(folder / "config.json")
+  with fields.problems_of(f"{folder}: config.json"):
+    return labels_lib.read(whole)
+
+
+def layout_for(
+  config: ViTConfig | DecoderConfig, source: str | pathlib.Path
+) -> str | None:
+  """The layout of a checkpoint, for `save`; None: it cannot hold the model.
+
+  Args:
+    config: of the model to write.
+    source: folder, GGUF file or hub id of the checkpoint.
+  """
+  layout = open_folder(files.locate(source))[0]
+  if not layout.written or differences(config, layout):
+    return None
+  return layout.name
+
+
 def save(
   folder: str | pathlib.Path,
-  config: ViTConfig,
+  config: ViTConfig | DecoderConfig,
   params: Mapping[str, Any],
   *,
   layout: str | None = None,
   preprocessing: Preprocessing | None = None,
+  labels: Sequence[str] = (),
+  recipe: tuple[str, Mapping[str, Any]] | None = None,
   dtype: Any = None,
   shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes config.json and safetensors as `transformers` or timm read them.
 
   The resize of the position table is the one thing that is not written: each
-  library has its own, used only for images of another size.
+  library has its own, used only for images of another size. Every file appears
+  when it is complete.
 
   Args:
     folder: made if absent; tensor files of an earlier model in it are replaced.
@@ -169,11 +221,17 @@ def save(
     layout: one of `layouts()` that can be written; None: the first that can
       hold this model.
     preprocessing: written next to it, if given.
+    labels: names of the classes; (): they have none.
+    recipe: name and options of the recipe that the model was built with. They
+      go to `tokjax.json`, and the parameters that the recipe added to
+      `tokjax.safetensors`; `load(folder, slots=recipes.get(name, **options))`
+      reads both, see `recipe_of`. None: all parameters are those of `config`.
     dtype: of the tensors; None: as they are.
     shard_bytes: a larger model is written as shards with an index.
 
   Raises:
-    ValueError: no such layout, or it cannot hold this model; says why.
+    ValueError: no such layout, or it cannot hold this model; says why. Or
+      labels of another number than there are classes.
     CheckpointError: lists every parameter that does not fit `config`.
   """
   name = layout or choose_layout(config)
@@ -182,21 +240,40 @@ def save(
     raise ValueError(f"layout={name!r}: must be one of {', '.join(writable())}")
   if wrong := differences(config, target):
     raise ValueError(f"layout={name!r} cannot hold {', '.join(wrong)}")
+  whole, rest = None, {}
+  if recipe is not None:
+    whole = learned_parts.note(*recipe)
+    params, rest = learned_parts.split(params, config)
   found = convert.entries(target.table(config), config, target.prefix(()))
   tensors = convert.write_tensors(params, found, config, dtype)
-  configs = config_files(target, config, preprocessing)
+  configs = config_files(target, config, preprocessing, labels)
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   files.write_tensors(folder, tensors, shard_bytes)
-  for file, whole in configs.items():
-    files.write_json(folder / file, whole)
+  for file, written in configs.items():
+    files.write_json(folder / file, written)
+  learned_parts.write(folder, whole, rest)
 
 
 def config_files(
-  target: Layout, config: ViTConfig, value: Preprocessing | None
+  target: Layout,
+  config: ViTConfig | DecoderConfig,
+  value: Preprocessing | None,
+  labels: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
   """config.json and, where that is another file, the preprocessing."""
   whole = target.write(config)
+  if labels:
+    count = getattr(config, "num_classes", None)
+    if len(labels) != count:
+      raise ValueError(
+        f"labels: {len(labels)} names for a model of {count} classes"
+      )
+    whole |= (
+      {"label_names": list(labels)}
+      if isinstance(target, Timm)
+      else labels_lib.by_id(labels)
+    )
   if value is None:
     return {"config.json": whole}
   if isinstance(target, Timm):
@@ -211,25 +288,29 @@ def writable() -> tuple[str, ...]:
   return tuple(name for name, layout in LAYOUTS.items() if layout.written)
 
 
-def choose_layout(config: ViTConfig) -> str:
+def choose_layout(config: ViTConfig | DecoderConfig) -> str:
   """The first layout that can hold a configuration."""
   for name in writable():
     if not differences(config, LAYOUTS[name]):
       return name
+  known = [n for n in writable() if isinstance(config, LAYOUTS[n].holds)]
   raise ValueError(
-    "no layout can hold this model; name one of"
-    f" {', '.join(writable())} to see why not"
+    f"no layout can hold this model; name one of {', '.join(known)} to see why"
+    " not"
   )
 
 
-def differences(config: ViTConfig, layout: Layout) -> list[str]:
+def differences(config: ViTConfig | DecoderConfig, layout: Layout) -> list[str]:
   """What would be another value if a layout's reader read what it writes."""
+  if not isinstance(config, layout.holds):
+    return [f"a {type(config).__name__}"]
   found = convert.matches(layout.table(config), config, layout.prefix(()))
   names = {entry.theirs for entry in found}
   try:
-    back = layout.read(layout.write(config), names)
+    back = layout.resolved(layout.read(layout.write(config), names))
   except (KeyError, ValueError) as error:
     return [f"this model ({error})"]
+  config = layout.resolved(config)
   return [
     f"{field.name}={getattr(config, field.name)!r}"
     f" (it means {getattr(back, field.name)!r})"

@@ -111,6 +111,7 @@ class Timm(Layout):
 
   name = "timm"
   written = True
+  holds = ViTConfig
 
   def prefix(self, names: Collection[str]) -> str:
     """None."""
