@@ -167,8 +167,8 @@ def check_params(
 ) -> None:
   """Raises ConfigError for a recipe whose parameters are not there."""
   example = config.task.inputs(pipeline.heldout_arrays(config.data, 1))
-  key = jax.random.key(0)
-  shapes = jax.eval_shape(lambda: model.init(key, example, key=key)["params"])
+  make = lambda key, x: model.init(key, x, key=key)["params"]
+  shapes = jax.eval_shape(make, jax.random.key(0), example)
   wanted, found = trees.named(shapes), trees.named(params)
   if missing := [name for name in wanted if name not in found]:
     raise ConfigError(

@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from huggingface_hub import utils
 
-from experiments import sources
+from experiments import launch, sources
+from experiments.command import Command, Option
 from experiments.data.images import Images
 from experiments.evaluate import restore_run
 from experiments.training import mesh as mesh_lib
@@ -193,33 +194,33 @@ def upload(
     ) from error
 
 
-if __name__ == "__main__":
-  from experiments import launch
-  from experiments.command import Command, Option
-
-  launch.start(
-    Command(
-      __doc__ or "",
-      (
-        launch.workdir(),
-        Option("out", str, None, "New folder to write.", True),
-        Option("source", str, None, "Checkpoint whose files are copied."),
-        Option("layout", str, None, "Class of `transformers`, or timm."),
-        Option("dtype", str, None, "Of the tensors, such as bfloat16."),
-        Option("push", str, None, "Upload to the hub: OWNER/NAME."),
-        Option("private", bool, False, "Only its owner sees it on the hub."),
-        Option("traceback", bool, False, "Show where an error comes from."),
-      ),
-    ),
-    lambda given: print(
-      main(
-        given.workdir,
-        given.out,
-        source=given.source,
-        layout=given.layout,
-        dtype=given.dtype,
-        push=given.push,
-        private=given.private,
-      )
-    ),
+def from_command_line(given: Any) -> None:
+  """`main` with the options of the command; prints the folder."""
+  out = main(
+    given.workdir,
+    given.out,
+    source=given.source,
+    layout=given.layout,
+    dtype=given.dtype,
+    push=given.push,
+    private=given.private,
   )
+  print(out)
+
+
+COMMAND = Command(
+  __doc__ or "",
+  (
+    launch.workdir(),
+    Option("out", str, None, "New folder to write.", True),
+    Option("source", str, None, "Checkpoint whose files are copied."),
+    Option("layout", str, None, "Class of `transformers`, or timm."),
+    Option("dtype", str, None, "Of the tensors, such as bfloat16."),
+    Option("push", str, None, "Upload to the hub: OWNER/NAME."),
+    Option("private", bool, False, "Only its owner sees it on the hub."),
+    Option("traceback", bool, False, "Show where an error comes from."),
+  ),
+)
+
+if __name__ == "__main__":
+  launch.start(COMMAND, from_command_line)
