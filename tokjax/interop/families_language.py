@@ -86,6 +86,12 @@ def window(part: Json, name: str) -> int | None:
   return fields.optional(fields.integer)(part, name)
 
 
+def query_scalar(scale: float | None, config: Any) -> int | float:
+  """Gemma's; `transformers` wants an integer where it is one."""
+  value = scale or config.features
+  return int(value) if value == int(value) else value
+
+
 OPTIONAL_FLAG = fields.optional(fields.flag, False)
 SHARED = (
   Field("vocabulary", "vocab_size", fields.integer),
@@ -138,7 +144,7 @@ GEMMA = (
     "query_scale",
     "query_pre_attn_scalar",
     MAYBE_POSITIVE,
-    lambda scale, config: scale or config.features,
+    query_scalar,
   ),
   Field("attention_softcap", "attn_logit_softcapping", MAYBE_POSITIVE),
   Field("logit_softcap", "final_logit_softcapping", MAYBE_POSITIVE),
