@@ -121,11 +121,11 @@ def changed_config(
   settings.assign(config, lambda _: Evaluation, changes)
   changed = config_lib.load(config)
   if isinstance(changed.data, FolderImages) and changed.data != own.data:
-    return _with_labels(changed, own, str(workdir))
+    return with_labels(changed, own, str(workdir))
   return changed
 
 
-def _with_labels(
+def with_labels(
   changed: config_lib.Config, own: config_lib.Config, workdir: str
 ) -> config_lib.Config:
   """With class folders matched to the labels of the run, by name."""

@@ -40,7 +40,8 @@ class FromInit:
   Attributes:
     head: "own": the checkpoint's classifier; class folders are matched with its
       labels by name. "new": a classifier that starts at random, for the classes
-      of the data.
+      of the data; it reads what the checkpoint pools, or the mean of the
+      patches if that pools nothing.
     image_size: in pixels; None: the checkpoint's.
   """
 
@@ -99,7 +100,11 @@ def resolve(
       how = dataclasses.replace(how, image_size=chosen.image_size)
   if chosen.head == "new":
     model = dataclasses.replace(
-      own, num_classes=data.num_classes, pooler=None, projection=None
+      own,
+      num_classes=data.num_classes,
+      pooler=None,
+      projection=None,
+      pool="mean" if own.pool == "none" else own.pool,
     )
     return model, _prepared(data, how), HEADS
   return own, _labelled(init, own, data, how, interop.labels_of(folder)), None
@@ -165,19 +170,9 @@ def first_params(config: Any, mesh: jax.sharding.Mesh) -> Any:
   """
   folder, wanted = locate(config.init), config.model
   own = interop.config_from(folder)
-  different = [
-    f"{field.name}={getattr(own, field.name)!r} (config:"
-    f" {getattr(wanted, field.name)!r})"
-    for field in dataclasses.fields(own)
-    if isinstance(wanted, type(own))
-    and field.name not in ADAPTED
-    and getattr(own, field.name) != getattr(wanted, field.name)
-  ]
-  if not isinstance(wanted, type(own)):
-    different = [f"a {type(own).__name__}, the model is {wanted}"]
-  if different:
+  if wrong := differences(own, wanted):
     raise ConfigError(
-      f"init={config.init!r}: the checkpoint has {', '.join(different)};"
+      f"init={config.init!r}: the checkpoint has {', '.join(wrong)};"
       " model.name=init takes its architecture"
     )
   changes = {}
@@ -191,6 +186,22 @@ def first_params(config: Any, mesh: jax.sharding.Mesh) -> Any:
     slots = dict(slots=config.recipe.slots())
   _, params, _ = interop.load(folder, **slots, **changes)
   return jax.device_put(params, mesh_lib.replicated(mesh))
+
+
+def differences(own: Any, wanted: Any) -> list[str]:
+  """What keeps the parameters of one architecture from starting another."""
+  if type(own) is not type(wanted):
+    return [f"a {type(own).__name__} (config: a {type(wanted).__name__})"]
+  # Tokens that were not pooled can be, for a head.
+  bare = getattr(own, "pool", None) == "none"
+  adapted = (*ADAPTED, "pool") if bare else ADAPTED
+  return [
+    f"{field.name}={getattr(own, field.name)!r} (config:"
+    f" {getattr(wanted, field.name)!r})"
+    for field in dataclasses.fields(own)
+    if field.name not in adapted
+    and getattr(own, field.name) != getattr(wanted, field.name)
+  ]
 
 
 def without_fresh(params: Any, fresh: str | None, model: Any) -> Any:

@@ -15,12 +15,12 @@ from tokjax.models import DecoderConfig, ViT, ViTConfig
 # As ImageNet has them: synonyms, and a name that two labels share.
 LABELS = ("tench, Tinca tinca", "crane", "golden retriever", "crane, bird")
 VIT = ViTConfig(
-  image_size=16, patch_size=4, width=16, depth=2, heads=2, mlp_dim=24,
+  image_size=16, patch_size=4, width=16, depth=1, heads=2, mlp_dim=24,
   num_classes=len(LABELS), epsilon=1e-12,
 )  # fmt: skip
 HOW = interop.Preprocessing((0.5,) * 3, (0.25,) * 3, 16, crop_fraction=16 / 18)
 DECODER = DecoderConfig(
-  vocabulary=40, width=16, depth=2, heads=2, kv_heads=1, mlp_dim=24, length=64,
+  vocabulary=40, width=16, depth=1, heads=2, kv_heads=1, mlp_dim=24, length=64,
   tied=False,
 )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Models in the published layout: what is written is what is read."""
 
+import dataclasses
 import json
 
 import jax
@@ -105,6 +106,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 # ----- Recipes with parameters -----
 
+TWO = dataclasses.replace(VIT, depth=2)
 OPTIONS = {"budget": budgets.Once(0.5, 0)}
 SLOTS = recipes.get("dynamicvit", **OPTIONS)
 
@@ -113,10 +115,10 @@ SLOTS = recipes.get("dynamicvit", **OPTIONS)
 def exported(tmp_path_factory):
   """A folder with a recipe, and the parameters in it."""
   key = jax.random.key(0)
-  model = ViT(VIT, SLOTS)
+  model = ViT(TWO, SLOTS)
   params = jax.jit(lambda x: model.init(key, x, key=key)["params"])(inputs())
   folder = tmp_path_factory.mktemp("exported")
-  interop.save(folder, VIT, params, recipe=("dynamicvit", OPTIONS))
+  interop.save(folder, TWO, params, recipe=("dynamicvit", OPTIONS))
   return folder, params
 
 
@@ -152,12 +154,12 @@ def test_learned_parts_of_another_recipe(exported):
   assert "missing: encoder/block_1/learned_0" in str(error.value)
   assert "extra: encoder/block_0/learned_0" in str(error.value)
   with pytest.raises(interop.CheckpointError, match="extra: encoder/block_0"):
-    interop.save(folder / "plain", VIT, params)
+    interop.save(folder / "plain", TWO, params)
 
 
 def test_a_recipe_is_forgotten_with_its_model(exported, tmp_path):
   _, params = exported
-  interop.save(tmp_path, VIT, params, recipe=("dynamicvit", OPTIONS))
+  interop.save(tmp_path, TWO, params, recipe=("dynamicvit", OPTIONS))
   interop.save(tmp_path, VIT, vit_params())
   assert interop.recipe_of(tmp_path) is None
   assert not (tmp_path / "tokjax.safetensors").exists()
