@@ -258,10 +258,10 @@ def _files(
     )
   names = _names(folder)
   if len(classes) != num_classes:
-    raise DataError(
-      f"{folder}: has {len(names)} class folders; data.num_classes is"
-      f" {num_classes}"
-    )
+    what = f"has {len(names)} class folders"
+    if len(names) != len(classes):
+      what = f"data.classes has {len(classes)} names"
+    raise DataError(f"{folder}: {what}; data.num_classes is {num_classes}")
   found = [
     (path, label)
     for name, label in zip(

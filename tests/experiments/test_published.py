@@ -12,6 +12,7 @@ import pytest
 from configs.learned import finetune
 from experiments import evaluate, export, launch, sources, train
 from experiments.data import DATA, DataError, pipeline
+from experiments.sweeps.classifiers import Pretrained
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import published, trees
@@ -192,8 +193,8 @@ def test_a_checkpoint_on_a_folder(vit, images):
   logits = forward(model, params, np.stack([how(x["image"]) for x in source]))
   right = np.asarray(logits).argmax(-1) == [x["label"] for x in source]
   assert found["accuracy"] == pytest.approx(right.mean())
-  with pytest.raises(ConfigError, match="dynamicvit' learns encoder/block"):
-    evaluate.main(checkpoint=str(vit), recipe="dynamicvit", changes=changes)
+  with pytest.raises(ConfigError, match="token_learner' learns encoder/b"):
+    evaluate.main(checkpoint=str(vit), recipe="token_learner", changes=changes)
   with pytest.raises(ConfigError, match="one of --workdir and --checkpoint"):
     evaluate.main()
 
@@ -219,6 +220,24 @@ def test_a_run_that_does_not_name_its_classes(images):
   changed = dataclasses.replace(own, data=data)
   with pytest.raises(ConfigError, match="w: does not name its classes"):
     evaluate.with_labels(changed, own, "w")
+
+
+def test_a_sweep_of_a_checkpoint_on_a_folder(vit, images, tmp_path):
+  data = DATA["folder_images"](path=str(images))
+  made = Pretrained(str(vit), data).prepare(tmp_path)
+  (batch,) = made.batches(16)
+  assert set(batch["label"]) == {0, 2}
+  with pytest.raises(DataError, match="classes has 4 names; .*classes is 2"):
+    dataclasses.replace(data, classes=LABELS).source("test")
+  element = data.for_checkpoint(None, LABELS).source("test")[0]
+  np.testing.assert_array_equal(batch["image"][0], HOW(element["image"]))
+  bare = write_vit(tmp_path / "bare", labels=())
+  with pytest.raises(ConfigError, match="does not name its classes"):
+    Pretrained(str(bare), data).prepare(tmp_path)
+  trout = write_images(tmp_path / "images", ("trout",), each=1)
+  other = DATA["folder_images"](path=str(trout))
+  with pytest.raises(DataError, match="'trout'; the 4 labels are"):
+    Pretrained(str(vit), other).prepare(tmp_path)
 
 
 # ----- Export -----

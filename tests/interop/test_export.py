@@ -87,6 +87,12 @@ def test_labels_of_timm(tmp_path):
   assert interop.labels_of(tmp_path) == ("tench, n1", "n2")
 
 
+def test_all_files_can_be_read_by_the_same_people(tmp_path):
+  interop.save(tmp_path, VIT, vit_params())
+  modes = {p.stat().st_mode for p in tmp_path.iterdir()}
+  assert len(modes) == 1
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   interop.save(tmp_path, VIT, vit_params())
   before = stored(tmp_path)

@@ -164,9 +164,13 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 def write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
   """Writes one file of tensors."""
-  # `transformers` and timm refuse files that do not name their framework.
   with appearing(path) as part:
+    # As any new file here: safetensors makes files that only their owner reads.
+    part.touch()
+    mode = part.stat().st_mode
+    # `transformers` and timm refuse files that do not name their framework.
     save_file(dict(tensors), part, metadata={"format": "pt"})
+    part.chmod(mode)
 
 
 class TensorFiles:
