@@ -109,6 +109,14 @@ def test_images_are_prepared_as_the_checkpoint_says(vit, images):
   )
 
 
+def test_a_run_goes_on_with_the_same_config(vit, images, run):
+  """The checkpoint gives the same config again, and is not started from."""
+  done, folder = run
+  again = train.main(fine_tuning(vit, images), folder)
+  assert again.config == done.config and again.finished
+  tiny.assert_same(trees.named(again.params), trees.named(done.params))
+
+
 def test_a_head_of_its_own(vit, images, tmp_path):
   words = f"checkpoint={vit},images={images},head=new,recipe=none,runlocal"
   config = config_lib.load(finetune.get_config(words))
@@ -360,7 +368,8 @@ def language(checkpoint, texts, **changes):
 
 def test_language_models_there_and_back(tmp_path):
   llama = write_llama(tmp_path / "in")
-  config = language(llama, write_texts(tmp_path / "texts"))
+  recipe = dict(name="gated_attention")
+  config = language(llama, write_texts(tmp_path / "texts"), recipe=recipe)
   done = train.main(config, tmp_path / "run")
   assert done.config.model == interop.config_from(llama)
   data = done.config.data
@@ -370,7 +379,11 @@ def test_language_models_there_and_back(tmp_path):
   assert 1 in ids and 2 < ids.max() < DECODER.vocabulary and 0 not in ids
   out = export.main(tmp_path / "run", tmp_path / "out")
   assert files.read_json(out / "config.json")["eos_token_id"] == 1
-  model, params, tokenizer = interop.load(out)
+  name, options = interop.recipe_of(out)
+  slots = recipes.get(name, **options)
+  model, params, tokenizer = interop.load(out, slots=slots)
+  assert model == done.model and "slots" in params["block_0"]
+  assert "slots" not in interop.load(out)[1]["block_0"]
   assert (out / "tokenizer.json").read_bytes() == (
     llama / "tokenizer.json"
   ).read_bytes()
@@ -378,6 +391,21 @@ def test_language_models_there_and_back(tmp_path):
   np.testing.assert_array_equal(
     forward(model, params, tokens), forward(done.model, done.params, tokens)
   )
+
+
+def test_a_language_model_as_teacher(tmp_path):
+  llama = write_llama(tmp_path / "in")
+  texts = write_texts(tmp_path / "texts")
+  config = config_lib.load(language(llama, texts, teacher=str(llama)))
+  mesh = mesh_lib.Mesh().build()
+  model, params = published.load_teacher(config, mesh, "float32")
+  assert model.config == config.model == interop.config_from(llama)
+  tiny.assert_same(params, interop.load(llama)[1])
+  other = dataclasses.replace(config.model, vocabulary=50)
+  with pytest.raises(ConfigError, match="vocabulary is 40, .* model 50"):
+    published.load_teacher(
+      dataclasses.replace(config, model=other), mesh, "float32"
+    )
 
 
 def test_a_language_model_needs_text(vit, images, tmp_path):
