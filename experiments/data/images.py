@@ -166,8 +166,9 @@ class FolderImages(Images):
 
   Attributes:
     path: the folder.
-    train, test: names of the sub-folders; `test="."`: the class folders are
-      directly in `path`, for evaluation only.
+    train, test: names of the sub-folders; "." is `path` itself. Where both are
+      the same folder, one in `one_in` images of each class is held out.
+    one_in: see `test`; at least 2.
     num_classes: of the labels; 0: as many as there are class folders.
     classes: names of the labels, in their order, which class folders are
       matched with (`experiments.data.labels`); (): the class folders, sorted.
@@ -176,11 +177,14 @@ class FolderImages(Images):
   path: str = "images"
   train: str = "train"
   test: str = "test"
+  one_in: int = 5
   num_classes: int = 0
   classes: tuple[str, ...] = ()
 
   def __post_init__(self):
     super().__post_init__()
+    if self.one_in < 2:
+      raise ValueError(f"one_in={self.one_in}: must be 2 or more")
     if not self.classes:
       splits = [self._folder(split) for split in ("train", "test")]
       found = next(filter(None, map(_names, splits)), ())
@@ -190,7 +194,7 @@ class FolderImages(Images):
 
   def source(self, split: str) -> Sequence[Element]:
     folder = self._folder(split)
-    files = _files(folder, self.classes, self.num_classes)
+    files = _files(folder, self.classes, self.num_classes, *self._part(split))
     return Files(files if split == "train" else files[: self.heldout])
 
   def for_checkpoint(
@@ -210,6 +214,11 @@ class FolderImages(Images):
     return dataclasses.replace(
       made, classes=tuple(labels), num_classes=len(labels)
     )
+
+  def _part(self, split: str) -> tuple[int, bool]:
+    """One in how many images is held out (0: none), and whether it is meant."""
+    one_folder = self._folder("train") == self._folder("test")
+    return self.one_in if one_folder else 0, split == "test"
 
   def _folder(self, split: str) -> pathlib.Path:
     name = self.train if split == "train" else self.test
@@ -248,13 +257,18 @@ def _names(folder: pathlib.Path) -> tuple[str, ...]:
 
 @functools.cache
 def _files(
-  folder: pathlib.Path, classes: tuple[str, ...], num_classes: int
+  folder: pathlib.Path,
+  classes: tuple[str, ...],
+  num_classes: int,
+  one_in: int,
+  held_out: bool,
 ) -> tuple[tuple[pathlib.Path, int], ...]:
+  """Shuffled files of a split, with their labels; see `FolderImages._part`."""
   if not folder.is_dir():
     raise DataError(
       f"{folder}: no such folder; expected {folder}/CLASS/*.jpg, one folder for"
-      " each class (to evaluate class folders directly in data.path:"
-      " data.test=.)"
+      " each class (class folders directly in data.path: data.test=. to"
+      " evaluate, data.train=. too to train)"
     )
   names = _names(folder)
   if len(classes) != num_classes:
@@ -262,14 +276,16 @@ def _files(
     if len(names) != len(classes):
       what = f"data.classes has {len(classes)} names"
     raise DataError(f"{folder}: {what}; data.num_classes is {num_classes}")
-  found = [
-    (path, label)
-    for name, label in zip(
-      names, match(names, classes, str(folder)), strict=True
-    )
-    for path in sorted((folder / name).rglob("*"))
-    if path.suffix.lower() in SUFFIXES
-  ]
+  found = []
+  labels = match(names, classes, str(folder))
+  for name, label in zip(names, labels, strict=True):
+    every = (folder / name).rglob("*")
+    images = sorted(p for p in every if p.suffix.lower() in SUFFIXES)
+    if one_in:
+      images = [
+        p for i, p in enumerate(images) if (i % one_in == 0) == held_out
+      ]
+    found += [(path, label) for path in images]
   if not found:
     raise DataError(f"{folder}: holds no images ({', '.join(SUFFIXES)})")
   order = np.random.default_rng(0).permutation(len(found))

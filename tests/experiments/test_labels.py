@@ -77,5 +77,13 @@ def test_class_folders_without_splits(tmp_path):
   write_images(tmp_path, ("a", "b"), each=2)
   data = folder(tmp_path / "train", test=".")
   assert data.classes == ("a", "b") and len(data.source("test")) == 4
-  with pytest.raises(DataError, match="data.test=[.]"):
+  with pytest.raises(DataError, match="data.test=[.] to evaluate"):
     data.source("train")
+  split = folder(tmp_path / "train", train=".", test=".", one_in=2)
+  held, rest = (
+    {p for p, _ in split.source(s).files} for s in ("test", "train")
+  )
+  assert len(held) == len(rest) == 2 and not held & rest
+  assert {p.parent.name for p in held} == {"a", "b"}
+  with pytest.raises(ValueError, match="one_in=1"):
+    folder(tmp_path, one_in=1)
