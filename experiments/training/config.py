@@ -248,7 +248,8 @@ class Config:
       model, data, fresh = resolve(self.model, self.init, self.data)
       object.__setattr__(self, "model", model)
       object.__setattr__(self, "data", data)
-      object.__setattr__(self, "fresh", self.fresh or fresh)
+      both = [f"({pattern})" for pattern in (self.fresh, fresh) if pattern]
+      object.__setattr__(self, "fresh", "|".join(both) or None)
 
   def build_model(self, slots: Slots | None = None) -> nn.Module:
     """The model with these slots (None: those of `recipe`)."""

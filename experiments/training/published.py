@@ -99,6 +99,8 @@ def resolve(
     if how is not None:
       how = dataclasses.replace(how, image_size=chosen.image_size)
   if chosen.head == "new":
+    if isinstance(data, FolderImages) and not data.classes:
+      data.source("train")  # Says which folder is not there.
     model = dataclasses.replace(
       own,
       num_classes=data.num_classes,
@@ -106,7 +108,7 @@ def resolve(
       projection=None,
       pool="mean" if own.pool == "none" else own.pool,
     )
-    return model, _prepared(data, how), HEADS
+    return model, _prepared(data, own, how), HEADS
   return own, _labelled(init, own, data, how, interop.labels_of(folder)), None
 
 
@@ -124,8 +126,16 @@ def _language(chosen: FromInit, init: str, own: DecoderConfig, data: Any):
   return own, data.for_tokenizer(str(locate(init))), None
 
 
-def _prepared(data: Any, how: Preprocessing | None, labels=()) -> Any:
-  return data.for_checkpoint(how, labels) if isinstance(data, Images) else data
+def _prepared(
+  data: Any, model: ViTConfig, how: Preprocessing | None, labels=()
+) -> Any:
+  """The data with the checkpoint's preprocessing, or else only its size."""
+  if not isinstance(data, Images):
+    return data
+  high, wide = model.image_sides
+  if how is None and high == wide:
+    data = dataclasses.replace(data, size=high)
+  return data.for_checkpoint(how, labels)
 
 
 def _labelled(
@@ -146,13 +156,13 @@ def _labelled(
         " (id2label of config.json), so that class folders cannot be matched"
         f"{new}"
       )
-    return _prepared(data, how, labels)
+    return _prepared(data, model, how, labels)
   if data.num_classes != model.num_classes:
     raise ConfigError(
       f"init={init!r}: has {model.num_classes} classes, the data"
       f" {data.num_classes}{new}"
     )
-  return _prepared(data, how)
+  return _prepared(data, model, how)
 
 
 # ----- Parameters -----

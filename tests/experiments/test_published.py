@@ -122,7 +122,13 @@ def test_a_head_of_its_own(vit, images, tmp_path):
   config = config_lib.load(finetune.get_config(words))
   assert config.model == dataclasses.replace(VIT, num_classes=2)
   assert config.data.classes == ("Tench", "golden_retriever")
-  assert config.teacher is None and config.fresh == published.HEADS
+  assert config.teacher is None and config.fresh == f"({published.HEADS})"
+  more = dataclasses.replace(
+    config, model=published.FromInit("new", 24), fresh="norm"
+  )
+  assert more.fresh == f"(norm)|({published.HEADS})"
+  assert more.model.image_size == more.data.size == 24
+  assert more.data.preprocessing.image_size == 24
   done = train.main(config, tmp_path / "run")
   assert done.params["head"]["classifier"]["kernel"].shape == (16, 2)
   out = export.main(tmp_path / "run", tmp_path / "out")
@@ -148,10 +154,17 @@ def test_fresh_parameters_are_left_out():
     (dict(model=dict(name="init", head="old")), "head='old'"),
     (dict(data=dict(name="digits")), "4 classes, the data 10; for a"),
     (dict(fresh="("), "no regular expression"),
+    (
+      dict(
+        model=dict(name="init", head="new"),
+        data=dict(name="folder_images", path="nowhere"),
+      ),
+      "nowhere/train: no such folder",
+    ),
   ],
 )
 def test_what_a_run_cannot_start_from(changes, message, vit, images):
-  with pytest.raises((ConfigError, OSError), match=message):
+  with pytest.raises((ConfigError, DataError, OSError), match=message):
     config_lib.load(fine_tuning(vit, images, **changes))
 
 
@@ -187,6 +200,13 @@ def test_classes_that_are_no_labels(vit, images, tmp_path):
   bare = write_vit(tmp_path / "bare", labels=())
   with pytest.raises(ConfigError, match="not name its 4 classes.*head=new"):
     config_lib.load(fine_tuning(bare, images))
+
+
+def test_a_checkpoint_that_states_no_preprocessing(images, tmp_path):
+  bare = write_vit(tmp_path, preprocessing=None)
+  data = config_lib.load(fine_tuning(bare, images)).data
+  assert data.preprocessing is None and data.size == 16
+  assert data.prepare(data.source("test")[0])["image"].shape == (16, 16, 3)
 
 
 # ----- Evaluate -----

@@ -7,12 +7,12 @@ from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.pretrained import config_from
 from tokjax.interop.pretrained import inputs_of
 from tokjax.interop.pretrained import labels_of
-from tokjax.interop.pretrained import layout_for
 from tokjax.interop.pretrained import layouts
 from tokjax.interop.pretrained import load
-from tokjax.interop.pretrained import save
 from tokjax.interop.tokenizer import Bytes
 from tokjax.interop.tokenizer import Tokenizer
+from tokjax.interop.writing import layout_for
+from tokjax.interop.writing import save
 
 __all__ = [
   "Bytes",
