@@ -56,8 +56,10 @@ def labels(
       run has a head of its own.
   """
   classes, found = getattr(config.model, "num_classes", None), ()
-  if isinstance(config.data, FolderImages):
+  own = isinstance(config.data, FolderImages)
+  if source is not None and config.fresh is None:
+    if not own or config.data.match == "order":
+      found = interop.labels_of(source)
+  if own and not found:
     found = config.data.classes
-  elif source is not None and config.fresh is None:
-    found = interop.labels_of(source)
   return tuple(found) if len(found) == classes else ()

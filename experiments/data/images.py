@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.data import tfds_source
 from experiments.data.crops import centre, pad_crop, random_resized_crop
 from experiments.data.errors import DataError
-from experiments.data.labels import match
+from experiments.data.labels import listed, match
 from experiments.data.randaugment import rand_augment
 from tokjax.interop import Preprocessing
 from tokjax.interop.images import to_pillow
@@ -173,6 +173,9 @@ class FolderImages(Images):
     num_classes: of the labels; 0: as many as there are class folders.
     classes: names of the labels, in their order, which class folders are
       matched with (`experiments.data.labels`); (): the class folders, sorted.
+    match: with the labels of a checkpoint: "name"; or "order", for folders that
+      are as many as its labels and, sorted, in their order, such as the ids of
+      WordNet that ImageNet's folders have as names.
   """
 
   path: str = "images"
@@ -181,6 +184,7 @@ class FolderImages(Images):
   one_in: int = 5
   num_classes: int = 0
   classes: tuple[str, ...] = ()
+  match: Literal["name", "order"] = "name"
 
   def __post_init__(self):
     super().__post_init__()
@@ -208,6 +212,14 @@ class FolderImages(Images):
     """
     made = super().for_checkpoint(how)
     if not labels:
+      return made
+    if self.match == "order":
+      if len(self.classes) != len(labels):
+        raise DataError(
+          f"{self.path}: match='order' needs as many class folders as labels;"
+          f" the {len(self.classes)} folders are: {listed(self.classes)}; the"
+          f" {len(labels)} labels are: {listed(labels)}"
+        )
       return made
     for split in ("train", "test"):
       names = _names(self._folder(split))

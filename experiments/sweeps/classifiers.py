@@ -151,7 +151,8 @@ class Pretrained:
 
   def _matched(self) -> Any:
     """The data; class folders are matched with the checkpoint's labels."""
-    if not isinstance(self.data, FolderImages) or self.classes:
+    by_name = isinstance(self.data, FolderImages) and self.data.match == "name"
+    if not by_name or self.classes:
       return self.data
     labels = interop.labels_of(self.checkpoint, revision=self.revision)
     if not labels:

@@ -150,11 +150,13 @@ def _labelled(
   if model.num_classes is None:
     raise ConfigError(f"init={init!r}: has no classifier{new}")
   if isinstance(data, FolderImages):
+    if not labels and data.match == "order":
+      labels = tuple(map(str, range(model.num_classes)))
     if not labels:
       raise ConfigError(
         f"init={init!r}: does not name its {model.num_classes} classes"
-        " (id2label of config.json), so that class folders cannot be matched"
-        f"{new}"
+        " (id2label of config.json), so that class folders can only be matched"
+        f" by data.match=order{new}"
       )
     return _prepared(data, model, how, labels)
   if data.num_classes != model.num_classes:
@@ -262,7 +264,8 @@ def load_teacher(
           f" data has {getattr(data, field)}"
         )
   labels = interop.labels_of(folder)
-  if labels and isinstance(data, FolderImages):
+  named = isinstance(data, FolderImages) and data.match == "name"
+  if labels and named:
     order = match(data.classes, labels, where)
     if order != tuple(range(len(labels))):
       raise ConfigError(

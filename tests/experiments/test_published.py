@@ -209,6 +209,22 @@ def test_a_checkpoint_that_states_no_preprocessing(images, tmp_path):
   assert data.prepare(data.source("test")[0])["image"].shape == (16, 16, 3)
 
 
+def test_class_folders_in_the_order_of_labels(vit, tmp_path):
+  own = write_images(tmp_path / "own", ("n1", "n2", "n3", "n4"), each=1)
+  config = fine_tuning(vit, own)
+  config["data"]["match"] = "order"
+  made = config_lib.load(config)
+  assert made.data.classes == ("n1", "n2", "n3", "n4")
+  assert sources.labels(made, vit) == LABELS
+  bare = write_vit(tmp_path / "bare", labels=())
+  unnamed = config_lib.load({**config, "init": str(bare)})
+  assert sources.labels(unnamed, bare) == ("n1", "n2", "n3", "n4")
+  Pretrained(str(vit), made.data).prepare(tmp_path)
+  (own / "train" / "n5").mkdir()
+  with pytest.raises(DataError, match="the 5 folders are: 'n1'.* the 4 labels"):
+    config_lib.load(config)
+
+
 # ----- Evaluate -----
 
 
