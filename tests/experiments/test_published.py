@@ -365,7 +365,8 @@ def test_upload(run, tmp_path, monkeypatch):
   made, sent = Hub.asked
   assert made == ("me/tiny", {"private": True, "exist_ok": True})
   assert sent["repo_id"] == "me/tiny" and sent["folder_path"] == str(out)
-  leaves = jax.tree.leaves(interop.load(out, param_dtype=None)[1])
+  slots = run[0].config.recipe.slots()
+  leaves = jax.tree.leaves(interop.load(out, slots=slots, param_dtype=None)[1])
   assert {x.dtype.name for x in leaves} == {"bfloat16"}
   monkeypatch.setattr(Hub, "refuses", True)
   with pytest.raises(OSError, match="401 Unauth.*checkpoint is in") as error:

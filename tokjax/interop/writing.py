@@ -84,6 +84,8 @@ def save(
   if recipe is not None:
     whole = learned_parts.note(*recipe)
     params, rest = learned_parts.split(params, config)
+    if dtype is not None:
+      rest = {name: x.astype(dtype) for name, x in rest.items()}
   found = convert.entries(target.table(config), config, target.prefix(()))
   tensors = convert.write_tensors(params, found, config, dtype)
   configs = config_files(target, config, preprocessing, labels)
