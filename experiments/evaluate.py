@@ -1,8 +1,13 @@
-"""Evaluation of a run, on any mesh.
+"""Evaluation of a run or a published checkpoint, on any mesh.
 
 python -m experiments.evaluate --workdir DIR
 python -m experiments.evaluate --workdir DIR --recipe tome --keep 0.5
 python -m experiments.evaluate --workdir DIR --config.eval_batch_size=64
+python -m experiments.evaluate --checkpoint FOLDER_OR_HUB_ID \\
+  --config.data.path=IMAGES
+
+The last takes images IMAGES/test/CLASS/*.jpg; the names of the class folders
+are matched with the labels of the checkpoint.
 """
 
 import dataclasses
@@ -15,13 +20,13 @@ import flax.linen as nn
 import jax
 import ml_collections
 
-from experiments import settings, typed
+from experiments import settings, sources, typed
 from experiments.data import DATA, pipeline
+from experiments.data.images import FolderImages
 from experiments.tasks import TASKS
-from experiments.training import checkpoints
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
-from experiments.training.errors import CheckpointError
+from experiments.training import published, trees
 from experiments.typed import ConfigError
 from tokjax.slots import Slots
 
@@ -72,20 +77,32 @@ def restore_run(
   workdir: str | pathlib.Path, mesh: jax.sharding.Mesh
 ) -> tuple[config_lib.Config, Any, int]:
   """Config, parameters (averaged ones if any) and step of a run."""
-  saved, step = _last(workdir)
+  saved, step = sources.last(workdir)
   config = config_lib.load(saved.config(step))
   params = saved.restore_params(step, mesh_lib.replicated(mesh))
   saved.close()
   return config, params, step
 
 
-def _last(workdir: str | pathlib.Path) -> tuple[checkpoints.Checkpoints, int]:
-  """The checkpoints of a run, and the step of the last."""
-  saved = checkpoints.Checkpoints(pathlib.Path(workdir), read_only=True)
-  step = saved.latest()
-  if step is None:
-    raise CheckpointError(f"{workdir}: has no checkpoint")
-  return saved, step
+def published_config(
+  checkpoint: str,
+  recipe: str | None = None,
+  keep: float | None = None,
+  changes: Sequence[tuple[str, str]] = (),
+) -> config_lib.Config:
+  """The config that evaluates a published checkpoint; see `main`.
+
+  The data is a folder of images unless `changes` say otherwise.
+  """
+  values = dict(
+    model=dict(name="init"), init=checkpoint, data=dict(name="folder_images"),
+    task=dict(name="classification"), mesh={},
+  )  # fmt: skip
+  config = ml_collections.ConfigDict(values)
+  if recipe is not None:
+    config.recipe = dict(name=recipe, keep=keep)
+  settings.assign(config, lambda _: Evaluation, changes)
+  return config_lib.load(config)
 
 
 def changed_config(
@@ -95,13 +112,34 @@ def changed_config(
   changes: Sequence[tuple[str, str]] = (),
 ) -> config_lib.Config:
   """The config of a run as it is evaluated; see `main`."""
-  saved, step = _last(workdir)
+  saved, step = sources.last(workdir)
   config = ml_collections.ConfigDict({**saved.config(step), "mesh": {}})
   saved.close()
   if recipe is not None:
     config.recipe = dict(name=recipe, keep=keep)
+  own = config_lib.load(config)
   settings.assign(config, lambda _: Evaluation, changes)
-  return config_lib.load(config)
+  changed = config_lib.load(config)
+  if isinstance(changed.data, FolderImages) and changed.data != own.data:
+    return with_labels(changed, own, str(workdir))
+  return changed
+
+
+def with_labels(
+  changed: config_lib.Config, own: config_lib.Config, workdir: str
+) -> config_lib.Config:
+  """With class folders matched to the labels of the run, by name."""
+  source = sources.source_of(own)
+  folder = None if source is None else published.locate(source)
+  names = sources.labels(own, folder)
+  if not names:
+    raise ConfigError(
+      f"{workdir}: does not name its classes, so that class folders cannot be"
+      " matched"
+    )
+  how = changed.data.preprocessing or getattr(own.data, "preprocessing", None)
+  data = changed.data.for_checkpoint(how, names)
+  return dataclasses.replace(changed, data=data)
 
 
 def evaluate(
@@ -124,31 +162,63 @@ def evaluate(
   return metrics
 
 
+def check_params(
+  config: config_lib.Config, model: nn.Module, params: Any
+) -> None:
+  """Raises ConfigError for a recipe whose parameters are not there."""
+  example = config.task.inputs(pipeline.heldout_arrays(config.data, 1))
+  make = lambda key, x: model.init(key, x, key=key)["params"]
+  shapes = jax.eval_shape(make, jax.random.key(0), example)
+  wanted, found = trees.named(shapes), trees.named(params)
+  if missing := [name for name in wanted if name not in found]:
+    raise ConfigError(
+      f"recipe {config.recipe.name!r} learns {missing[0]} and"
+      f" {len(missing) - 1} more parameters, which these weights do not have;"
+      " train with it first"
+    )
+
+
 def main(
-  workdir: str | pathlib.Path,
+  workdir: str | pathlib.Path | None = None,
   recipe: str | None = None,
   keep: float | None = None,
   changes: Sequence[tuple[str, str]] = (),
+  *,
+  checkpoint: str | None = None,
 ) -> dict[str, float]:
-  """Evaluates the last checkpoint of a run.
+  """Evaluates the last checkpoint of a run, or a published checkpoint.
 
   Args:
+    workdir: of the run; None: see `checkpoint`.
     recipe, keep: of the slots; None: as trained.
     changes: other settings of `Evaluation`, paths and texts.
+    checkpoint: a published one, instead of a run; see `training.published`.
 
   Raises:
-    ConfigError: an unknown recipe, or `keep` without one.
+    ConfigError: an unknown recipe, `keep` without one, or a checkpoint that
+      does not fit the data.
+    DataError: class folders are no labels of the checkpoint.
     CheckpointError: see `load_run`.
   """
   if keep is not None and recipe is None:
     raise ConfigError(
       f"keep={keep}: needs recipe=, the one that is to keep that fraction"
     )
-  config = changed_config(workdir, recipe, keep, changes)
-  model, mesh = config.build_model(), config.mesh.build()
-  _, params, step = restore_run(workdir, mesh)
-  metrics = evaluate(config, model, params, mesh)
-  return {"step": step, **metrics}
+  if (workdir is None) == (checkpoint is None):
+    raise ConfigError("give one of --workdir and --checkpoint")
+  if checkpoint is not None:
+    config = published_config(checkpoint, recipe, keep, changes)
+    mesh, step = config.mesh.build(), {}
+    params = published.first_params(config, mesh)
+  else:
+    config = changed_config(workdir, recipe, keep, changes)
+    mesh = config.mesh.build()
+    _, params, number = restore_run(workdir, mesh)
+    step = {"step": number}
+  model = config.build_model()
+  if recipe is not None:
+    check_params(config, model, params)
+  return {**step, **evaluate(config, model, params, mesh)}
 
 
 if __name__ == "__main__":
@@ -161,7 +231,8 @@ if __name__ == "__main__":
     Command(
       __doc__ or "",
       (
-        launch.workdir(),
+        Option("workdir", str, None, "Directory of the run."),
+        Option("checkpoint", str, None, "A published one, instead of a run."),
         Option("recipe", str, None, "Fill the slots with this recipe."),
         Option("keep", float, None, "Fraction of tokens that remain."),
         *launch.COMMON,
@@ -170,6 +241,14 @@ if __name__ == "__main__":
       reads_file=False,
     ),
     lambda given: print(
-      json.dumps(main(given.workdir, given.recipe, given.keep, given.changes))
+      json.dumps(
+        main(
+          given.workdir,
+          given.recipe,
+          given.keep,
+          given.changes,
+          checkpoint=given.checkpoint,
+        )
+      )
     ),
   )

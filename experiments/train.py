@@ -13,7 +13,14 @@ import flax.linen as nn
 
 from experiments.data import pipeline
 from experiments.evaluate import evaluate, load_run
-from experiments.training import checkpoints, compiled, errors, progress, rundir
+from experiments.training import (
+  checkpoints,
+  compiled,
+  errors,
+  progress,
+  published,
+  rundir,
+)
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import state as state_lib
@@ -86,7 +93,7 @@ def _train(config, workdir, preemption, profile, stack) -> Run:
   stack.enter_context(closing(batches))
 
   # ----- Model, teacher, programs -----
-  teacher, teacher_params = load_run(config.teacher, mesh)
+  teacher, teacher_params = _teacher(config, mesh)
   programs = compiled.Programs.of(config, mesh, teacher)
 
   # ----- From the last checkpoint, or from the start -----
@@ -97,7 +104,7 @@ def _train(config, workdir, preemption, profile, stack) -> Run:
     state, position = saved.restore(start, programs.shapes(), written)
     batches.set_state(position)
   else:
-    _, first = load_run(config.init, mesh)
+    first = _first(config, mesh, programs.shapes().params)
     with working("compiling the start"):
       state = programs.start(config.seed, first)
   rundir.record(
@@ -152,6 +159,26 @@ def _train(config, workdir, preemption, profile, stack) -> Run:
   if stop:
     log.note(f"{preemption.name}: saved step {step}; start again to go on")
   return Run(config, programs.model, state, metrics, finished=not stop)
+
+
+def _teacher(config, mesh) -> tuple[nn.Module | None, Any]:
+  """The model to distil from, a run's or a published one; None: none."""
+  source = config.teacher
+  if source is None or published.is_run(source):
+    return load_run(source, mesh)
+  dtype = config_lib.DTYPES[config.precision]
+  return published.load_teacher(config, mesh, dtype)
+
+
+def _first(config, mesh, shapes) -> Any:
+  """Parameters to start from, a run's or published ones; None: none."""
+  if config.init is None:
+    return None
+  if published.is_run(config.init):
+    _, found = load_run(config.init, mesh)
+  else:
+    found = published.first_params(config, mesh)
+  return published.without_fresh(found, config.fresh, shapes)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,13 @@ import numpy as np
 from PIL import Image
 
 from experiments.data import tfds_source
+from experiments.data.crops import centre, pad_crop, random_resized_crop
 from experiments.data.errors import DataError
+from experiments.data.labels import listed, match
 from experiments.data.randaugment import rand_augment
+from tokjax.interop import Preprocessing
 from tokjax.interop.images import to_pillow
+from tokjax.interop.preprocessing import fraction
 
 Element = dict[str, Any]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -34,6 +38,8 @@ class Images:
     eval_zoom: images are scaled to size * eval_zoom before the centre crop.
     mean, std: of the values in [0, 1], per channel.
     heldout: at most so many images are evaluated; None: all.
+    preprocessing: of a published checkpoint, which evaluates images instead of
+      `size`, `eval_zoom`, `mean` and `std`; None: these.
   """
 
   size: int = 224
@@ -48,6 +54,7 @@ class Images:
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)
   std: tuple[float, ...] = (0.229, 0.224, 0.225)
   heldout: int | None = None
+  preprocessing: Preprocessing | None = None
 
   def __post_init__(self):
     if not 0 < self.min_area <= 1:
@@ -60,6 +67,43 @@ class Images:
   def source(self, split: str) -> Sequence[Element]:
     """Raw examples: "image" (Pillow image or array) and "label"."""
     raise NotImplementedError
+
+  def for_checkpoint(
+    self, how: Preprocessing | None, labels: Sequence[str] = ()
+  ) -> "Images":
+    """The same images, prepared as a published checkpoint expects them.
+
+    Args:
+      how: its preprocessing; None: it states none, and that of the data stays.
+      labels: names of its classes; (): those of the data stay.
+
+    Raises:
+      ValueError: a shape of images that training crops do not have.
+    """
+    del labels
+    if how is None:
+      return self
+    if how.sides[0] != how.sides[1] or len(how.mean) != 3:
+      raise ValueError(
+        f"preprocessing of {how.sides[0]}x{how.sides[1]} pixels in"
+        f" {len(how.mean)} channels: training takes square images in colour"
+      )
+    return dataclasses.replace(
+      self, size=how.sides[0], mean=how.mean, std=how.std, preprocessing=how
+    )
+
+  def as_preprocessing(self) -> Preprocessing:
+    """How images are evaluated, as a published checkpoint says it.
+
+    `Preprocessing` scales before it crops, where the data sets here crop
+    before they scale: pixels near the border may differ slightly.
+    """
+    if self.preprocessing is not None:
+      return self.preprocessing
+    share = fraction(self.size, round(self.size * self.eval_zoom))
+    return Preprocessing(
+      self.mean, self.std, self.size, "bicubic", crop_fraction=share
+    )
 
   def augment(self, element: Element, rng: np.random.Generator) -> Element:
     """A training example: cropped, flipped, augmented, normalised."""
@@ -77,6 +121,9 @@ class Images:
 
   def prepare(self, element: Element) -> Element:
     """An example as it is evaluated: centre crop, normalised."""
+    if self.preprocessing is not None:
+      values = self.preprocessing(to_image(element["image"]))
+      return {"image": values, "label": np.int32(element["label"])}
     image = centre(to_image(element["image"]), self.size, self.eval_zoom)
     return self._finish(image, element)
 
@@ -116,22 +163,79 @@ class TfdsImages(Images):
 
 @dataclasses.dataclass(frozen=True)
 class FolderImages(Images):
-  """`path/train/CLASS/*.jpg` and `path/test/CLASS/*.jpg`, classes sorted.
+  """A folder for each class: `path/train/CLASS/*.jpg`, `path/test/CLASS/*.jpg`.
 
   Attributes:
     path: the folder.
-    test: name of the held-out sub-folder.
+    train, test: names of the sub-folders; "." is `path` itself. Where both are
+      the same folder, one in `one_in` images of each class is held out.
+    one_in: see `test`; at least 2.
+    num_classes: of the labels; 0: as many as there are class folders.
+    classes: names of the labels, in their order, which class folders are
+      matched with (`experiments.data.labels`); (): the class folders, sorted.
+    match: with the labels of a checkpoint: "name"; or "order", for folders that
+      are as many as its labels and, sorted, in their order, such as the ids of
+      WordNet that ImageNet's folders have as names.
   """
 
   path: str = "images"
+  train: str = "train"
   test: str = "test"
+  one_in: int = 5
+  num_classes: int = 0
+  classes: tuple[str, ...] = ()
+  match: Literal["name", "order"] = "name"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.one_in < 2:
+      raise ValueError(f"one_in={self.one_in}: must be 2 or more")
+    if not self.classes:
+      splits = [self._folder(split) for split in ("train", "test")]
+      found = next(filter(None, map(_names, splits)), ())
+      object.__setattr__(self, "classes", found)
+    if not self.num_classes:
+      object.__setattr__(self, "num_classes", len(self.classes))
 
   def source(self, split: str) -> Sequence[Element]:
-    folder = pathlib.Path(self.path) / (
-      "train" if split == "train" else self.test
-    )
-    files = _files(folder, self.num_classes)
+    folder = self._folder(split)
+    files = _files(folder, self.classes, self.num_classes, *self._part(split))
     return Files(files if split == "train" else files[: self.heldout])
+
+  def for_checkpoint(
+    self, how: Preprocessing | None, labels: Sequence[str] = ()
+  ) -> "Images":
+    """See `Images.for_checkpoint`; class folders are matched with the labels.
+
+    Raises:
+      DataError: a class folder is no label; shows both lists.
+    """
+    made = super().for_checkpoint(how)
+    if not labels:
+      return made
+    if self.match == "order":
+      if len(self.classes) != len(labels):
+        raise DataError(
+          f"{self.path}: match='order' needs as many class folders as labels;"
+          f" the {len(self.classes)} folders are: {listed(self.classes)}; the"
+          f" {len(labels)} labels are: {listed(labels)}"
+        )
+      return made
+    for split in ("train", "test"):
+      names = _names(self._folder(split))
+      match(names, labels, str(self._folder(split)))
+    return dataclasses.replace(
+      made, classes=tuple(labels), num_classes=len(labels)
+    )
+
+  def _part(self, split: str) -> tuple[int, bool]:
+    """One in how many images is held out (0: none), and whether it is meant."""
+    one_folder = self._folder("train") == self._folder("test")
+    return self.one_in if one_folder else 0, split == "test"
+
+  def _folder(self, split: str) -> pathlib.Path:
+    name = self.train if split == "train" else self.test
+    return pathlib.Path(self.path) / name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,27 +260,45 @@ class Files:
     return {"image": image, "label": label}
 
 
+def _names(folder: pathlib.Path) -> tuple[str, ...]:
+  """Names of the class folders, sorted; (): there is no such folder."""
+  if not folder.is_dir():
+    return ()
+  found = (p for p in folder.iterdir() if p.is_dir())
+  return tuple(sorted(p.name for p in found if not p.name.startswith(".")))
+
+
 @functools.cache
 def _files(
-  folder: pathlib.Path, num_classes: int
+  folder: pathlib.Path,
+  classes: tuple[str, ...],
+  num_classes: int,
+  one_in: int,
+  held_out: bool,
 ) -> tuple[tuple[pathlib.Path, int], ...]:
+  """Shuffled files of a split, with their labels; see `FolderImages._part`."""
   if not folder.is_dir():
     raise DataError(
       f"{folder}: no such folder; expected {folder}/CLASS/*.jpg, one folder for"
-      " each class"
+      " each class (class folders directly in data.path: data.test=. to"
+      " evaluate, data.train=. too to train)"
     )
-  classes = sorted(p for p in folder.iterdir() if p.is_dir())
+  names = _names(folder)
   if len(classes) != num_classes:
-    raise DataError(
-      f"{folder}: has {len(classes)} class folders; data.num_classes is"
-      f" {num_classes}"
-    )
-  found = [
-    (path, label)
-    for label, name in enumerate(classes)
-    for path in sorted(name.rglob("*"))
-    if path.suffix.lower() in SUFFIXES
-  ]
+    what = f"has {len(names)} class folders"
+    if len(names) != len(classes):
+      what = f"data.classes has {len(classes)} names"
+    raise DataError(f"{folder}: {what}; data.num_classes is {num_classes}")
+  found = []
+  labels = match(names, classes, str(folder))
+  for name, label in zip(names, labels, strict=True):
+    every = (folder / name).rglob("*")
+    images = sorted(p for p in every if p.suffix.lower() in SUFFIXES)
+    if one_in:
+      images = [
+        p for i, p in enumerate(images) if (i % one_in == 0) == held_out
+      ]
+    found += [(path, label) for path in images]
   if not found:
     raise DataError(f"{folder}: holds no images ({', '.join(SUFFIXES)})")
   order = np.random.default_rng(0).permutation(len(found))
@@ -196,42 +318,3 @@ def to_image(value: Any) -> Image.Image:
     return to_pillow(value)
   except ValueError as error:
     raise DataError(str(error)) from error
-
-
-def random_resized_crop(
-  image: Image.Image, size: int, min_area: float, rng: np.random.Generator
-) -> Image.Image:
-  """A part of random area and ratio (3/4 to 4/3), scaled to `size`."""
-  width, height = image.size
-  for _ in range(10):
-    area = width * height * rng.uniform(min_area, 1.0)
-    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
-    if 0 < w <= width and 0 < h <= height:
-      left = int(rng.integers(width - w + 1))
-      top = int(rng.integers(height - h + 1))
-      box = (left, top, left + w, top + h)
-      return image.resize((size, size), Image.Resampling.BICUBIC, box)
-  return centre(image, size, 1.0)
-
-
-def pad_crop(
-  image: Image.Image, pad: int, rng: np.random.Generator
-) -> Image.Image:
-  """The image shifted by at most `pad` pixels each way; black comes in."""
-  left, top = (int(x) for x in rng.integers(-pad, pad + 1, size=2))
-  width, height = image.size
-  return image.crop((left, top, left + width, top + height))
-
-
-def centre(image: Image.Image, size: int, zoom: float) -> Image.Image:
-  """The shorter side scaled to size * zoom, the middle `size` pixels cut."""
-  width, height = image.size
-  part = min(width, height) / zoom
-  box = (
-    (width - part) / 2, (height - part) / 2,
-    (width + part) / 2, (height + part) / 2,
-  )  # fmt: skip
-  if image.size == (size, size) and zoom == 1.0:
-    return image
-  return image.resize((size, size), Image.Resampling.BICUBIC, box)

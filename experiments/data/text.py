@@ -1,8 +1,9 @@
-"""Text as bytes, packed into windows of one length.
+"""Text as bytes or tokens, packed into windows of one length.
 
 A corpus is one long array of bytes; a zero byte, which no text has, ends each
 document. Windows are read by index, so that the position in an epoch is a
-number.
+number. For a published model, documents are taken by its tokenizer, and its
+end of text is what ends them.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import numpy as np
 
 from experiments.data import tfds_source
 from experiments.data.errors import DataError
+from tokjax import interop
 
 Element = dict[str, Any]
 VOCABULARY = 256
@@ -28,17 +30,25 @@ HELD_OUT = 20
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """Windows of bytes; corpora are subclasses.
+  """Windows of bytes or tokens; corpora are subclasses.
 
   Attributes:
-    length: of what the model reads; a window has one byte more.
+    length: of what the model reads; a window has one token more.
     heldout: at most so many windows are evaluated; None: all.
+    tokenizer: published checkpoint whose tokenizer makes the ids, all at once
+      in memory; None: bytes are the ids.
   """
 
   length: int = 128
   heldout: int | None = 512
+  tokenizer: str | None = None
 
-  num_classes = VOCABULARY
+  @property
+  def num_classes(self) -> int:
+    """Number of ids."""
+    if self.tokenizer is None:
+      return VOCABULARY
+    return interop.config_from(self.tokenizer).vocabulary
 
   def __post_init__(self):
     if self.length < 1:
@@ -50,9 +60,24 @@ class Text:
 
   def source(self, split: str) -> Sequence[Element]:
     """Windows, as their split and place in the corpus."""
-    return Windows(
-      self.corpus(split), self.length, self.heldout if split == "test" else None
-    )
+    limit = self.heldout if split == "test" else None
+    if self.tokenizer is None:
+      return Windows(self.corpus(split), self.length, limit)
+    whole = dataclasses.replace(self, length=1, heldout=None)
+    return Windows(_tokens(whole, split), self.length, limit)
+
+  def for_tokenizer(self, checkpoint: str) -> "Text":
+    """The same text as ids of the tokenizer in a published checkpoint's folder.
+
+    Raises:
+      DataError: it has no tokenizer.
+    """
+    if interop.inputs_of(checkpoint) is None:
+      raise DataError(
+        f"{checkpoint}: has no tokenizer.json; put the tokenizer of the"
+        " checkpoint next to its weights"
+      )
+    return dataclasses.replace(self, tokenizer=checkpoint)
 
   def augment(self, element: Element, rng: np.random.Generator) -> Element:
     """A window that begins at a random place within the indexed one."""
@@ -78,7 +103,7 @@ class Windows:
   def __post_init__(self):
     if len(self.corpus) <= self.length:
       raise DataError(
-        f"the corpus has {len(self.corpus)} bytes; windows have"
+        f"the corpus has {len(self.corpus)} tokens; windows have"
         f" {self.length + 1}"
       )
 
@@ -147,6 +172,17 @@ class TfdsText(Text):
     if not path.exists():
       _write(path, (source[i]["text"] for i in range(len(source))))
     return np.memmap(path, np.uint8, "r")
+
+
+@functools.cache
+def _tokens(text: Text, split: str) -> np.ndarray:
+  """Ids of all documents, each followed by the end of a text."""
+  tokenizer = interop.inputs_of(text.tokenizer)
+  end, ids = list(tokenizer.ends[:1]), []
+  for document in bytes(text.corpus(split)).split(b"\0"):
+    if document:
+      ids += tokenizer.encode(document.decode(errors="replace")) + end
+  return np.asarray(ids, np.int32)
 
 
 def _write(path: pathlib.Path, documents: Iterable[bytes | str]) -> None:

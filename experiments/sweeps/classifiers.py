@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments import typed
 from experiments.data import DATA, pipeline
-from experiments.data.images import to_image
+from experiments.data.images import FolderImages, to_image
 from experiments.sweeps.runs import trained
 from experiments.training import config as config_lib
 from tokjax import interop
@@ -140,16 +140,30 @@ class Pretrained:
         f"checkpoint={self.checkpoint!r}: the folder does not state how images"
         " are prepared; add a preprocessor_config.json"
       )
-    self._check_labels(model.config)
+    data = self._matched()
+    self._check_labels(model.config, data)
     build = lambda slots: ViT(model.config, slots, dtype=dtype)
     params = jax.tree.map(jnp.asarray, params)
-    data = _As(self.data, how)
+    data = _As(data, how)
     return Classifier(
       model.config, (params,), build, data, self.classes, self.checkpoint
     )
 
-  def _check_labels(self, model: ViTConfig) -> None:
-    labels = self.data.num_classes
+  def _matched(self) -> Any:
+    """The data; class folders are matched with the checkpoint's labels."""
+    by_name = isinstance(self.data, FolderImages) and self.data.match == "name"
+    if not by_name or self.classes:
+      return self.data
+    labels = interop.labels_of(self.checkpoint, revision=self.revision)
+    if not labels:
+      raise typed.ConfigError(
+        f"checkpoint={self.checkpoint!r}: does not name its classes (id2label"
+        " of config.json); say in `classes` which of them each folder is"
+      )
+    return self.data.for_checkpoint(None, labels)
+
+  def _check_labels(self, model: ViTConfig, data: Any) -> None:
+    labels = data.num_classes
     if not self.classes and labels != model.num_classes:
       raise typed.ConfigError(
         f"data of {labels} classes, a checkpoint of {model.num_classes}: say in"

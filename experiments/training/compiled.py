@@ -48,8 +48,8 @@ class Programs:
   ) -> "Programs":
     """The programs of a config."""
     shared = dataclasses.replace(
-      config, init=None, teacher=None, seed=0, log_every=1, eval_every=1,
-      checkpoint=checkpoints.Options(), threads=1, processes=0,
+      config, init=None, fresh=None, teacher=None, seed=0, log_every=1,
+      eval_every=1, checkpoint=checkpoints.Options(), threads=1, processes=0,
     )  # fmt: skip
     return cls(shared, config.build_model(), mesh, teacher)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import typing
 from typing import Annotated, Any, Literal
 
@@ -15,11 +16,12 @@ from experiments.tasks import TASKS
 from experiments.training.checkpoints import Options as Checkpoint
 from experiments.training.mesh import Mesh
 from experiments.training.optim import Optimizer
-from tokjax import budgets
+from experiments.training.published import FromInit, resolve
+from tokjax import budgets, recipes
 from tokjax.models import Decoder, DecoderConfig, ViT, ViTConfig
 from tokjax.slots import Slots
 
-MODELS = {"vit": ViTConfig, "decoder": DecoderConfig}
+MODELS = {"vit": ViTConfig, "decoder": DecoderConfig, "init": FromInit}
 BUILDERS = {ViTConfig: ViT, DecoderConfig: Decoder}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -128,8 +130,21 @@ class Recipe:
     Raises:
       ConfigError: no such recipe, or no such option of it.
     """
-    from tokjax import recipes
+    found, given = self.call(level)
+    try:
+      return found(**given)
+    except (recipes.UnknownOption, ValueError) as error:
+      raise typed.ConfigError(str(error)) from error
 
+  def call(self, level: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """The recipe, and the options that it is called with.
+
+    Args:
+      level: of the warm-up; None: as the model is used.
+
+    Raises:
+      ConfigError: no such recipe, or an option of another type.
+    """
     keep = self.keep
     if level is not None:
       keep = self.warmup.keep(keep, level)
@@ -154,10 +169,7 @@ class Recipe:
       given["budget"] = self.budget
     if keep is not None:
       given["keep"] = keep
-    try:
-      return found(**given)
-    except (recipes.UnknownOption, ValueError) as error:
-      raise typed.ConfigError(str(error)) from error
+    return found, given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +182,12 @@ class Config:
     optimizer: schedule and update rule.
     checkpoint: how often and how many.
     mesh: of the devices.
-    init: workdir of a run whose parameters to start from.
-    teacher: workdir of a run to distil from; see the task.
+    init: what to start from: the workdir of a run, or a published checkpoint
+      (folder, hub id, name of `tokjax models`). Parameters that it does not
+      have, such as a recipe's own, start at random.
+    fresh: parameters, as a regular expression on their names, that start at
+      random although `init` has them.
+    teacher: what to distil from: a run or a published checkpoint; see the task.
     steps: optimiser steps.
     seed: of the parameters, the order of examples and what is drawn.
     batch_size, eval_batch_size: of all devices and hosts together.
@@ -189,6 +205,7 @@ class Config:
   checkpoint: Checkpoint = Checkpoint()
   mesh: Mesh = Mesh()
   init: str | None = None
+  fresh: str | None = None
   teacher: str | None = None
   steps: int = 1000
   batch_size: int = 128
@@ -217,7 +234,9 @@ class Config:
       )
     for name in ("init", "teacher"):
       if getattr(self, name) == "":
-        raise ValueError(f"{name}='': must name the workdir of a run")
+        raise ValueError(f"{name}='': must name a run or a checkpoint")
+    if self.fresh is not None:
+      check_pattern("fresh", self.fresh, self.init)
     if not 0 <= self.seed < 2**32:
       raise ValueError(f"seed={self.seed}: must be in [0, 2**32)")
     if self.batch_size % self.optimizer.accumulate:
@@ -225,6 +244,12 @@ class Config:
         f"batch_size={self.batch_size}: must be a multiple of"
         f" optimizer.accumulate={self.optimizer.accumulate}"
       )
+    if isinstance(self.model, FromInit):
+      model, data, fresh = resolve(self.model, self.init, self.data)
+      object.__setattr__(self, "model", model)
+      object.__setattr__(self, "data", data)
+      both = [f"({pattern})" for pattern in (self.fresh, fresh) if pattern]
+      object.__setattr__(self, "fresh", "|".join(both) or None)
 
   def build_model(self, slots: Slots | None = None) -> nn.Module:
     """The model with these slots (None: those of `recipe`)."""
@@ -235,6 +260,18 @@ class Config:
   def to_dict(self) -> dict[str, Any]:
     """Plain values; `load` makes the same config of them."""
     return typed.to_dict(self)
+
+
+def check_pattern(name: str, pattern: str, init: str | None) -> None:
+  """Raises ValueError for a `fresh` that cannot be used."""
+  if init is None:
+    raise ValueError(f"{name}={pattern!r}: needs `init`")
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise ValueError(
+      f"{name}={pattern!r}: is no regular expression ({error})"
+    ) from error
 
 
 def load(config: Any) -> Config:

@@ -17,6 +17,18 @@ def named(tree: Any) -> dict[str, Any]:
   return {path_name(path): leaf for path, leaf in leaves}
 
 
+def nested(leaves: dict[str, Any]) -> dict[str, Any]:
+  """The inverse of `named` for a tree of dictionaries."""
+  tree: dict[str, Any] = {}
+  for name, leaf in leaves.items():
+    *parents, last = name.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return tree
+
+
 def overlay(tree: Any, values: Any, what: str) -> Any:
   """`tree` with its leaves replaced by those of the same name in `values`.
 
@@ -28,7 +40,8 @@ def overlay(tree: Any, values: Any, what: str) -> Any:
     if name not in own or own[name].shape != value.shape:
       shape = own[name].shape if name in own else "no such parameter"
       raise ValueError(
-        f"{what}: {name} has shape {value.shape}, the model {shape}"
+        f"{what}: {name} has shape {value.shape}, the model {shape}; what is"
+        " to start at random instead is said by `fresh`"
       )
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: found.get(path_name(path), leaf), tree

@@ -18,15 +18,15 @@ from tokjax.slots import Slots
 
 @dataclasses.dataclass(frozen=True)
 class Language(Layout):
-  """A class of `transformers`; it can be read only.
+  """A class of `transformers`.
 
   Attributes:
     name: of the class.
     family: how its config.json is written.
     norms: rows of the table for the norms of a block.
-    prefixes: of the decoder's tensors; the first is the usual
-      one.
+    prefixes: of the decoder's tensors; the first is written, all are read.
     ignored: starts of the names of tensors that belong to other parts.
+    written: it can be exported; a model with a vision tower cannot.
   """
 
   name: str
@@ -34,6 +34,9 @@ class Language(Layout):
   norms: tuple[tables.Row, ...] = tables.TWO_NORMS
   prefixes: tuple[str, ...] = ("model.", "")
   ignored: tuple[str, ...] = ()
+  written: bool = True
+
+  holds = DecoderConfig
 
   def prefix(self, names: Collection[str]) -> str:
     """The prefix that a file's decoder has (the usual one if none fits)."""
@@ -99,6 +102,25 @@ class Language(Layout):
       return dataclasses.replace(config, tied=False)
     return config
 
+  def resolved(self, config: DecoderConfig) -> DecoderConfig:
+    """With the kind of every block; and without what no block uses."""
+    layers = tuple(config.layer(i) for i in range(config.depth))
+    sliding, local = "sliding" in layers, config.local_rotary
+    scale = config.query_scale
+    return dataclasses.replace(
+      config,
+      layers=layers,
+      head_dim=config.features,
+      window=config.window if sliding else None,
+      local_rotary=local if sliding and local != config.rotary else None,
+      query_scale=None if scale == config.features else scale,
+    )
+
+  def write(self, config: DecoderConfig) -> dict[str, Any]:
+    """A config.json with all of a configuration that this class can hold."""
+    whole = self.family.write(self.resolved(config))
+    return {"architectures": [self.name], **whole}
+
 
 LANGUAGE = {
   language.name: language
@@ -121,6 +143,7 @@ LANGUAGE = {
         "model.vision_tower.",
         "model.multi_modal_projector.",
       ),
+      written=False,
     ),
   )
 }

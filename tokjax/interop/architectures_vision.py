@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from tokjax.interop import families_vision as families
-from tokjax.interop import fields, preprocessing_files, tables
+from tokjax.interop import fields, labels, preprocessing_files, tables
 from tokjax.interop.fields import Family, Json, Problems
 from tokjax.interop.layout import Layout
 from tokjax.interop.preprocessing import Preprocessing
@@ -44,6 +44,8 @@ class Architecture(Layout):
   implied: Json = dataclasses.field(default_factory=dict)
   ignored: str = r".*position_ids"
   written: bool = True
+
+  holds = ViTConfig
 
   def prefix(self, names: Collection[str]) -> str:
     """The prefix that a file's encoder has (the usual one if none fits)."""
@@ -112,17 +114,9 @@ class Architecture(Layout):
 
   def write(self, config: ViTConfig) -> dict[str, Any]:
     """A config.json with all of a configuration that this class can hold."""
-    whole: dict[str, Any] = {
-      "architectures": [self.name],
-      "model_type": self.family.model_type,
-    }
-    for field in self.family.fields:
-      value = getattr(config, field.ours)
-      whole[field.theirs] = field.write(value, config)
+    whole = {"architectures": [self.name], **self.family.write(config)}
     if self.classes and config.num_classes is not None:
-      labels = [f"LABEL_{i}" for i in range(config.num_classes)]
-      whole["id2label"] = {str(i): name for i, name in enumerate(labels)}
-      whole["label2id"] = {name: i for i, name in enumerate(labels)}
+      whole |= labels.by_id(labels.unnamed(config.num_classes))
     if self.projection:
       whole["projection_dim"] = config.projection
     if self.pooler and config.pooler is not None:

@@ -1,8 +1,10 @@
 """Families of language models: config.json as values of `DecoderConfig`."""
 
+from typing import Any
+
 from tokjax.interop import fields
 from tokjax.interop.fields import Family, Field, Json, Reader
-from tokjax.interop.rope import rotary
+from tokjax.interop.rope import rotary, scaling_of
 
 ACTIVATIONS = {
   "silu": "silu",
@@ -19,27 +21,41 @@ def kv_heads(part: Json, name: str) -> int:
   return fields.integer(part, "num_attention_heads" if absent else name)
 
 
+LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
+
+
 def listed_layers(part: Json) -> tuple[str, ...]:
   """`layer_types`, one for each block."""
   names = fields.strings(part, "layer_types")
-  known = {"full_attention": "full", "sliding_attention": "sliding"}
-  if unknown := sorted(set(names) - set(known)):
-    raise ValueError(f"layer_types has {unknown}, not {list(known)}")
+  if unknown := sorted(set(names) - set(LAYER_TYPES)):
+    raise ValueError(f"layer_types has {unknown}, not {list(LAYER_TYPES)}")
   depth = fields.depth(part, "num_hidden_layers")
   if len(names) != depth:
     raise ValueError(f"layer_types has {len(names)} entries for {depth} layers")
-  return tuple(known[name] for name in names)
+  return tuple(LAYER_TYPES[name] for name in names)
 
 
-def layers(otherwise: Reader) -> Reader:
-  """`layer_types` where config.json lists them, else by the family's rule."""
+def layers(otherwise: Reader, key: str) -> Reader:
+  """`layer_types` where config.json lists them, else by the family's rule.
+
+  Args:
+    otherwise: the rule.
+    key: what it reads.
+  """
 
   def read(part: Json, name: str) -> tuple[str, ...]:
-    if part.get("layer_types") is not None:
+    if part.get(name) is not None:
       return listed_layers(part)
-    return otherwise(part, name)
+    return otherwise(part, key)
 
   return read
+
+
+def layer_types(layers: tuple[str, ...], config: Any) -> list[str]:
+  """The names of the kinds of all blocks."""
+  del config
+  back = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
+  return [back[layer] for layer in layers]
 
 
 def sliding_from(part: Json, name: str) -> tuple[str, ...]:
@@ -70,6 +86,12 @@ def window(part: Json, name: str) -> int | None:
   return fields.optional(fields.integer)(part, name)
 
 
+def query_scalar(scale: float | None, config: Any) -> int | float:
+  """Gemma's; `transformers` wants an integer where it is one."""
+  value = scale or config.features
+  return int(value) if value == int(value) else value
+
+
 OPTIONAL_FLAG = fields.optional(fields.flag, False)
 SHARED = (
   Field("vocabulary", "vocab_size", fields.integer),
@@ -82,24 +104,51 @@ SHARED = (
   Field("length", "max_position_embeddings", fields.integer),
   Field("epsilon", "rms_norm_eps", fields.positive),
   Field("tied", "tie_word_embeddings", fields.flag),
-  Field("rotary", "rope_theta", lambda part, name: rotary(part)),
+  Field(
+    "rotary",
+    "rope_theta",
+    lambda part, name: rotary(part),
+    lambda rotary, config: rotary.base,
+    lambda rotary: {"rope_scaling": scaling_of(rotary)},
+  ),
 )
-SILU = Field("activation", "hidden_act", fields.one_of(ACTIVATIONS))
+SILU = fields.named("activation", "hidden_act", ACTIVATIONS)
 WINDOW = Field("window", "sliding_window", window)
 QKV_BIAS = Field("qkv_bias", "attention_bias", OPTIONAL_FLAG)
 OUT_BIAS = Field("out_bias", "attention_bias", OPTIONAL_FLAG)
-SLIDING_FROM = Field("layers", "max_window_layers", layers(sliding_from))
+SLIDING_FROM = Field(
+  "layers",
+  "layer_types",
+  layers(sliding_from, "max_window_layers"),
+  layer_types,
+  lambda layers: {"use_sliding_window": "sliding" in layers},
+)
+# Mistral has one window for all blocks or none, which its key says.
+SLIDING_ALL = Field(
+  "layers", "layer_types", layers(sliding_all, "sliding_window"), None
+)
+SLIDING_BUT = Field(
+  "layers",
+  "layer_types",
+  layers(sliding_but, "sliding_window_pattern"),
+  layer_types,
+)
 MAYBE_POSITIVE = fields.optional(fields.positive)
 GEMMA = (
   *SHARED,
-  Field("activation", "hidden_activation", fields.one_of(ACTIVATIONS)),
+  fields.named("activation", "hidden_activation", ACTIVATIONS),
   WINDOW,
   QKV_BIAS,
   OUT_BIAS,
-  Field("query_scale", "query_pre_attn_scalar", MAYBE_POSITIVE),
+  Field(
+    "query_scale",
+    "query_pre_attn_scalar",
+    MAYBE_POSITIVE,
+    query_scalar,
+  ),
   Field("attention_softcap", "attn_logit_softcapping", MAYBE_POSITIVE),
   Field("logit_softcap", "final_logit_softcapping", MAYBE_POSITIVE),
-  Field("layers", "sliding_window_pattern", layers(sliding_but)),
+  SLIDING_BUT,
 )
 
 BASE = {
@@ -146,7 +195,7 @@ LLAMA = Family(
 )
 MISTRAL = Family(
   "mistral",
-  (*SHARED, SILU, WINDOW, Field("layers", "sliding_window", sliding_all)),
+  (*SHARED, SILU, WINDOW, SLIDING_ALL),
   {
     **BASE,
     "num_key_value_heads": 8,
@@ -194,6 +243,7 @@ GEMMA3 = Family(
       "local_rotary",
       "rope_local_base_freq",
       lambda part, name: rotary(part, "sliding_attention"),
+      lambda local, config: (local or config.rotary).base,
     ),
   ),
   {

@@ -8,7 +8,6 @@ import math
 
 from tokjax.interop import fields
 from tokjax.interop.fields import Family, Field, Json
-from tokjax.models.vit import ViTConfig
 
 ACTIVATIONS = {
   "gelu": "gelu",
@@ -16,12 +15,6 @@ ACTIVATIONS = {
   "gelu_new": "gelu_tanh",
   "quick_gelu": "quick_gelu",
 }
-
-
-def activation_name(value: str, config: ViTConfig) -> str:
-  """The name of an activation in `transformers`."""
-  del config
-  return {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[value]
 
 
 def mlp_dim(part: Json, name: str, of: str = "hidden_size") -> int:
@@ -53,9 +46,7 @@ SHARED = (
   Field("width", "hidden_size", fields.integer),
   Field("depth", "num_hidden_layers", fields.depth),
   Field("heads", "num_attention_heads", fields.integer),
-  Field(
-    "activation", "hidden_act", fields.one_of(ACTIVATIONS), activation_name
-  ),
+  fields.named("activation", "hidden_act", ACTIVATIONS),
   Field("epsilon", "layer_norm_eps", fields.positive),
 )
 IMAGE = Field("image_size", "image_size", fields.size)

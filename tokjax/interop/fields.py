@@ -81,18 +81,39 @@ def problems_of(source: str) -> Generator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """One value of a config.json.
+  """One value of a config.json, read and written by the same entry.
 
   Attributes:
     ours, theirs: its names.
     read: `(part, their name) -> our value`.
-    write: `(our value, the whole configuration) -> their value`.
+    write: `(our value, the whole configuration) -> their value`; None: it is
+      not written, because the keys of other fields say it.
+    more: `our value -> further keys`, where one key does not hold it.
   """
 
   ours: str
   theirs: str
   read: Reader
-  write: Callable[[Any, Any], Any] = lambda value, config: value
+  write: Callable[[Any, Any], Any] | None = lambda value, config: value
+  more: Callable[[Any], Json] = lambda value: {}
+
+  def written(self, config: Any) -> dict[str, Any]:
+    """The keys of config.json for this field of a configuration."""
+    value, found = getattr(config, self.ours), {}
+    if self.write is not None:
+      found[self.theirs] = self.write(value, config)
+    return {**found, **self.more(value)}
+
+
+def named(ours: str, theirs: str, names: Mapping[str, Any]) -> Field:
+  """A field whose values have other names in config.json.
+
+  Args:
+    ours, theirs: names of the field.
+    names: their names of our values; the first of several is written.
+  """
+  back = {value: name for name, value in reversed(names.items())}
+  return Field(ours, theirs, one_of(names), lambda value, config: back[value])
 
 
 def read_fields(
@@ -295,7 +316,7 @@ class Family:
 
   Attributes:
     model_type: as `transformers` calls it.
-    fields: the values read and written.
+    fields: the values, for both directions.
     defaults: those that config.json may leave out.
     implied: our values that follow from the family.
     refused: keys of config.json that must be absent, null or false.
@@ -315,6 +336,13 @@ class Family:
     part = {**self.defaults, **part}
     refuse(part, (*QUANTISED, *self.refused), problems)
     return {**self.implied, **read_fields(self.fields, part, problems)}
+
+  def write(self, config: Any) -> dict[str, Any]:
+    """The keys of config.json for a configuration."""
+    whole: dict[str, Any] = {"model_type": self.model_type}
+    for field in self.fields:
+      whole |= field.written(config)
+    return whole
 
   def their_name(self, ours: str) -> str:
     """What config.json calls one of our fields; ours if it states none."""

@@ -3,13 +3,15 @@
 Weights are read from safetensors only; nothing is ever unpickled.
 """
 
+import contextlib
 import json
 import math
+import os
 import pathlib
 import re
 import reprlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import huggingface_hub
@@ -140,9 +142,35 @@ def read_text(path: pathlib.Path) -> str:
     raise ValueError(f"{path}: is not UTF-8 ({error.reason})") from error
 
 
+@contextlib.contextmanager
+def appearing(path: pathlib.Path) -> Generator[pathlib.Path]:
+  """A path to write to, which becomes `path` once all is written.
+
+  Whoever reads `path` meanwhile finds the old file or none, never a part.
+  """
+  part = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    yield part
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
   """Writes a JSON object with sorted keys."""
-  path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+  with appearing(path) as part:
+    part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes one file of tensors."""
+  with appearing(path) as part:
+    # As any new file here: safetensors makes files that only their owner reads.
+    part.touch()
+    mode = part.stat().st_mode
+    # `transformers` and timm refuse files that do not name their framework.
+    save_file(dict(tensors), part, metadata={"format": "pt"})
+    part.chmod(mode)
 
 
 class TensorFiles:
@@ -268,21 +296,25 @@ def write_tensors(
       size = 0
     shards[-1][name] = value
     size += value.nbytes
-  stale = [SINGLE, INDEX, *(p.name for p in folder.glob(SHARDS))]
-  for old in stale:
-    (folder / old).unlink(missing_ok=True)
-  # `transformers` and timm refuse files that do not name their framework.
-  metadata = {"format": "pt"}
-  if len(shards) == 1:
-    save_file(shards[0], folder / SINGLE, metadata=metadata)
-    return
-  weight_map = {}
-  for i, shard in enumerate(shards, 1):
-    name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-    save_file(shard, folder / name, metadata=metadata)
-    weight_map.update(dict.fromkeys(shard, name))
-  total = sum(value.nbytes for value in tensors.values())
-  write_json(
-    folder / INDEX,
-    {"metadata": {"total_size": total}, "weight_map": weight_map},
-  )
+  names, many = [SINGLE], len(shards)
+  if many > 1:
+    numbers = range(1, many + 1)
+    names = [f"model-{i:05d}-of-{many:05d}.safetensors" for i in numbers]
+  for name, shard in zip(names, shards, strict=True):
+    write_file(folder / name, shard)
+  if many > 1:
+    weight_map = {
+      tensor: name
+      for name, shard in zip(names, shards, strict=True)
+      for tensor in shard
+    }
+    total = sum(value.nbytes for value in tensors.values())
+    write_json(
+      folder / INDEX,
+      {"metadata": {"total_size": total}, "weight_map": weight_map},
+    )
+    names.append(INDEX)
+  # The files of an earlier model; readers look for the index first.
+  for old in (INDEX, SINGLE, *(p.name for p in folder.glob(SHARDS))):
+    if old not in names:
+      (folder / old).unlink(missing_ok=True)

@@ -58,6 +58,8 @@ class Gguf(Layout):
   architecture: Architecture
   file: GgufFile
 
+  holds = DecoderConfig
+
   def prefix(self, names: Collection[str]) -> str:
     """Names have none."""
     del names

@@ -3,7 +3,7 @@
 import abc
 import pathlib
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 from tokjax.interop import convert, fields
 from tokjax.interop.files import TensorFiles
@@ -17,10 +17,12 @@ class Layout(abc.ABC):
   Attributes:
     name: of the class, or of the library if it has one layout.
     written: models can be exported to it.
+    holds: the class of its configurations.
   """
 
   name: str
   written: bool = False
+  holds: ClassVar[type]
 
   @abc.abstractmethod
   def prefix(self, names: Collection[str]) -> str:
@@ -79,6 +81,13 @@ class Layout(abc.ABC):
   def stated_as(self, ours: str) -> str:
     """Where a field of the configuration stands, for messages."""
     return f"config.json: {self.their_name(ours)}"
+
+  def resolved(self, config: Any) -> Any:
+    """The configuration with every default that follows from others filled in.
+
+    Two configurations of the same model resolve to equal ones.
+    """
+    return config
 
   def write(self, config: Any) -> dict[str, Any]:
     """The config.json of a configuration."""

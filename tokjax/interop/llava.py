@@ -137,6 +137,8 @@ class Llava(Layout):
   name: str = "LlavaForConditionalGeneration"
   family: Family = OWN
 
+  holds = VisionLanguageConfig
+
   def prefix(self, names: Collection[str]) -> str:
     """That of the projector; towers find their own, see `entries`."""
     found = [p for p in PROJECTOR_PREFIXES if f"{p}linear_1.weight" in names]

@@ -1,4 +1,4 @@
-"""Pretrained models: a folder or hub id to a model with weights, and back."""
+"""Pretrained models: a folder or hub id to a model with weights."""
 
 import dataclasses
 import pathlib
@@ -12,17 +12,15 @@ from tokjax.interop import (
   fields,
   files,
   gguf_models,
-  preprocessing_files,
-  preprocessing_timm,
+  learned_parts,
 )
+from tokjax.interop import labels as labels_lib
 from tokjax.interop.architectures_language import LANGUAGE
 from tokjax.interop.architectures_vision import VISION
 from tokjax.interop.convert import Config
 from tokjax.interop.layout import Layout
 from tokjax.interop.llava import LLAVA
-from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.timm import Timm
-from tokjax.models.vit import ViTConfig
 from tokjax.slots import Slots
 
 PLAIN = Slots()
@@ -54,7 +52,8 @@ def load(
   Args:
     source: folder with config.json and safetensors, a GGUF file of a language
       model, or a hub id.
-    slots: the recipe.
+    slots: the recipe. Parameters of its own are read from the folder if it was
+      exported with them, see `save`; otherwise they are not among the result.
     dtype: of activations (of a language model also of caches).
     param_dtype: of parameters; None: as stored.
     revision: branch, tag or commit on the hub.
@@ -98,6 +97,7 @@ def load(
   )
   if config != own:
     params = convert.adapt(params, own, config, str(source))
+  params = learned_parts.add(folder, model, params, param_dtype)
   return model, params, inputs
 
 
@@ -110,6 +110,15 @@ def config_from(
   output matrix, if the folder has one.
   """
   return open_folder(files.locate(source, revision))[1]
+
+
+def inputs_of(
+  source: str | pathlib.Path, *, revision: str | None = None
+) -> Any:
+  """What makes a model's inputs, as `load` returns it; no tensor is read."""
+  folder = files.locate(source, revision)
+  layout, own, _ = open_folder(folder)
+  return layout.input_of(folder, own)
 
 
 def open_folder(folder: pathlib.Path) -> tuple[Layout, Any, Any]:
@@ -147,93 +156,21 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Any:
   return dataclasses.replace(config, **overrides)
 
 
-def save(
-  folder: str | pathlib.Path,
-  config: ViTConfig,
-  params: Mapping[str, Any],
-  *,
-  layout: str | None = None,
-  preprocessing: Preprocessing | None = None,
-  dtype: Any = None,
-  shard_bytes: int = 5 * 10**9,
-) -> None:
-  """Writes config.json and safetensors as `transformers` or timm read them.
-
-  The resize of the position table is the one thing that is not written: each
-  library has its own, used only for images of another size.
+def labels_of(
+  source: str | pathlib.Path, *, revision: str | None = None
+) -> tuple[str, ...]:
+  """Names of a checkpoint's classes, in the order of its logits.
 
   Args:
-    folder: made if absent; tensor files of an earlier model in it are replaced.
-    config: the architecture.
-    params: its parameters.
-    layout: one of `layouts()` that can be written; None: the first that can
-      hold this model.
-    preprocessing: written next to it, if given.
-    dtype: of the tensors; None: as they are.
-    shard_bytes: a larger model is written as shards with an index.
+    source: folder or hub id.
+    revision: branch, tag or commit on the hub.
 
-  Raises:
-    ValueError: no such layout, or it cannot hold this model; says why.
-    CheckpointError: lists every parameter that does not fit `config`.
+  Returns:
+    (): it does not name them.
   """
-  name = layout or choose_layout(config)
-  target = LAYOUTS.get(name)
-  if target is None or not target.written:
-    raise ValueError(f"layout={name!r}: must be one of {', '.join(writable())}")
-  if wrong := differences(config, target):
-    raise ValueError(f"layout={name!r} cannot hold {', '.join(wrong)}")
-  found = convert.entries(target.table(config), config, target.prefix(()))
-  tensors = convert.write_tensors(params, found, config, dtype)
-  configs = config_files(target, config, preprocessing)
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  files.write_tensors(folder, tensors, shard_bytes)
-  for file, whole in configs.items():
-    files.write_json(folder / file, whole)
-
-
-def config_files(
-  target: Layout, config: ViTConfig, value: Preprocessing | None
-) -> dict[str, dict[str, Any]]:
-  """config.json and, where that is another file, the preprocessing."""
-  whole = target.write(config)
-  if value is None:
-    return {"config.json": whole}
-  if isinstance(target, Timm):
-    whole["pretrained_cfg"] |= preprocessing_timm.to_timm(value)
-    return {"config.json": whole}
-  published = preprocessing_files.to_hf(value)
-  return {preprocessing_files.HF_FILE: published, "config.json": whole}
-
-
-def writable() -> tuple[str, ...]:
-  """Layouts that can be written."""
-  return tuple(name for name, layout in LAYOUTS.items() if layout.written)
-
-
-def choose_layout(config: ViTConfig) -> str:
-  """The first layout that can hold a configuration."""
-  for name in writable():
-    if not differences(config, LAYOUTS[name]):
-      return name
-  raise ValueError(
-    "no layout can hold this model; name one of"
-    f" {', '.join(writable())} to see why not"
-  )
-
-
-def differences(config: ViTConfig, layout: Layout) -> list[str]:
-  """What would be another value if a layout's reader read what it writes."""
-  found = convert.matches(layout.table(config), config, layout.prefix(()))
-  names = {entry.theirs for entry in found}
-  try:
-    back = layout.read(layout.write(config), names)
-  except (KeyError, ValueError) as error:
-    return [f"this model ({error})"]
-  return [
-    f"{field.name}={getattr(config, field.name)!r}"
-    f" (it means {getattr(back, field.name)!r})"
-    for field in dataclasses.fields(config)
-    if field.name != "position_resize"
-    and getattr(back, field.name) != getattr(config, field.name)
-  ]
+  folder = files.locate(source, revision)
+  if not folder.is_dir():
+    return ()
+  whole = files.read_json(folder / "config.json")
+  with fields.problems_of(f"{folder}: config.json"):
+    return labels_lib.read(whole)

@@ -1,14 +1,15 @@
 """Rotary positions of a published config.json.
 
 Both spellings are read: `rope_theta` with `rope_scaling`, as published, and
-`rope_parameters`, as `transformers` 5 writes.
+`rope_parameters`, as `transformers` 5 writes. The first is written; all
+versions of `transformers` read it.
 """
 
 import math
 from typing import Any
 
 from tokjax.interop import fields
-from tokjax.interop.fields import Json, Problems, Reader
+from tokjax.interop.fields import Field, Json, Problems
 from tokjax.models.rotary import Rotary
 
 # Their names of the rules of `Rotary`.
@@ -32,6 +33,62 @@ def rope_entries(part: Json, layer_type: str) -> Json:
   return {**published, **fields.mapping(part, "rope_scaling"), **entries}
 
 
+ORIGINAL = "original_max_position_embeddings"
+LONGEST = "max_position_embeddings"
+
+
+def original_length(part: Json, name: str) -> int:
+  """Absent: the longest context is the original one."""
+  known = part.get(name) is not None
+  return fields.integer(part, name if known else LONGEST)
+
+
+def yarn_factor(part: Json, name: str) -> float:
+  """Absent: the longest context over the original one."""
+  if part.get(name) is not None:
+    return fields.positive(part, name)
+  return fields.integer(part, LONGEST) / original_length(part, ORIGINAL)
+
+
+def attention_factor(part: Json, name: str) -> float | None:
+  """YaRN's, which some configurations state through two `mscale`."""
+  maybe = fields.optional(fields.positive)
+  top, bottom = maybe(part, "mscale"), maybe(part, "mscale_all_dim")
+  stated = maybe(part, name)
+  if stated is None and top and bottom:
+    factor = yarn_factor(part, "factor")
+    of = lambda scale: 0.1 * scale * math.log(factor) + 1
+    return of(top) / of(bottom)
+  return stated
+
+
+FACTOR = Field("factor", "factor", fields.positive)
+LENGTH = Field("original_length", ORIGINAL, original_length)
+# The numbers of each rule.
+NUMBERS: dict[str, tuple[Field, ...]] = {
+  "none": (),
+  "linear": (FACTOR,),
+  # The original length is that of the model, whose key says it.
+  "dynamic": (
+    FACTOR, Field("original_length", LONGEST, fields.integer, None),
+  ),
+  "llama3": (
+    LENGTH,
+    FACTOR,
+    Field("slow", "low_freq_factor", fields.positive),
+    Field("fast", "high_freq_factor", fields.positive),
+  ),
+  "yarn": (
+    LENGTH,
+    Field("factor", "factor", yarn_factor),
+    Field("slow", "beta_slow", fields.optional(fields.positive, 1.0)),
+    Field("fast", "beta_fast", fields.optional(fields.positive, 32.0)),
+    Field("truncate", "truncate", fields.optional(fields.flag, True)),
+    Field("attention_factor", "attention_factor", attention_factor),
+  ),
+}  # fmt: skip
+
+
 def rotary(part: Json, layer_type: str = "full_attention") -> Rotary:
   """The positions of one kind of layer.
 
@@ -45,56 +102,23 @@ def rotary(part: Json, layer_type: str = "full_attention") -> Rotary:
   with problems.collect():
     key = "rope_type" if "rope_type" in entries else "type"
     rule = fields.optional(fields.one_of(SCALINGS), "none")(entries, key)
-    values |= scaling(rule, entries, part, problems)
+    if LONGEST in part:
+      entries = {**entries, LONGEST: part[LONGEST]}
+    values["scaling"] = rule
+    values |= fields.read_fields(NUMBERS[rule], entries, problems)
   for place in (part, entries):
     if place.get("partial_rotary_factor") not in (None, 1):
       problems.found.append("partial_rotary_factor: only 1.0 is supported")
   return problems.build(Rotary, values)
 
 
-def scaling(
-  rule: str, entries: Json, part: Json, problems: Problems
-) -> dict[str, Any]:
-  """Arguments of `Rotary` for a scaling rule."""
-  if rule == "none":
-    return {}
-
-  def read(ours: str, reader: Reader, name: str, where: Json = entries):
-    with problems.collect():
-      values[ours] = reader(where, name)
-
-  values: dict[str, Any] = {"scaling": rule}
-  original = "original_max_position_embeddings"
-  longest, known = "max_position_embeddings", entries.get(original) is not None
-  if rule in ("llama3", "yarn") and known:
-    read("original_length", fields.integer, original)
-  elif rule != "linear":
-    read("original_length", fields.integer, longest, part)
-  if rule != "yarn" or entries.get("factor") is not None:
-    read("factor", fields.positive, "factor")
-  elif "original_length" in values:
-    with problems.collect():
-      length = fields.integer(part, longest)
-      values["factor"] = length / values["original_length"]
-  if rule == "llama3":
-    read("slow", fields.positive, "low_freq_factor")
-    read("fast", fields.positive, "high_freq_factor")
-  if rule == "yarn":
-    read("slow", fields.optional(fields.positive, 1.0), "beta_slow")
-    read("fast", fields.optional(fields.positive, 32.0), "beta_fast")
-    read("truncate", fields.optional(fields.flag, True), "truncate")
-    if "factor" in values:
-      factor = values["factor"]
-      values["attention_factor"] = attention_factor(entries, factor)
-  return values
-
-
-def attention_factor(entries: Json, factor: float) -> float | None:
-  """YaRN's, which some configurations state through two `mscale`."""
-  maybe = fields.optional(fields.positive)
-  top, bottom = maybe(entries, "mscale"), maybe(entries, "mscale_all_dim")
-  stated = maybe(entries, "attention_factor")
-  if stated is None and top and bottom:
-    of = lambda scale: 0.1 * scale * math.log(factor) + 1
-    return of(top) / of(bottom)
-  return stated
+def scaling_of(rotary: Rotary) -> dict[str, Any] | None:
+  """`rope_scaling` of positions; None where they are not scaled."""
+  if rotary.scaling == "none":
+    return None
+  names = {ours: theirs for theirs, ours in SCALINGS.items()}
+  entries: dict[str, Any] = {"rope_type": names[rotary.scaling]}
+  for field in NUMBERS[rotary.scaling]:
+    written = field.written(rotary).items()
+    entries |= {key: value for key, value in written if value is not None}
+  return entries

@@ -39,6 +39,8 @@ SIZES = {
   "huge": (1280, 32, 16),
 }
 POOLS: dict[str, Any] = {"token": "class", "avg": "mean", "": "none"}
+# Written so that timm makes layer scales; training changes their values.
+SCALE = 1e-5
 ACTIVATIONS = {name: name for name in ("gelu", "gelu_tanh", "quick_gelu")}
 
 
@@ -63,23 +65,50 @@ def layer_scale(part: Json, name: str) -> bool:
   return bool(fields.optional(fields.number)(part, name))
 
 
+def pool_name(value: str, config: ViTConfig) -> str | None:
+  """None: a pooling that timm's class does not have."""
+  del config
+  return {ours: theirs for theirs, ours in POOLS.items()}.get(value)
+
+
+def embeds_class(part: Json, name: str) -> bool:
+  """Whether the position table has rows for the tokens in front."""
+  return not fields.flag(part, name)
+
+
 # Arguments of timm's model that can be followed, and their defaults.
 FIELDS = (
   Field("image_size", "img_size", fields.size),
   Field("patch_size", "patch_size", fields.square),
   Field("channels", "in_chans", fields.integer),
-  Field("num_classes", "num_classes", classes),
-  Field("pool", "global_pool", fields.one_of(POOLS)),
+  Field("num_classes", "num_classes", classes, lambda n, config: n or 0),
+  Field("pool", "global_pool", fields.one_of(POOLS), pool_name),
   Field("width", "embed_dim", fields.integer),
   Field("depth", "depth", fields.depth),
   Field("heads", "num_heads", fields.integer),
-  Field("mlp_dim", "mlp_ratio", mlp_dim),
+  Field("mlp_dim", "mlp_ratio", mlp_dim, lambda n, config: n / config.width),
   Field("qkv_bias", "qkv_bias", fields.flag),
-  Field("layer_scale", "init_values", layer_scale),
+  Field(
+    "layer_scale",
+    "init_values",
+    layer_scale,
+    lambda scaled, config: SCALE if scaled else None,
+  ),
   Field("class_token", "class_token", fields.flag),
+  Field(
+    "position_on_class",
+    "no_embed_class",
+    embeds_class,
+    lambda embedded, config: not embedded,
+  ),
   Field("registers", "reg_tokens", fields.natural),
   Field("pre_norm", "pre_norm", fields.flag),
-  Field("head_norm", "fc_norm", head_norm),
+  Field(
+    "head_norm",
+    "fc_norm",
+    head_norm,
+    lambda norm, config: norm == "pooled",
+  ),
   Field("activation", "act_layer", fields.one_of(ACTIVATIONS)),
 )
 DEFAULTS: Json = {
@@ -111,6 +140,7 @@ class Timm(Layout):
 
   name = "timm"
   written = True
+  holds = ViTConfig
 
   def prefix(self, names: Collection[str]) -> str:
     """None."""
@@ -153,11 +183,9 @@ class Timm(Layout):
       problems.found.append(f"model_args {unknown} are not supported")
     args = {**DEFAULTS, **args}
     values = fields.read_fields(FIELDS, args, problems)
-    with problems.collect():
-      embedded = not fields.flag(args, "no_embed_class")
-      values["position_on_class"] = embedded
-      registers = values.get("registers", 0) > 0
-      values["position_on_registers"] = embedded and registers
+    registers = values.get("registers", 0) > 0
+    embedded = values.get("position_on_class", True)
+    values["position_on_registers"] = embedded and registers
     values["patch_bias"] = not values.get("pre_norm", False)
     return problems.build(
       functools.partial(
@@ -171,41 +199,25 @@ class Timm(Layout):
 
   def write(self, config: ViTConfig) -> dict[str, Any]:
     """The config.json of a configuration, with every argument stated."""
-    pool = {ours: theirs for theirs, ours in POOLS.items()}.get(config.pool)
-    args = {
-      "img_size": config.image_size,
-      "patch_size": config.patch_size,
-      "in_chans": config.channels,
-      "embed_dim": config.width,
-      "depth": config.depth,
-      "num_heads": config.heads,
-      "mlp_ratio": config.mlp_dim / config.width,
-      "qkv_bias": config.qkv_bias,
-      # The value initialises a new model; here it says that there are scales.
-      "init_values": 1e-5 if config.layer_scale else None,
-      "class_token": config.class_token,
-      "no_embed_class": not config.position_on_class,
-      "reg_tokens": config.registers,
-      "pre_norm": config.pre_norm,
-      "act_layer": config.activation,
-      # timm obeys this one, not the one above `model_args`.
-      "global_pool": pool,
-    }
+    args: dict[str, Any] = {}
+    for field in FIELDS:
+      args |= field.written(config)
+    # timm obeys this one, not the one above `model_args`.
+    pool, count = args["global_pool"], args.pop("num_classes")
+    architecture = "vit_base_patch16_224"
     if config.distillation_token:
       # The distilled class takes no other pooling than this.
       architecture = "deit_base_distilled_patch16_224"
-    else:
-      architecture = "vit_base_patch16_224"
-      args["fc_norm"] = config.head_norm == "pooled"
+      args.pop("fc_norm")
     return {
       "architecture": architecture,
-      "num_classes": config.num_classes or 0,
+      "num_classes": count,
       "num_features": config.width,
       "global_pool": pool,
       "model_args": args,
       "pretrained_cfg": {
         "input_size": [config.channels, *config.image_sides],
-        "num_classes": config.num_classes or 0,
+        "num_classes": count,
       },
     }
 
