@@ -25,6 +25,7 @@ EXPERIMENTS = {
   "evaluate": "a trained model with another recipe or another keep",
   "sweep": "every method on one model: quality, cost, speed",
   "pictures": "what a recipe does to an image, block by block",
+  "export": "a trained model in the published layout",
   "generate": "continue a text",
   "runner": "the points of a config, or several seeds, some at a time",
   "benchmark": "time recipes on random weights",
