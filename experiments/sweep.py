@@ -3,8 +3,10 @@
 python -m experiments.sweep --config configs/grid_pareto.py --workdir DIR
 python -m experiments.sweep --config configs/kv_pareto.py --workdir DIR
 
-Image classifiers: writes `pareto.json`, `pareto.png` and `merges.png` into the
-workdir; language models: `kv_pareto.json`, `kv_pareto.png` and `recall.png`.
+Image classifiers: writes `pareto.json`, `pareto.csv`, `pareto.png` and
+`merges.png` into the workdir; language models: `kv_pareto.json`,
+`kv_pareto.csv`, `kv_pareto.png` and `recall.png`. With several seeds
+(`--config.subject.seeds=3`) rows are means over models trained from each.
 Both print a table. Interrupted, a sweep goes on where it was: rows that are
 there are kept. Kinds of model are files in `experiments/sweeps`, see
 `experiments.sweeps.subject`.
@@ -74,7 +76,8 @@ def _main(
   results = Results(workdir / f"{config.STEM}.json", config.fingerprint())
   subject = config.prepare(workdir)
   complete(config, subject, methods, results)
-  names = [f"{config.STEM}.json"]
+  results.write_csv(workdir / f"{config.STEM}.csv")
+  names = [f"{config.STEM}.json", f"{config.STEM}.csv"]
   if results.reduced:
     names.append(f"{config.STEM}.png")
     plot = subject.plot(results)

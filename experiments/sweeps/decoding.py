@@ -153,8 +153,8 @@ def ask(program: Program, probes: Sequence[Probe]) -> np.ndarray:
   return np.array(out)
 
 
-def read(program: Program, windows: np.ndarray) -> float:
-  """Nats per token of texts after their prompts.
+def read(program: Program, windows: np.ndarray) -> np.ndarray:
+  """Nats per token of every text after its prompt, `[texts]`.
 
   Args:
     program: compiled for prompts and steps that together are the windows.
@@ -167,5 +167,5 @@ def read(program: Program, windows: np.ndarray) -> float:
     part = windows[begin : begin + size].astype(np.int32)
     leaves = program.start(part[:, :n], np.full(size, n, np.int32))
     answers = program.steps(leaves, part[:, n:-1], part[:, n + 1 :])
-    losses.append(np.asarray(answers.loss))
-  return float(np.mean(losses))
+    losses.append(np.asarray(answers.loss).mean(axis=1))
+  return np.concatenate(losses)

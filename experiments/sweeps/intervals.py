@@ -1,7 +1,7 @@
 """How sure a measured loss of accuracy is."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,14 +9,48 @@ import numpy as np
 WIDE = 1.96
 
 
+class Difference(NamedTuple):
+  """A mean difference between two models.
+
+  Attributes:
+    mean: over seeds and examples.
+    half: of the 95 % interval: `1.96 sqrt(var_examples / n + var_seeds / s)`,
+      normal approximation. It covers the choice of examples, which count as
+      independent, and with several seeds that of the seed.
+    half_examples: what the choice of examples has in that.
+    by_seed: means of each seed.
+  """
+
+  mean: float
+  half: float
+  half_examples: float
+  by_seed: list[float]
+
+
+def difference(values: np.ndarray) -> Difference:
+  """Of two models that are compared example by example.
+
+  So examples that are hard for both do not widen the interval.
+
+  Args:
+    values: differences, `[seeds, n]`.
+  """
+  seeds, n = values.shape
+  examples = values.mean(axis=0).var(ddof=1) / n if n > 1 else np.inf
+  by_seed = values.mean(axis=1)
+  both = examples
+  if seeds > 1:
+    both += by_seed.var(ddof=1) / seeds
+  return Difference(
+    float(values.mean()),
+    float(WIDE * np.sqrt(both)),
+    float(WIDE * np.sqrt(examples)),
+    [float(x) for x in by_seed],
+  )
+
+
 def lost(whole: np.ndarray, own: np.ndarray) -> dict[str, Any]:
   """Points of accuracy below the unreduced model, with a 95 % interval.
-
-  The two are compared image by image, so that images that are hard for both
-  do not widen the interval. It covers the choice of held-out images and, with
-  several seeds, that of the seed:
-  `1.96 sqrt(var_images / n + var_seeds / s)`, normal approximation. Images
-  count as independent.
 
   Args:
     whole, own: whether the unreduced and the reduced model are right,
@@ -24,20 +58,15 @@ def lost(whole: np.ndarray, own: np.ndarray) -> dict[str, Any]:
 
   Returns:
     "lost", "lost_interval" (half of it), "lost_interval_images" (what the
-    choice of images has in that) and "lost_by_seed", in points.
+    choice of images has in that) and "lost_by_seed", in points; see
+    `difference`.
   """
-  points = 100.0 * (whole.astype(float) - own)
-  seeds, n = points.shape
-  images = points.mean(axis=0).var(ddof=1) / n if n > 1 else np.inf
-  by_seed = points.mean(axis=1)
-  both = images
-  if seeds > 1:
-    both += by_seed.var(ddof=1) / seeds
+  found = difference(100.0 * (whole.astype(float) - own))
   return {
-    "lost": float(points.mean()),
-    "lost_interval": float(WIDE * np.sqrt(both)),
-    "lost_interval_images": float(WIDE * np.sqrt(images)),
-    "lost_by_seed": [float(x) for x in by_seed],
+    "lost": found.mean,
+    "lost_interval": found.half,
+    "lost_interval_images": found.half_examples,
+    "lost_by_seed": found.by_seed,
   }
 
 

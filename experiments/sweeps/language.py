@@ -5,13 +5,13 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import typed
-from experiments.sweeps import decoding, probes
+from experiments.sweeps import decoding, intervals, probes
 from experiments.sweeps.decoding import Shape
 from experiments.sweeps.language_models import SOURCES, RecallAndText
 from experiments.sweeps.programs import speedup
@@ -62,6 +62,10 @@ class Language(Sweep):
         f" batch_size={self.batch_size}"
       )
 
+  def fingerprint(self) -> dict[str, Any]:
+    """See `Sweep.fingerprint`; rows had no intervals once."""
+    return {**super().fingerprint(), "intervals": True}
+
   def methods(self) -> tuple[str, ...]:
     """See `Sweep.methods`.
 
@@ -96,6 +100,18 @@ class Programs:
   job: Job
   recall: decoding.Program
   text: decoding.Program
+
+
+class Answers(NamedTuple):
+  """What models answer with a recipe.
+
+  Attributes:
+    right: share of each question's answers that are right, `[seeds, probes]`.
+    nats: per token of each text, `[seeds, texts]`.
+  """
+
+  right: np.ndarray
+  nats: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,21 +151,46 @@ class LanguageSubject:
       raise Unfit(job, str(error)) from error
 
   def score(self, programs: Sequence[Programs], whole: Programs) -> list[Row]:
-    """Recall, nats per token, and the bytes of one text's cache."""
-    del whole
-    return [self._score(program) for program in programs]
+    """Recall, nats per token, and the bytes of one text's cache.
 
-  def _score(self, program: Programs) -> Row:
+    Means over seeds; intervals are those of `intervals.difference` to the full
+    cache, question by question and text by text.
+    """
+    full = self._answers(whole)
+    return [self._score(program, full) for program in programs]
+
+  def _score(self, program: Programs, full: "Answers") -> Row:
     text, size = program.text, self.settings.batch_size
-    right = decoding.ask(program.recall, self.models.probes)
+    own = self._answers(program)
     tokens, length, _, _ = self.batch
     logical = np.asarray(text.logical(text.start(tokens, length)))
-    return {
-      **probes.recall_of(right, self.models.probes),
-      "nats_per_token": decoding.read(text, self.models.windows),
+    single = np.array([probe.depth >= 0 for probe in self.models.probes])
+    row = {
+      **probes.recall_of(own.right.mean(axis=0), self.models.probes),
+      "nats_per_token": float(own.nats.mean()),
       "logical_bytes": float(logical.mean()),
       "physical_bytes": text.physical / size,
     }
+    for name, moved in (
+      ("recall", 100 * (full.right - own.right)[:, single]),
+      ("multi_key_recall", 100 * (full.right - own.right)[:, ~single]),
+      ("nats", own.nats - full.nats),
+    ):
+      if moved.size:
+        found = intervals.difference(moved)
+        row[f"{name}_interval"] = found.half
+        row[f"{name}_lost_by_seed"] = found.by_seed
+    return row
+
+  def _answers(self, program: Programs) -> "Answers":
+    """What the models answer with a recipe, seed by seed."""
+    right, nats = [], []
+    for recall, text in self.models.weights:
+      asked = dataclasses.replace(program.recall, params=recall)
+      right.append(decoding.ask(asked, self.models.probes))
+      reads = dataclasses.replace(program.text, params=text)
+      nats.append(decoding.read(reads, self.models.windows))
+    return Answers(np.stack(right), np.stack(nats))
 
   def calls(self, program: Programs) -> dict[str, Callable[[], Any]]:
     """Prefill, and the decode steps after it."""
@@ -175,6 +216,7 @@ class LanguageSubject:
     """Recall and perplexity against bytes saved and time saved."""
     whole = results.whole
     points = lambda name: lambda row: 100 * (whole[name] - row[name])
+    half = lambda name: lambda row: row[f"{name}_interval"]
     worse = lambda row: row["nats_per_token"] - whole["nats_per_token"]
     used = lambda row: 1 / _share("logical_bytes", row, whole)
     allocated = lambda row: 1 / _share("physical_bytes", row, whole)
@@ -189,9 +231,9 @@ class LanguageSubject:
         "times faster decode steps, measured": lambda r: r["decode_speedup"],
       },
       losses=[
-        Loss(one, points("recall")),
-        Loss(several, points("multi_key_recall")),
-        Loss(nats, worse),
+        Loss(one, points("recall"), half("recall")),
+        Loss(several, points("multi_key_recall"), half("multi_key_recall")),
+        Loss(nats, worse, half("nats")),
       ],
       reference="random_kv",
     )
@@ -209,9 +251,9 @@ class LanguageSubject:
       f" {math.exp(whole['nats_per_token']):.3f},"
       f" {whole['physical_bytes'] / 1024:.0f} KiB a text,"
       f" {whole['decode_ms']:.2f} ms a step",
-      caption="first, middle, last: recall by depth, over all lengths; used,"
-      " allocated: bytes as a share of the full cache's; decode, prefill:"
-      " measured next to it",
+      caption="±: 95 % interval of what is lost against the full cache; first,"
+      " middle, last: recall by depth, over all lengths; used, allocated: bytes"
+      " as a share of the full cache's; decode, prefill: measured next to it",
     )
 
   def picture(
@@ -239,14 +281,20 @@ def _cells(row: Row, whole: Row) -> list[str]:
   columns = list(zip(*row["recall_map"], strict=True))
   by_depth = [sum(column) / len(column) for column in columns]
   middle = by_depth[len(by_depth) // 2]
-  recall = (row["recall"], by_depth[0], middle, by_depth[-1])
   return [
     row["method"],
     f"{row['keep']:g}",
-    *(f"{100 * x:.1f}" for x in (*recall, row["multi_key_recall"])),
+    _recall(row, "recall"),
+    *(f"{100 * x:.1f}" for x in (by_depth[0], middle, by_depth[-1])),
+    _recall(row, "multi_key_recall"),
     f"{math.exp(row['nats_per_token']):.3f}",
     f"{_share('logical_bytes', row, whole):.1%}",
     f"{_share('physical_bytes', row, whole):.1%}",
     f"{row['decode_speedup']:.2f}x",
     f"{row['prefill_overhead']:+.0%}",
   ]
+
+
+def _recall(row: Row, name: str) -> str:
+  """Percent, with the interval of what is lost."""
+  return f"{100 * row[name]:.1f} ±{row[f'{name}_interval']:.1f}"

@@ -160,6 +160,7 @@ class RecallAndText:
     probes: questions to the first.
     windows: held-out text for the second, ids `[texts, n]`.
     origin: where the weights come from, in words.
+    others: weights of both from further seeds.
   """
 
   recall: LanguageModel
@@ -167,6 +168,12 @@ class RecallAndText:
   probes: list[probes.Probe]
   windows: np.ndarray
   origin: str
+  others: tuple[tuple[Any, Any], ...] = ()
+
+  @property
+  def weights(self) -> tuple[tuple[Any, Any], ...]:
+    """Of both, for every seed."""
+    return ((self.recall.params, self.text.params), *self.others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,26 +184,32 @@ class TrainedPair:
     recall, text: configs of the runs.
     first: config of a shorter run that `recall` starts from: short contexts
       teach what belongs to what in far fewer steps. None: there is none.
+    seeds: number of runs of each, with the config's seed and those after it.
+      Recall and perplexity are their means.
   """
 
   recall: config_lib.Config
   text: config_lib.Config
   first: config_lib.Config | None = None
+  seeds: int = 1
 
   def __post_init__(self):
+    if self.seeds < 1:
+      raise ValueError(f"seeds={self.seeds}: must be 1 or more")
     if not isinstance(self.recall.data, Recall):
       raise ValueError("recall: its data must be name='recall'")
 
   def prepare(
     self, workdir: pathlib.Path, grid: probes.Grid, texts: int, length: int
   ) -> RecallAndText:
-    """Trains both unless that is done; `texts` windows of `length` tokens."""
-    recall = self.recall
-    if self.first is not None:
-      Trained(self.first).prepare(workdir, "recall_first")
-      recall = dataclasses.replace(recall, init=str(workdir / "recall_first"))
-    recall = Trained(recall).prepare(workdir, "recall")
-    text = Trained(self.text).prepare(workdir, "text")
+    """Trains both unless that is done; `texts` windows of `length` tokens.
+
+    Runs of the first seed are "recall" and "text" under `workdir`, those of
+    others "recall_1", "text_1", ...
+    """
+    (recall, text), *others = [
+      self._pair(workdir, seed) for seed in range(self.seeds)
+    ]
     data = dataclasses.replace(self.text.data, length=length - 1, heldout=texts)
     return RecallAndText(
       recall,
@@ -204,8 +217,26 @@ class TrainedPair:
       probes.of_recall(self.recall.data, grid),
       pipeline.heldout_arrays(data)["tokens"],
       f"models trained here for {self.recall.steps} and"
-      f" {self.text.steps} steps",
+      f" {self.text.steps} steps"
+      + (f", {self.seeds} seeds" if others else ""),
+      tuple((recall.params, text.params) for recall, text in others),
     )
+
+  def _pair(
+    self, workdir: pathlib.Path, seed: int
+  ) -> tuple[LanguageModel, LanguageModel]:
+    """Both models of a seed, counted from 0."""
+
+    def run(config: config_lib.Config, name: str) -> LanguageModel:
+      seeded = dataclasses.replace(config, seed=config.seed + seed)
+      return Trained(seeded).prepare(workdir, f"{name}{suffix}")
+
+    suffix, recall = f"_{seed}" if seed else "", self.recall
+    if self.first is not None:
+      run(self.first, "recall_first")
+      start = workdir / f"recall_first{suffix}"
+      recall = dataclasses.replace(recall, init=str(start))
+    return run(recall, "recall"), run(self.text, "text")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The rows of a sweep and the file that they are kept in."""
 
+import csv
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from experiments.training import rundir
 from tokjax.analysis import pareto
 
 Row = dict[str, Any]
+SCALARS = (str, int, float)
 # The method of the unreduced model's row, whose keep is 1.
 WHOLE = "none"
 
@@ -67,6 +69,18 @@ class Results:
     new = self._path.with_suffix(".new")
     new.write_text(json.dumps(whole, indent=1, default=str) + "\n")
     os.replace(new, self._path)
+
+  def write_csv(self, path: pathlib.Path) -> None:
+    """The rows for a spreadsheet: what is a number or a word in them."""
+    plain = [
+      {name: x for name, x in row.items() if isinstance(x, SCALARS)}
+      for row in self.rows
+    ]
+    names = list(dict.fromkeys(name for row in plain for name in row))
+    with path.open("w", newline="") as file:
+      writer = csv.DictWriter(file, names)
+      writer.writeheader()
+      writer.writerows(plain)
 
   @property
   def whole(self) -> Row:

@@ -15,10 +15,35 @@ from experiments.sweeps.subject import UNREDUCED
 from tests.interop import checkpoints
 
 
+def two_seeds():
+  config = kv_pareto.get_config("runlocal")
+  config.subject.seeds = 2
+  return config
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("kv")
-  return workdir, sweep.main(kv_pareto.get_config("runlocal"), workdir)
+  return workdir, sweep.main(two_seeds(), workdir)
+
+
+def test_rows_are_means_over_seeds(done):
+  workdir, results = done
+  for row in results.rows:
+    for name in ("recall", "multi_key_recall"):
+      moved = 100 * (results.whole[name] - row[name])
+      by_seed = row[f"{name}_lost_by_seed"]
+      assert len(by_seed) == 2
+      np.testing.assert_allclose(np.mean(by_seed), moved, atol=1e-9)
+    nats = row["nats_per_token"] - results.whole["nats_per_token"]
+    np.testing.assert_allclose(np.mean(row["nats_lost_by_seed"]), nats)
+    assert len(set(row["nats_lost_by_seed"])) == 2 or row["method"] == "none"
+    assert (row["nats_interval"] > 0) == (row["method"] != "none")
+  lines = (workdir / "kv_pareto.csv").read_text().splitlines()
+  assert len(lines) == 1 + len(results.rows)
+  assert "nats_interval" in lines[0] and "recall_map" not in lines[0]
+  seeds = {path.name for path in workdir.iterdir() if path.is_dir()}
+  assert {"recall", "text", "recall_1", "text_1"} <= seeds
 
 
 def test_writes_rows_table_and_plots(done, capsys):
@@ -39,26 +64,27 @@ def test_writes_rows_table_and_plots(done, capsys):
   assert half["logical_bytes"] < whole["logical_bytes"]
   for name in ("kv_pareto.png", "recall.png"):
     assert (workdir / name).read_bytes().startswith(b"\x89PNG")
-  subject = sweep.load(kv_pareto.get_config("runlocal")).prepare(workdir)
+  subject = sweep.load(two_seeds()).prepare(workdir)
   report.show(subject.table(results))
   assert "streaming_llm" in capsys.readouterr().out
 
 
 def test_full_cache_reads_text_as_the_plain_model_does(done):
   workdir, results = done
-  config = sweep.load(kv_pareto.get_config("runlocal"))
+  config = sweep.load(two_seeds())
   n, steps = config.context, config.steps
   subject = config.subject.prepare(workdir, config.grid, 4, n + steps + 1)
   lm, windows = subject.text, np.asarray(subject.windows)
   model = lm.build(UNREDUCED.slots())
   forward = jax.jit(lambda p, x: model.apply({"params": p}, x)[0])
-  logits = forward(lm.params, windows[:, :-1])
-  logits = np.asarray(logits, np.float64)
-  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-  meant = windows[:, n + 1 :]
-  said = np.take_along_axis(log_p[:, n:], meant[..., None], -1)
+  said = []
+  for _, params in subject.weights:
+    logits = np.asarray(forward(params, windows[:, :-1]), np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    meant = windows[:, n + 1 :]
+    said.append(np.take_along_axis(log_p[:, n:], meant[..., None], -1))
   np.testing.assert_allclose(
-    results.whole["nats_per_token"], -said.mean(), rtol=1e-5
+    results.whole["nats_per_token"], -np.mean(said), rtol=1e-5
   )
 
 
@@ -72,7 +98,7 @@ def test_goes_on_where_it_was(done, monkeypatch):
     return compile_one(lm, job, shape)
 
   monkeypatch.setattr(decoding, "compile_one", spy)
-  again = sweep.main(kv_pareto.get_config("runlocal"), workdir)
+  again = sweep.main(two_seeds(), workdir)
   assert not compiled and again.rows == results.rows
 
 
