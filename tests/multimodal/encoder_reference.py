@@ -60,6 +60,45 @@ def by_class(seen, keep, blocks=1):
   return seen.hidden[1:][sorted(descending(row)[:keep])]
 
 
+def vispruner(seen, keep, share, step=8):
+  row = seen.attention[-1][:, 0, 1:].mean(axis=0)
+  ranked, x = descending(row), unit(seen.hidden[1:])
+  important = ranked[: int(keep * share)]
+  residual = ranked[int(keep * share) :]
+  while len(residual) > keep - len(important):
+    gone = min(step, len(residual) - keep + len(important))
+    a, b = residual[::2], residual[1::2]
+    nearest = [max(x[i] @ x[j] for j in b) for i in a]
+    residual = [a[i] for i in descending(nearest)[gone:]] + b
+  return seen.hidden[1:][sorted([*important, *residual])]
+
+
+def scope(seen, keep, power):
+  weight = seen.attention[-1][:, 0, 1:].sum(axis=0) ** power
+  x = unit(seen.hidden[1:])
+  cosine, picked = x @ x.T, []
+  covered = np.zeros(len(x))
+  for _ in range(keep):
+    gain = np.maximum(cosine - covered[:, None], 0).sum(axis=0) * weight
+    gain[picked] = -np.inf
+    picked.append(int(np.argmax(gain)))
+    covered = np.maximum(covered, cosine[picked[-1]])
+  return seen.hidden[1:][sorted(picked)]
+
+
+def gprune(x, keep, similarity, temperature, iterations):
+  """Of projected tokens: which are kept."""
+  cosine = unit(x) @ unit(x).T
+  cosine[cosine < similarity] = 0
+  logits = cosine / temperature
+  logits[np.abs(logits) < 1e-6] = -5000
+  chance = np.exp(logits - logits.max(axis=1, keepdims=True))
+  chance /= chance.sum(axis=1, keepdims=True)
+  flow = np.linalg.matrix_power(chance, iterations)
+  score = np.linalg.norm(x, axis=1) @ flow / (chance > 0).sum(axis=1)
+  return sorted(descending(score)[:keep])
+
+
 def received(attention):
   return attention.mean(axis=0).mean(axis=0)[1:]
 

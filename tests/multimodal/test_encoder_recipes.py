@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from tests.cache.cases import QUICK
+from tests.contract import hosts
+from tests.contract.case import draw_params
 from tests.multimodal import encoder_reference as slow
+from tests.multimodal import reference_selection as selection_reference
 from tests.multimodal import vlm_models
 from tokjax import budgets, diversity, recipes, scores
-from tokjax.models import ViT
+from tokjax.models import ViT, ViTConfig
+from tokjax.models.encoder import Encoder
 from tokjax.models.vlm import tokens_per_image
 from tokjax.plan import Assignment
 from tokjax.recipes.multimodal import merging, prumerge
@@ -26,12 +30,20 @@ from tokjax.tokens import Tokens
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 BATCH, COLUMNS = 3, 6
 KEEP = budgets.Count(12)
+SEVEN = budgets.EveryOther(budgets.Count(7), evenness=1.0)
 # Options of a recipe, and its slow version for an encoder of 3 blocks.
 CASES = {
   "visionzip": (dict(budget=KEEP), lambda s: slow.visionzip(s, 11, 2)),
   "fastervlm": (dict(budget=KEEP), lambda s: slow.by_class(s, 12)),
   "vtc_cls": (
     dict(budget=KEEP, blocks=2), lambda s: slow.by_class(s, 12, 2)
+  ),
+  "vispruner": (
+    dict(budget=KEEP, share=0.35, step=4),
+    lambda s: slow.vispruner(s, 12, 0.35, 4),
+  ),
+  "scope": (
+    dict(budget=KEEP, power=0.7), lambda s: slow.scope(s, 12, 0.7)
   ),
   "hiprune": (
     dict(budget=KEEP, share=0.8), lambda s: slow.hiprune(s, 12, 0.8, 1)
@@ -128,6 +140,15 @@ def test_divprune_keeps_what_a_slow_version_keeps(share):
     np.testing.assert_allclose(tokens.x[b], x[picked], **CLOSE)
 
 
+@pytest.mark.parametrize("similarity", [0.1, 0.5])
+def test_gprune_keeps_what_a_slow_version_keeps(similarity):
+  tokens = see(recipes.get("gprune", similarity=similarity, keep=0.3))
+  for b in range(BATCH):
+    x = projected(seen()[b].hidden[1:])
+    kept = slow.gprune(x, 10, similarity, 0.03, 5)
+    np.testing.assert_allclose(tokens.x[b], x[kept], **CLOSE)
+
+
 def test_pooling_averages_cells_of_the_grid():
   tokens = see(recipes.get("avgpool_visual", budget=budgets.Square(0.25)))
   for b in range(BATCH):
@@ -222,6 +243,99 @@ def test_greedy_selections_of_their_cards():
   assert sorted(found.index.tolist()) == [0, 1, 2, 3]
   found = diversity.determinantal(kernel, 3, count=jnp.int32(2))
   np.testing.assert_array_equal(found.valid, [1, 1, 0])
+
+
+def test_coverage_of_its_card():
+  """E4: first gains on raw cosines 1.8, 2.4, 1.6, 1.0; then by softmax."""
+  x = jnp.asarray([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]], jnp.float32)
+  cosine = scores.cosine(x, x)
+  found = jax.jit(lambda c: diversity.coverage(c, 3))(cosine)
+  np.testing.assert_array_equal(found.index, [1, 3, 2])
+  worth = jax.nn.softmax(cosine / 0.2, axis=1)
+  np.testing.assert_allclose(
+    worth.sum(axis=0), [0.978, 1.051, 0.972, 0.999], atol=1e-3
+  )
+  padded = jnp.pad(worth, (0, 2), constant_values=9.0)
+  found = jax.jit(
+    lambda w: diversity.coverage(
+      w, 5, mask=jnp.arange(6) < 4, count=jnp.int32(3)
+    )
+  )(padded)
+  np.testing.assert_array_equal(found.index[:3], [1, 3, 2])
+  np.testing.assert_array_equal(found.valid, [1, 1, 1, 0, 0])
+
+
+def test_duplicates_go_some_at_a_time_also_where_padded():
+  rng = np.random.default_rng(3)
+  x = rng.normal(size=(9, 3)).astype(np.float32)
+  score = rng.permutation(9)
+  seen = slow.Seen(
+    np.concatenate([x[:1], x]), [np.append(0, -score)[None, None]], [],
+    (x, x), 3,
+  )  # fmt: skip
+  of = jax.jit(
+    lambda x, mask, few: diversity.distinct(
+      scores.cosine(x, x), 4, order=jnp.append(score, [-1, -2]), step=2,
+      mask=mask, count=few,
+    )  # fmt: skip
+  )
+  padded = jnp.pad(x, ((0, 2), (0, 0)), constant_values=1.0)
+  mask = jnp.arange(11) < 9
+  for few in (4, 1):
+    expected = slow.vispruner(seen, few, 0.0, 2)
+    np.testing.assert_array_equal(
+      x[np.asarray(of(padded, mask, jnp.int32(few)))[:9]], expected
+    )
+  # Fewer than asked for all remain.
+  assert of(padded, jnp.arange(11) < 3, jnp.int32(4)).tolist() == (
+    [True] * 3 + [False] * 8
+  )
+
+
+def test_flowcut_cuts_as_a_slow_encoder():
+  config = ViTConfig(
+    image_size=12, patch_size=2, width=16, depth=5, heads=2, mlp_dim=24,
+    num_classes=None, pool="none",
+  )  # fmt: skip
+  tokens = hosts.VisionHost("deep", config).tokens(BATCH, 36)
+  slots = recipes.get("flowcut", budget=SEVEN)
+  encoder = Encoder(config, slots.tower("vision"), jnp.float32)
+  shapes = jax.eval_shape(
+    lambda t: encoder.init(jax.random.key(0), t, grid=(6, 6))["params"], tokens
+  )
+  params = draw_params(shapes)
+  found, out = jax.jit(
+    lambda p, t: encoder.apply({"params": p}, t, grid=(6, 6)),
+    compiler_options=QUICK,
+  )(params, tokens)
+  assert [len(made) for made in out["plans"]] == [0, 1, 0, 1, 0]
+  ours = np.asarray(out["plans"][1][0].valid).sum(axis=1) - 1
+  numbers = set()
+  as64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  for b in range(BATCH):
+    x, counts = selection_reference.flowcut(
+      as64, np.asarray(tokens.x[b], np.float64), 2, 7, config.epsilon
+    )
+    assert counts == [36, ours[b], ours[b], 7, 7]
+    np.testing.assert_allclose(found.x[b], x, **CLOSE)
+    numbers.add(counts[1])
+  assert len(numbers) > 1 and min(numbers) > 7
+
+
+def test_room_of_flowcut_falls_to_what_remains():
+  budget = budgets.EveryOther(budgets.Count(64))
+  counts = [n for n in budget.counts(576, 23) if n is not None]
+  acting = [i for i, n in enumerate(budget.counts(576, 23)) if n is not None]
+  assert acting == list(range(1, 22, 2)) and counts[-1] == 64
+  assert counts == sorted(counts, reverse=True) and counts[0] < 576
+  full = budgets.EveryOther(budgets.Count(64), evenness=1.0)
+  assert set(full.counts(576, 23)[:-2]) == {None, 576}
+  # Its card: one-hot attention removes 114 of 576 in block 1.
+  single = budgets.EveryOther(budgets.Count(64), evenness=0.0)
+  assert single.counts(576, 23)[1] == 576 - 114
+  assert not any(budget.with_keep(1.0).counts(576, 23))
+  with pytest.raises(budgets.BudgetError, match="evenness=1.5"):
+    budgets.EveryOther(0.5, evenness=1.5)
 
 
 def test_keeping_everything_leaves_the_plain_tower():
