@@ -137,6 +137,7 @@ class BeforeAll(Plain):
 class CDPruner(BeforeAll):
   def chosen(self, x, text, count):
     similar = unit(x) @ unit(x).T
+    np.fill_diagonal(similar, 1.0)
     weight = np.ones(len(x))
     if len(text):
       cosine = -(unit(x) @ unit(text).T).mean(axis=1)

@@ -275,7 +275,7 @@ def test_duplicates_go_some_at_a_time_also_where_padded():
   )  # fmt: skip
   of = jax.jit(
     lambda x, mask, few: diversity.distinct(
-      scores.cosine(x, x), 4, order=jnp.append(score, [-1, -2]), step=2,
+      scores.cosine(x, x), 4, order=jnp.asarray([*score, -1, -2]), step=2,
       mask=mask, count=few,
     )  # fmt: skip
   )

@@ -147,7 +147,10 @@ def conditional_determinant(site: Site, *, negated: bool) -> Plan:
   """Greedy maximum of a determinant, in which relevance scales each token."""
   x = site.tokens.x.astype(jnp.float32)
   weight = relevance(site, negated=negated)
-  kernel = weight[:, None] * scores.cosine(x, x) * weight[None]
+  # Exactly 1 with itself, so that equal relevance is a tie and not rounding.
+  itself = jnp.eye(len(x), dtype=bool) & (x != 0).any(axis=1)[None]
+  similar = jnp.where(itself, 1.0, scores.cosine(x, x))
+  kernel = weight[:, None] * similar * weight[None]
   picked = diversity.determinantal(
     kernel, site.keep, mask=site.mask, count=site.due
   )

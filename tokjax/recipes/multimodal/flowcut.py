@@ -32,7 +32,7 @@ class Flow:
     initial: how many tokens there were at first.
   """
 
-  score: Float[Array, "m"]
+  score: Float[Array, "*b m"]
   initial: int = dataclasses.field(metadata={"static": True})
 
 

@@ -214,11 +214,9 @@ def scm(first: int = 0, last: int = 0) -> Slots:
     first, last: visual tokens at either end that stay in any case: those of a
       view at low resolution.
   """
+  free = Free((Kind.VISUAL,), first, last)
   question = Rows(of=By(Derived(Block(0), bind(followers, last=last))))
-  budget = Beyond(Share(0.5), first + last)
+  budget = Once(Beyond(Share(0.5), first + last), 1)
   return Slots(
-    Reduce(
-      keep_top(question), Once(budget, 1), at="output",
-      free=Free((Kind.VISUAL,), first, last), again=True,
-    )
-  )  # fmt: skip
+    Reduce(keep_top(question), budget, at="output", free=free, again=True)
+  )
