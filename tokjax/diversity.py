@@ -13,6 +13,8 @@ from tokjax.selection import Selection
 
 # What a squared length is held above, so that roots and quotients are finite.
 TINY = 1e-12
+# A squared length that fell to this part of its first value is rounding.
+ROUNDING = 1e-5
 
 
 def max_min(
@@ -77,13 +79,14 @@ def determinantal(
     root = jnp.sqrt(jnp.maximum(left[j], TINY))
     row = (kernel[j] - rows[:, j] @ rows) / root
     row = jnp.where(left[j] > TINY, row, 0.0)
-    rows = rows.at[i].set(row)
-    return picked, free.at[j].set(False), rows, left - jnp.square(row)
+    left = left - jnp.square(row)
+    # Beyond the rank of the kernel rounding must not choose.
+    left = jnp.where(left > ROUNDING * first, left, 0.0)
+    return picked, free.at[j].set(False), rows.at[i].set(row), left
 
-  start = (
-    jnp.zeros((k,), jnp.int32), free, jnp.zeros((k, n), jnp.float32),
-    jnp.diagonal(kernel),
-  )  # fmt: skip
+  first = jnp.diagonal(kernel)
+  rows = jnp.zeros((k, n), jnp.float32)
+  start = (jnp.zeros((k,), jnp.int32), free, rows, first)
   picked, *_ = jax.lax.fori_loop(0, k, step, start)
   return _selection(picked, k, mask, count)
 

@@ -243,6 +243,11 @@ def test_greedy_selections_of_their_cards():
   assert sorted(found.index.tolist()) == [0, 1, 2, 3]
   found = diversity.determinantal(kernel, 3, count=jnp.int32(2))
   np.testing.assert_array_equal(found.valid, [1, 1, 0])
+  # Beyond the rank, 3, the others come in their order.
+  x = jnp.asarray(np.random.default_rng(4).normal(size=(30, 3)), "float32")
+  found = diversity.determinantal(scores.cosine(x, x), 9)
+  picked = found.index.tolist()
+  assert picked[3:] == sorted(set(range(30)) - set(picked[:3]))[:6]
 
 
 def test_coverage_of_its_card():
