@@ -153,3 +153,29 @@ def prumerge(seen, spaced, neighbours=32):
     out.append(x[i] + sum(score[j] * x[j] for j in near))
   left = [j for j in range(n) if j not in kept]
   return np.stack([*out, sum(score[j] * x[j] for j in left)])
+
+
+def fold(x, keys, row, size, keep, weight):
+  """FOLDER, of patches behind a class token: the merged `x`."""
+  x, keys, row, size = map(np.array, (x, keys, row, size))
+  while len(x) > keep:
+    gone = min(len(x) // 2, len(x) - keep)
+    targets, sources = list(range(0, len(x), 2)), list(range(1, len(x), 2))
+    edge = {}
+    for i in sources:
+      near = [unit(keys[i]) @ unit(keys[j]) for j in targets]
+      edge[i] = max(near) - 100 * weight * row[i], targets[np.argmax(near)]
+    ranked = sorted(sources, key=lambda i: -edge[i][0])
+    members = {i: [i] for i in [*sorted(ranked[gone:]), *targets]}
+    for i in ranked[:gone]:
+      members[edge[i][1]].append(i)
+    mean = lambda v, own, w: (
+      sum(v[i] * w[i] for i in own) / sum(w[i] for i in own)
+    )
+    own = list(members.values())
+    x, keys = (
+      np.stack([mean(v, o, size) for o in own]) for v in (x, keys)
+    )
+    row = np.array([row[o].mean() for o in own])
+    size = np.array([size[o].sum() for o in own])
+  return x

@@ -21,7 +21,10 @@ from tokjax.models.encoder import Encoder
 from tokjax.models.vlm import tokens_per_image
 from tokjax.plan import Assignment
 from tokjax.recipes.multimodal import merging, prumerge
-from tokjax.recipes.multimodal.encoder import dominant_and_contextual
+from tokjax.recipes.multimodal.encoder import (
+  CLASS_MEAN,
+  dominant_and_contextual,
+)
 from tokjax.reduce.site import Site
 from tokjax.signals import CLASS, Answers, Attention, Keys
 from tokjax.slots import Slots
@@ -295,6 +298,29 @@ def test_duplicates_go_some_at_a_time_also_where_padded():
   assert of(padded, jnp.arange(11) < 3, jnp.int32(4)).tolist() == (
     [True] * 3 + [False] * 8
   )
+
+
+@pytest.mark.parametrize(("keep", "weight"), [(20, 0.01), (8, 0.0), (8, 0.02)])
+def test_folding_merges_as_a_slow_version_also_where_padded(keep, weight):
+  n, room, rng = 37, 40, np.random.default_rng(5)
+  x, keys = rng.normal(size=(2, room, 6)).astype(np.float32)
+  row = rng.dirichlet(np.ones(room)).astype(np.float32)
+  size = rng.uniform(1, 3, room).astype(np.float32)
+  (reduce,) = recipes.get("folder", weight=weight).tower("vision").reduce
+
+  @jax.jit
+  def merged(x, keys, row, size, mask):
+    answers = Answers().add(Keys().answered(0), keys[None])
+    answers = answers.add(CLASS_MEAN.answered(0), row)
+    tokens = Tokens.create(x, mask=mask).replace(size=size)
+    plan = reduce.rule(Site(tokens, answers, keep))
+    return plan.apply(x), plan.valid
+
+  expected = slow.fold(x[:n], keys[:n], row[:n], size[:n], keep, weight)
+  alone, _ = merged(x[:n], keys[:n], row[:n], size[:n], None)
+  np.testing.assert_allclose(alone, expected, **CLOSE)
+  padded, valid = merged(x, keys, row, size, jnp.arange(room) < n)
+  np.testing.assert_allclose(padded[valid], expected, **CLOSE)
 
 
 def test_flowcut_cuts_as_a_slow_encoder():

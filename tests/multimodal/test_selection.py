@@ -104,6 +104,7 @@ def test_scm_starts_anew_with_what_the_second_block_chose():
     ("gprune", {"temperature": 0.0}, "temperature=0.0"),
     ("gprune", {"iterations": -1}, "iterations=-1"),
     ("scope", {"power": -1.0}, "power=-1.0"),
+    ("turbo", {"weight": -1.0}, "weight=-1.0"),
     ("vispruner", {"share": 1.5}, "share=1.5"),
     ("vispruner", {"step": 0}, "step=0"),
   ],

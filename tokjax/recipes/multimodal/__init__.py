@@ -3,6 +3,7 @@
 from tokjax.recipes.multimodal import encoder
 from tokjax.recipes.multimodal import diverse
 from tokjax.recipes.multimodal import flowcut
+from tokjax.recipes.multimodal import fold
 from tokjax.recipes.multimodal import graph
 from tokjax.recipes.multimodal import prumerge
 from tokjax.recipes.multimodal import pruning
