@@ -113,6 +113,38 @@ class Dart(Plain):
     return stay(tokens, kept)
 
 
+class EfficientVLA(Plain):
+  """At the input of block `k`; from the paper, `sent` as its formula says."""
+
+  def __init__(self, k, keep, key, share, sent):
+    self.k, self.keep, self.key, self.share = k, keep, key, share
+    self.sent = sent
+
+  def after(self, model, given, tokens, layer):
+    if layer == self.k - 1:
+      rows = [model.row(t, layer, model.caches[layer]) for t in given]
+      text = [i for i, t in enumerate(given) if not t.visual]
+      self.score = np.array([
+        sum(rows[i][j] if self.sent else rows[j][i] for j in text)
+        for i in range(len(given))
+      ])
+    return tokens
+
+  def before(self, model, tokens, layer):
+    image = visual_places(tokens)
+    count = max(1, round(len(image) * self.keep))
+    if layer != self.k or not image or count == len(image):
+      return tokens
+    ranked = [image[i] for i in best(self.score[image], len(image))]
+    key = ranked[: min(self.key, count)]
+    kept = ranked[: len(key) + int((count - len(key)) * self.share)]
+    x = unit(np.stack([t.x for t in tokens]))
+    others = [i for i in image if i not in kept]
+    apart = [1 - max(x[i] @ x[j] for j in key) for i in others]
+    far = [others[i] for i in best(apart, count - len(kept))]
+    return stay(tokens, kept + far)
+
+
 class BeforeAll(Plain):
   """Visual tokens are chosen at the input, by their share."""
 

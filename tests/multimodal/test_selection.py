@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,9 +12,12 @@ from tests.multimodal import prompts, reference
 from tests.multimodal import reference_selection as slow
 from tests.multimodal.prompts import DEPTH, KINDS, NAMES, PROMPTS
 from tokjax import budgets, recipes
+from tokjax.reduce.site import Site
+from tokjax.signals import Answers
+from tokjax.tokens import Tokens
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
-HALF = budgets.Once(0.5)
+HALF, AT_TWO = budgets.Once(0.5), budgets.Once(0.5, 2)
 # Slots of the language model, and the slow method.
 CASES = {
   "visiondrop": (
@@ -29,6 +33,14 @@ CASES = {
   ),
   "mmtok": (
     lambda: recipes.get("mmtok", budget=HALF), lambda: slow.MMTok(0.5)
+  ),
+  "efficientvla": (
+    lambda: recipes.get("efficientvla", key=2, share=0.4, budget=AT_TWO),
+    lambda: slow.EfficientVLA(2, 0.5, 2, 0.4, False),
+  ),
+  "efficientvla_sent": (
+    lambda: recipes.get("efficientvla", key=2, budget=AT_TWO, sent=True),
+    lambda: slow.EfficientVLA(2, 0.5, 2, 0.5, True),
   ),
   "aim": (
     lambda: recipes.get("aim", budget=budgets.Ramp(0.0, over=0.5)),
@@ -92,6 +104,55 @@ def test_scm_starts_anew_with_what_the_second_block_chose():
   np.testing.assert_allclose(found, again.logits, **CLOSE)
 
 
+def counts(budget, tokens, depth):
+  found = budget.counts(tokens, depth)
+  return {i: n for i, n in enumerate(found) if n is not None}
+
+
+def test_counts_of_their_cards():
+  (inside,) = recipes.get("visiondrop").reduce
+  assert counts(inside.budget, 48, 32) == {8: 35, 16: 26, 24: 19}
+  assert [(n + 1) * 5 // 32 for n in (35, 26, 19)] == [5, 4, 3]
+  (reduce,) = recipes.get("dart").reduce
+  assert counts(reduce.budget, 576, 32) == {2: 15 * 8 + 4}
+  assert budgets.Multiple(0.2223).count(576, 2, 32) == 16 * 8 + 4
+  (reduce,) = recipes.get("scm", last=256).reduce
+  assert counts(reduce.budget, 1024 + 256, 24) == {1: 512}
+  # The last visual token stays; the official code removes it, too.
+  shares = counts(budgets.Ramp(0.0), 576, 28)
+  assert shares == {14 + i: max(576 * (7 - i) // 8, 1) for i in range(8)}
+  (again, once) = recipes.get("aim").tower("projector").reduce
+  assert [again.budget.count(n, 0, 1) for n in (576, 169)] == [288, 85]
+  assert again == once
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: budgets.Ramp(1.5), lambda: budgets.Ramp(0.5, over=0.0),
+    lambda: budgets.Multiple(0.5, each=0), lambda: budgets.Multiple(2.0),
+    lambda: budgets.Beyond(budgets.Share(0.5), -1),
+  ],
+)  # fmt: skip
+def test_a_budget_that_cannot_be_is_refused(make):
+  with pytest.raises(budgets.BudgetError, match="(keep|over|each|apart)="):
+    make()
+
+
+def test_tokens_far_from_the_key_ones_stay_with_their_duplicates():
+  """The card of EfficientVLA: compared once, with the key tokens alone."""
+  x = jnp.asarray([[1, 0], [0.9, 0.1], [-1, 0], [-1, 0], [0, 1]], jnp.float32)
+  score = jnp.asarray([5.0, 4, 3, 2, 1])
+  (reduce,) = recipes.get("efficientvla", key=1, share=0.4).reduce
+  (question,) = reduce.asks
+  answers = Answers().add(question.answered(1), score)
+  rule = jax.jit(
+    lambda x: reduce.rule(Site(Tokens.create(x), answers, 4, 2, 4)).anchor
+  )
+  # One key token, one more of the relevant ones, two that are far.
+  np.testing.assert_array_equal(rule(x), [0, 1, 2, 3])
+
+
 @pytest.mark.parametrize(
   ("name", "options", "message"),
   [
@@ -99,6 +160,8 @@ def test_scm_starts_anew_with_what_the_second_block_chose():
     ("scm", {"first": -1}, "first=-1"),
     ("mmtok", {"vision": 0.0}, "vision=0.0"),
     ("mmtok", {"share": -1.0}, "share=-1.0"),
+    ("efficientvla", {"key": 0}, "key=0"),
+    ("efficientvla", {"share": 2.0}, "share=2.0"),
     ("aim", {"merges": 0}, "merges=0"),
     ("aim", {"temperature": 0.0}, "temperature=0.0"),
     ("gprune", {"temperature": 0.0}, "temperature=0.0"),

@@ -203,12 +203,14 @@ def test_what_a_tower_cannot_carry_out_is_refused_when_built(name):
 
 def test_a_recipe_of_the_class_token_is_refused_without_one():
   vision = dataclasses.replace(vlm_models.VISION, class_token=False)
-  for name in ("visionzip", "fastervlm"):
-    with pytest.raises(ValueError, match=f"{name}.*class") as found:
+  asking = ("visionzip", "fastervlm", "vispruner", "scope", "turbo", "folder")
+  for name in (*asking, "flowcut", "visiondrop"):
+    with pytest.raises(ValueError, match=f"{name}.*(class|CLASS)") as found:
       vlm_models.model(recipes.get(name), vision=vision)
     assert "tower 'vision'" in str(found.value)
   plain = vlm_models.model(vision=vision).config
   assert tokens_per_image(plain, Slots()) == 36
+  assert tokens_per_image(plain, recipes.get("gprune")) == 18
 
 
 def test_a_tower_is_refused_by_models_without_towers():

@@ -9,3 +9,4 @@ from tokjax.recipes.multimodal import prumerge
 from tokjax.recipes.multimodal import pruning
 from tokjax.recipes.multimodal import dart
 from tokjax.recipes.multimodal import staged
+from tokjax.recipes.multimodal import vla

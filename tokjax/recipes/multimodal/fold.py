@@ -1,5 +1,7 @@
 """Turbo and FOLDER: tokens merge that are alike and that the class ignores."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -32,7 +34,8 @@ def fold(site: Site, *, metric: Keys, row: Rows, weight: float) -> Plan:
   n = left = site.num_free
   keys = site[metric].astype(jnp.float32).mean(axis=0)
   attention = site[row].astype(jnp.float32)
-  size, mask, plan = site.size, site.mask, Assignment.identity(n)
+  size, mask = site.size, site.mask
+  plan: Any = Assignment.identity(n)  # What assignments compose to is one.
   due = site.keep if site.due is None else site.due
   while left > site.keep:
     after = max(left - left // 2, site.keep)
