@@ -73,6 +73,38 @@ def vispruner(seen, keep, share, step=8):
   return seen.hidden[1:][sorted([*important, *residual])]
 
 
+def holov(seen, keep, chunks, weight):
+  x, row = seen.hidden[1:], seen.attention[-1][:, 0, 1:].mean(axis=0)
+  parts, start = [], 0
+  for p in range(chunks):
+    stop = start + len(x) // chunks + (p < len(x) % chunks)
+    if stop > start:
+      parts.append(list(range(start, stop)))
+    start = stop
+  value = []
+  for part in parts:
+    n = len(part)
+    if n == 1:
+      value.append(row[part].mean())
+      continue
+    cosine = unit(x[part]) @ unit(x[part]).T
+    np.fill_diagonal(cosine, 0)
+    mean = cosine.sum(axis=1) / (n - 1)
+    spread = ((cosine - mean[:, None]) ** 2).sum(axis=1) / (n - 1)
+    scaled = row[part] * 1000
+    scale = np.abs(scaled).mean() / (np.abs(spread).mean() + 1e-6)
+    value.append((scaled + weight * scale * spread).mean())
+  share = np.array(value) / (sum(value) + 1e-6)
+  quota = np.floor(share * keep).astype(int)
+  for p in descending(share)[: keep - quota.sum()]:
+    quota[p] += 1
+  out = []
+  for part, q in zip(parts, quota, strict=True):
+    ranked = [part[i] for i in descending(row[part])]
+    out += part if q >= len(part) else ranked[:q]
+  return x[out]
+
+
 def scope(seen, keep, power):
   weight = seen.attention[-1][:, 0, 1:].sum(axis=0) ** power
   x = unit(seen.hidden[1:])

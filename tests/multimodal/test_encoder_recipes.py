@@ -45,6 +45,14 @@ CASES = {
     dict(budget=KEEP, share=0.35, step=4),
     lambda s: slow.vispruner(s, 12, 0.35, 4),
   ),
+  "holov": (
+    dict(budget=KEEP, chunks=5), lambda s: slow.holov(s, 12, 5, 0.09)
+  ),
+  # Chunks of one token and of two; some get more than they have.
+  "holov_small": (
+    dict(budget=budgets.Count(30), chunks=25, weight=0.5),
+    lambda s: slow.holov(s, 30, 25, 0.5),
+  ),
   "scope": (
     dict(budget=KEEP, power=0.7), lambda s: slow.scope(s, 12, 0.7)
   ),
@@ -124,7 +132,8 @@ def see(slots: Slots, key=None) -> Tokens:
 @pytest.mark.parametrize("case", CASES)
 def test_visual_tokens_are_those_of_a_slow_version(case):
   options, expected = CASES[case]
-  slots = recipes.get(case.removesuffix("_rows"), **options)
+  name = case.removesuffix("_rows").removesuffix("_small")
+  slots = recipes.get(name, **options)
   tokens = see(slots)
   count = tokens_per_image(vlm_models.config(), slots)
   assert tokens.x.shape[1] == count < 36

@@ -168,6 +168,7 @@ def test_tokens_far_from_the_key_ones_stay_with_their_duplicates():
     ("gprune", {"iterations": -1}, "iterations=-1"),
     ("scope", {"power": -1.0}, "power=-1.0"),
     ("turbo", {"weight": -1.0}, "weight=-1.0"),
+    ("holov", {"chunks": 0}, "chunks=0"),
     ("vispruner", {"share": 1.5}, "share=1.5"),
     ("vispruner", {"step": 0}, "step=0"),
   ],

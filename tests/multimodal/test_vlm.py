@@ -204,7 +204,7 @@ def test_what_a_tower_cannot_carry_out_is_refused_when_built(name):
 def test_a_recipe_of_the_class_token_is_refused_without_one():
   vision = dataclasses.replace(vlm_models.VISION, class_token=False)
   asking = ("visionzip", "fastervlm", "vispruner", "scope", "turbo", "folder")
-  for name in (*asking, "flowcut", "visiondrop"):
+  for name in (*asking, "flowcut", "holov", "visiondrop"):
     with pytest.raises(ValueError, match=f"{name}.*(class|CLASS)") as found:
       vlm_models.model(recipes.get(name), vision=vision)
     assert "tower 'vision'" in str(found.value)

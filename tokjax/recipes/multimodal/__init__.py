@@ -5,6 +5,7 @@ from tokjax.recipes.multimodal import diverse
 from tokjax.recipes.multimodal import flowcut
 from tokjax.recipes.multimodal import fold
 from tokjax.recipes.multimodal import graph
+from tokjax.recipes.multimodal import holov
 from tokjax.recipes.multimodal import prumerge
 from tokjax.recipes.multimodal import pruning
 from tokjax.recipes.multimodal import dart
