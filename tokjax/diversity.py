@@ -4,6 +4,8 @@ Selections that pick one token a step run k steps over arrays of n. Shapes are
 those of one example; lift them with `jax.vmap`. Ties go to the lower index.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -22,6 +24,7 @@ def max_min(
   k: int,
   *,
   first: Float[Array, "n"],
+  over: Literal["nearest", "all"] = "nearest",
   mask: Bool[Array, "n"] | None = None,
   count: Int[Array, ""] | None = None,
 ) -> Selection:
@@ -31,20 +34,22 @@ def max_min(
     distance: between tokens.
     k: how many (static), at most n; they come in the order of picking.
     first: the token with the largest value is picked first.
+    over: "all": adds the token that is farthest from all picked ones in sum.
     mask: False excludes a token.
     count: how many of the k this example may keep (traced); default all.
   """
   n = distance.shape[0]
   free = jnp.ones((n,), bool) if mask is None else mask
+  join = {"nearest": jnp.minimum, "all": jnp.add}[over]
 
   def step(i, state):
-    picked, free, nearest = state
-    j = jnp.argmax(jnp.where(free, nearest, -jnp.inf))
+    picked, free, apart = state
+    j = jnp.argmax(jnp.where(free, apart, -jnp.inf))
     picked, real = picked.at[i].set(j.astype(jnp.int32)), free[j]
     free = free.at[j].set(False)
     # Behind the first pick `first` is replaced, not compared.
-    seen = jnp.where(i == 0, distance[j], jnp.minimum(nearest, distance[j]))
-    return picked, free, jnp.where(real, seen, nearest)
+    seen = jnp.where(i == 0, distance[j], join(apart, distance[j]))
+    return picked, free, jnp.where(real, seen, apart)
 
   start = (jnp.zeros((k,), jnp.int32), free, first.astype(distance.dtype))
   picked, _, _ = jax.lax.fori_loop(0, k, step, start)

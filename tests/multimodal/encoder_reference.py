@@ -4,6 +4,7 @@ Written from the official code, in numpy, for one image. `Seen` holds what they
 look at; each returns the visual tokens that the projector is given.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,21 @@ def vispruner(seen, keep, share, step=8):
     nearest = [max(x[i] @ x[j] for j in b) for i in a]
     residual = [a[i] for i in descending(nearest)[gone:]] + b
   return seen.hidden[1:][sorted([*important, *residual])]
+
+
+def todre(seen, keep, heads, join):
+  """`join` makes one number of the distances to all picked ones."""
+  q, k = (x.reshape(len(x), heads, -1) for x in seen.ahead)
+  logits = np.einsum("hd,nhd->hn", q[0], k) / math.sqrt(q.shape[-1])
+  row = np.exp(logits - logits.max(axis=1, keepdims=True))
+  row = (row / row.sum(axis=1, keepdims=True)).mean(axis=0)[1:]
+  x = unit(seen.hidden[1:])
+  picked = [int(np.argmax(row))]
+  while len(picked) < keep:
+    apart = join(1 - x @ x[picked].T, axis=1)
+    apart[picked] = -np.inf
+    picked.append(int(np.argmax(apart)))
+  return seen.hidden[1:][sorted(picked)]
 
 
 def holov(seen, keep, chunks, weight):

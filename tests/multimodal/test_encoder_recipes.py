@@ -53,6 +53,10 @@ CASES = {
     dict(budget=budgets.Count(30), chunks=25, weight=0.5),
     lambda s: slow.holov(s, 30, 25, 0.5),
   ),
+  "todre": (dict(budget=KEEP), lambda s: slow.todre(s, 12, 2, np.sum)),
+  "todre_nearest": (
+    dict(budget=KEEP, over="nearest"), lambda s: slow.todre(s, 12, 2, np.min)
+  ),
   "scope": (
     dict(budget=KEEP, power=0.7), lambda s: slow.scope(s, 12, 0.7)
   ),
@@ -133,6 +137,7 @@ def see(slots: Slots, key=None) -> Tokens:
 def test_visual_tokens_are_those_of_a_slow_version(case):
   options, expected = CASES[case]
   name = case.removesuffix("_rows").removesuffix("_small")
+  name = name.removesuffix("_nearest")
   slots = recipes.get(name, **options)
   tokens = see(slots)
   count = tokens_per_image(vlm_models.config(), slots)
@@ -241,6 +246,8 @@ def test_greedy_selections_of_their_cards():
   start = jnp.asarray([0.0, 1, 0, 0])
   found = diversity.max_min(distance, 3, first=start)
   np.testing.assert_array_equal(found.index, [1, 3, 2])
+  found = diversity.max_min(distance, 3, first=start, over="all")
+  np.testing.assert_array_equal(found.index, [1, 3, 0])
   padded = jnp.pad(distance, (0, 2), constant_values=9.0)
   mask = jnp.arange(6) < 4
   found = diversity.max_min(

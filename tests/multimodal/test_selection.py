@@ -169,6 +169,7 @@ def test_tokens_far_from_the_key_ones_stay_with_their_duplicates():
     ("scope", {"power": -1.0}, "power=-1.0"),
     ("turbo", {"weight": -1.0}, "weight=-1.0"),
     ("holov", {"chunks": 0}, "chunks=0"),
+    ("todre", {"over": "one"}, "over='one'"),
     ("vispruner", {"share": 1.5}, "share=1.5"),
     ("vispruner", {"step": 0}, "step=0"),
   ],

@@ -208,6 +208,9 @@ def test_a_recipe_of_the_class_token_is_refused_without_one():
     with pytest.raises(ValueError, match=f"{name}.*(class|CLASS)") as found:
       vlm_models.model(recipes.get(name), vision=vision)
     assert "tower 'vision'" in str(found.value)
+  for name in ("todre", "prumerge", "prumerge_plus"):
+    with pytest.raises(ValueError, match=f"(?s)'ahead'.*'{name}'.*CLASS"):
+      vlm_models.model(recipes.get(name), vision=vision)
   plain = vlm_models.model(vision=vision).config
   assert tokens_per_image(plain, Slots()) == 36
   assert tokens_per_image(plain, recipes.get("gprune")) == 18

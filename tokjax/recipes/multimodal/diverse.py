@@ -1,9 +1,11 @@
 """Visual tokens that are unlike each other, and matter, go on.
 
-What matters is said by the class token (VisPruner, SCOPE) or by the words of
-the prompt (CDPruner, MMTok). The latter act at the input of the language model,
-where the words are; no block of it sees more tokens.
+What matters is said by the class token (VisPruner, SCOPE, ToDRE) or by the
+words of the prompt (CDPruner, MMTok). The latter act at the input of the
+language model, where the words are; no block of it sees more tokens.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +124,49 @@ def scope(power: float = 1.0, budget: Budget = Count(64)) -> Slots:
     raise ValueError(f"power={power}: must be 0 or more")
   rule = bind(salient_cover, score=CLASS_SUM, power=power)
   return Slots(Reduce(rule, AtEnd(budget), at="output")).within("vision")
+
+
+def from_pivot(
+  site: Site, *, score: Rows, over: Literal["nearest", "all"]
+) -> Plan:
+  """Tokens unlike those before them by cosine, the best by a score first."""
+  x = site.x.astype(jnp.float32)
+  picked = diversity.max_min(
+    1 - scores.cosine(x, x), site.keep, first=site[score].astype(jnp.float32),
+    over=over, mask=site.mask, count=site.due,
+  )  # fmt: skip
+  return selected(site, picked)
+
+
+@recipe(
+  "todre",
+  family="vlm",
+  paper="ToDRE: Visual Token Pruning via Diversity and Task Awareness for"
+  " Efficient Large Vision-Language Models",
+  arxiv="2505.18757",
+  evidence="weak: the text of the paper (version 2); no code was found",
+  deviations="the first stage only (the second removes all visual tokens late"
+  " in the language model if text hardly attends to them); features are those"
+  " before the projector, where class attention is known (there projected"
+  " ones); each crop keeps its own tokens (there all crops together), in order",
+)
+def todre(
+  over: Literal["nearest", "all"] = "all", budget: Budget = Once(0.1)
+) -> Slots:
+  """Patches that are unlike each other, from the most attended one on.
+
+  The block ahead of the features is asked which patch the class token attends
+  to most.
+
+  Args:
+    over: "all": each is the least similar to all before it in sum; "nearest":
+      to the nearest of them, as in version 1 of the paper.
+    budget: how many patches remain.
+  """
+  if over not in ("nearest", "all"):
+    raise ValueError(f"over={over!r}: must be 'nearest' or 'all'")
+  rule = bind(from_pivot, score=CLASS_MEAN, over=over)
+  return Slots(Reduce(rule, budget)).within("ahead")
 
 
 def words(site: Site) -> Bool[Array, "n"]:
