@@ -150,9 +150,7 @@ def from_pivot(
   " before the projector, where class attention is known (there projected"
   " ones); each crop keeps its own tokens (there all crops together), in order",
 )
-def todre(
-  over: Literal["nearest", "all"] = "all", budget: Budget = Once(0.1)
-) -> Slots:
+def todre(over: str = "all", budget: Budget = Once(0.1)) -> Slots:
   """Patches that are unlike each other, from the most attended one on.
 
   The block ahead of the features is asked which patch the class token attends
