@@ -132,6 +132,8 @@ def test_counts_of_their_cards():
     lambda: budgets.Ramp(1.5), lambda: budgets.Ramp(0.5, over=0.0),
     lambda: budgets.Multiple(0.5, each=0), lambda: budgets.Multiple(2.0),
     lambda: budgets.Beyond(budgets.Share(0.5), -1),
+    # It would act in block 0 alone, and there is one at the end already.
+    lambda: budgets.AtEnd(budgets.Once(0.5)),
   ],
 )  # fmt: skip
 def test_a_budget_that_cannot_be_is_refused(make):

@@ -216,6 +216,20 @@ def test_a_recipe_of_the_class_token_is_refused_without_one():
   assert tokens_per_image(plain, recipes.get("gprune")) == 18
 
 
+@pytest.mark.parametrize("name", recipes.names("vlm"))
+def test_every_recipe_leaves_fewer_tokens_somewhere(name):
+  blocks = {"vtc_cls": {"blocks": 2}}.get(name, {})
+  slots = recipes.get(name, keep=0.5, **blocks)
+  if slots.towers:
+    count = tokens_per_image(vlm_models.config(), slots)
+    assert count < 36
+  if slots.reduce:
+    text = dataclasses.replace(vlm_models.config().language, depth=4)
+    room = ((Kind.VISUAL, 36), (Kind.TEXT, 9))
+    stages = stages_of(slots.outside_towers, text, 45, room)
+    assert any(s.keep < s.arriving for block in stages for s in block)
+
+
 def test_a_tower_is_refused_by_models_without_towers():
   cfg = vlm_models.config()
   for build in (ViT, Decoder):

@@ -263,6 +263,11 @@ class Once(Budget):
   def __post_init__(self):
     if not isinstance(self.keep, Budget):
       check_keep(self.keep)
+    elif not self.keep.bound:
+      raise BudgetError(
+        f"keep={self.keep}: must be a fraction, or a budget that names no"
+        " blocks itself, such as Count(64) or Share(0.25)"
+      )
 
   def kept(self, tokens: int, layer: int, depth: int) -> int:
     """How many of `tokens` remain."""
