@@ -45,8 +45,12 @@ class DecoderHost:
     return config(depth=4 if self.reduces else 2, tied=False)
 
   def slots(self, recipe: str, keep: float) -> Slots:
-    """The recipe with options that are small enough for these prompts."""
-    return recipes.get(recipe, keep=keep, **cases.options_of(recipe))
+    """The recipe with options that are small enough for these prompts.
+
+    Of one that reduces in towers and in the language model, the latter part.
+    """
+    slots = recipes.get(recipe, keep=keep, **cases.options_of(recipe))
+    return slots.outside_towers if slots.reduce else slots
 
   def build(self, slots: Slots, dtype: Any = jnp.float32, **changes) -> Decoder:
     return Decoder(dataclasses.replace(self.config, **changes), slots, dtype)

@@ -4,6 +4,7 @@ Written from the official code, in numpy, for one image. `Seen` holds what they
 look at; each returns the visual tokens that the projector is given.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,92 @@ def by_class(seen, keep, blocks=1):
   return seen.hidden[1:][sorted(descending(row)[:keep])]
 
 
+def vispruner(seen, keep, share, step=8):
+  row = seen.attention[-1][:, 0, 1:].mean(axis=0)
+  ranked, x = descending(row), unit(seen.hidden[1:])
+  important = ranked[: int(keep * share)]
+  residual = ranked[int(keep * share) :]
+  while len(residual) > keep - len(important):
+    gone = min(step, len(residual) - keep + len(important))
+    a, b = residual[::2], residual[1::2]
+    nearest = [max(x[i] @ x[j] for j in b) for i in a]
+    residual = [a[i] for i in descending(nearest)[gone:]] + b
+  return seen.hidden[1:][sorted([*important, *residual])]
+
+
+def todre(seen, keep, heads, join):
+  """`join` makes one number of the distances to all picked ones."""
+  q, k = (x.reshape(len(x), heads, -1) for x in seen.ahead)
+  logits = np.einsum("hd,nhd->hn", q[0], k) / math.sqrt(q.shape[-1])
+  row = np.exp(logits - logits.max(axis=1, keepdims=True))
+  row = (row / row.sum(axis=1, keepdims=True)).mean(axis=0)[1:]
+  x = unit(seen.hidden[1:])
+  picked = [int(np.argmax(row))]
+  while len(picked) < keep:
+    apart = join(1 - x @ x[picked].T, axis=1)
+    apart[picked] = -np.inf
+    picked.append(int(np.argmax(apart)))
+  return seen.hidden[1:][sorted(picked)]
+
+
+def holov(seen, keep, chunks, weight):
+  x, row = seen.hidden[1:], seen.attention[-1][:, 0, 1:].mean(axis=0)
+  parts, start = [], 0
+  for p in range(chunks):
+    stop = start + len(x) // chunks + (p < len(x) % chunks)
+    if stop > start:
+      parts.append(list(range(start, stop)))
+    start = stop
+  value = []
+  for part in parts:
+    n = len(part)
+    if n == 1:
+      value.append(row[part].mean())
+      continue
+    cosine = unit(x[part]) @ unit(x[part]).T
+    np.fill_diagonal(cosine, 0)
+    mean = cosine.sum(axis=1) / (n - 1)
+    spread = ((cosine - mean[:, None]) ** 2).sum(axis=1) / (n - 1)
+    scaled = row[part] * 1000
+    scale = np.abs(scaled).mean() / (np.abs(spread).mean() + 1e-6)
+    value.append((scaled + weight * scale * spread).mean())
+  share = np.array(value) / (sum(value) + 1e-6)
+  quota = np.floor(share * keep).astype(int)
+  for p in descending(share)[: keep - quota.sum()]:
+    quota[p] += 1
+  out = []
+  for part, q in zip(parts, quota, strict=True):
+    ranked = [part[i] for i in descending(row[part])]
+    out += part if q >= len(part) else ranked[:q]
+  return x[out]
+
+
+def scope(seen, keep, power):
+  weight = seen.attention[-1][:, 0, 1:].sum(axis=0) ** power
+  x = unit(seen.hidden[1:])
+  cosine, picked = x @ x.T, []
+  covered = np.zeros(len(x))
+  for _ in range(keep):
+    gain = np.maximum(cosine - covered[:, None], 0).sum(axis=0) * weight
+    gain[picked] = -np.inf
+    picked.append(int(np.argmax(gain)))
+    covered = np.maximum(covered, cosine[picked[-1]])
+  return seen.hidden[1:][sorted(picked)]
+
+
+def gprune(x, keep, similarity, temperature, iterations):
+  """Of projected tokens: which are kept."""
+  cosine = unit(x) @ unit(x).T
+  cosine[cosine < similarity] = 0
+  logits = cosine / temperature
+  logits[np.abs(logits) < 1e-6] = -5000
+  chance = np.exp(logits - logits.max(axis=1, keepdims=True))
+  chance /= chance.sum(axis=1, keepdims=True)
+  flow = np.linalg.matrix_power(chance, iterations)
+  score = np.linalg.norm(x, axis=1) @ flow / (chance > 0).sum(axis=1)
+  return sorted(descending(score)[:keep])
+
+
 def received(attention):
   return attention.mean(axis=0).mean(axis=0)[1:]
 
@@ -114,3 +201,29 @@ def prumerge(seen, spaced, neighbours=32):
     out.append(x[i] + sum(score[j] * x[j] for j in near))
   left = [j for j in range(n) if j not in kept]
   return np.stack([*out, sum(score[j] * x[j] for j in left)])
+
+
+def fold(x, keys, row, size, keep, weight):
+  """FOLDER, of patches behind a class token: the merged `x`."""
+  x, keys, row, size = map(np.array, (x, keys, row, size))
+  while len(x) > keep:
+    gone = min(len(x) // 2, len(x) - keep)
+    targets, sources = list(range(0, len(x), 2)), list(range(1, len(x), 2))
+    edge = {}
+    for i in sources:
+      near = [unit(keys[i]) @ unit(keys[j]) for j in targets]
+      edge[i] = max(near) - 100 * weight * row[i], targets[np.argmax(near)]
+    ranked = sorted(sources, key=lambda i: -edge[i][0])
+    members = {i: [i] for i in [*sorted(ranked[gone:]), *targets]}
+    for i in ranked[:gone]:
+      members[edge[i][1]].append(i)
+    mean = lambda v, own, w: (
+      sum(v[i] * w[i] for i in own) / sum(w[i] for i in own)
+    )
+    own = list(members.values())
+    x, keys = (
+      np.stack([mean(v, o, size) for o in own]) for v in (x, keys)
+    )
+    row = np.array([row[o].mean() for o in own])
+    size = np.array([size[o].sum() for o in own])
+  return x

@@ -203,12 +203,31 @@ def test_what_a_tower_cannot_carry_out_is_refused_when_built(name):
 
 def test_a_recipe_of_the_class_token_is_refused_without_one():
   vision = dataclasses.replace(vlm_models.VISION, class_token=False)
-  for name in ("visionzip", "fastervlm"):
-    with pytest.raises(ValueError, match=f"{name}.*class") as found:
+  asking = ("visionzip", "fastervlm", "vispruner", "scope", "turbo", "folder")
+  for name in (*asking, "flowcut", "holov", "visiondrop"):
+    with pytest.raises(ValueError, match=f"{name}.*(class|CLASS)") as found:
       vlm_models.model(recipes.get(name), vision=vision)
     assert "tower 'vision'" in str(found.value)
+  for name in ("todre", "prumerge", "prumerge_plus"):
+    with pytest.raises(ValueError, match=f"(?s)'ahead'.*'{name}'.*CLASS"):
+      vlm_models.model(recipes.get(name), vision=vision)
   plain = vlm_models.model(vision=vision).config
   assert tokens_per_image(plain, Slots()) == 36
+  assert tokens_per_image(plain, recipes.get("gprune")) == 18
+
+
+@pytest.mark.parametrize("name", recipes.names("vlm"))
+def test_every_recipe_leaves_fewer_tokens_somewhere(name):
+  blocks = {"vtc_cls": {"blocks": 2}}.get(name, {})
+  slots = recipes.get(name, keep=0.5, **blocks)
+  if slots.towers:
+    count = tokens_per_image(vlm_models.config(), slots)
+    assert count < 36
+  if slots.reduce:
+    text = dataclasses.replace(vlm_models.config().language, depth=4)
+    room = ((Kind.VISUAL, 36), (Kind.TEXT, 9))
+    stages = stages_of(slots.outside_towers, text, 45, room)
+    assert any(s.keep < s.arriving for block in stages for s in block)
 
 
 def test_a_tower_is_refused_by_models_without_towers():

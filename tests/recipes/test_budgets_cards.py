@@ -203,8 +203,7 @@ def test_what_cannot_be_done_names_recipe_block_and_fix(
 
 
 def test_at_the_end_a_share_is_a_share_however_it_is_given():
-  """Of `Once` the block is not meant: it is the last one."""
-  asked = (0.25, budgets.Once(0.25), budgets.Share(0.25), budgets.Count(4))
+  asked = (0.25, budgets.Share(0.25), budgets.Count(4))
   for keep in asked:
     budget = budgets.AtEnd(keep)
     assert budget.counts(16, 3) == (None, None, 4)

@@ -29,8 +29,10 @@ from tokjax.budgets.by_depth import Removals
 from tokjax.budgets.by_depth import Square
 from tokjax.budgets.by_depth import Stages
 from tokjax.budgets.by_length import Always
+from tokjax.budgets.by_length import Beyond
 from tokjax.budgets.by_length import Count
 from tokjax.budgets.by_length import Larger
+from tokjax.budgets.by_length import Multiple
 from tokjax.budgets.by_length import Pyramid
 from tokjax.budgets.by_length import Rest
 from tokjax.budgets.by_length import Share
@@ -38,4 +40,6 @@ from tokjax.budgets.by_length import Sum
 from tokjax.budgets.by_length import counts
 from tokjax.budgets.by_length import fixed
 from tokjax.budgets.by_length import of
+from tokjax.budgets.gradual import EveryOther
+from tokjax.budgets.gradual import Ramp
 from tokjax.budgets.recycling import Recycled

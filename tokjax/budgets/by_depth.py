@@ -263,6 +263,11 @@ class Once(Budget):
   def __post_init__(self):
     if not isinstance(self.keep, Budget):
       check_keep(self.keep)
+    elif not self.keep.bound:
+      raise BudgetError(
+        f"keep={self.keep}: must be a fraction, or a budget that names no"
+        " blocks itself, such as Count(64) or Share(0.25)"
+      )
 
   def kept(self, tokens: int, layer: int, depth: int) -> int:
     """How many of `tokens` remain."""
@@ -297,12 +302,7 @@ class AtEnd(Budget):
     Once(self.keep)
 
   def count(self, tokens: int, layer: int, depth: int) -> int | None:
-    # Of `Once` the fraction counts and not the block, which is another one.
-    once = self.keep if isinstance(self.keep, Once) else Once(self.keep)
-    if layer != depth - 1:
-      return None
-    kept = once.kept(tokens, layer, depth)
-    return None if kept == tokens else kept
+    return Once(self.keep, depth - 1).count(tokens, layer, depth)
 
   def with_keep(self, keep: float) -> "AtEnd":
     return AtEnd(Once(self.keep).with_keep(keep).keep)

@@ -1,12 +1,20 @@
 """Budgets that depend on the number of tokens: caches, prompts, windows."""
 
 import dataclasses
+import math
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from tokjax.budgets.base import Budget, check_count, check_keep, exact, table
+from tokjax.budgets.base import (
+  Budget,
+  BudgetError,
+  check_count,
+  check_keep,
+  exact,
+  table,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +71,73 @@ class Share(Budget):
 
   def with_keep(self, keep: float) -> "Share":
     return dataclasses.replace(self, keep=keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiple(Budget):
+  """A fraction of the tokens, rounded down to a multiple, and some more.
+
+  DART: each of 8 pivots adds as many tokens as the others, and 4 pivots are
+  visual tokens themselves.
+
+  Attributes:
+    keep: fraction of the tokens that the multiple is at most.
+    each: the count is so many times an integer,
+    more: plus so many.
+  """
+
+  keep: float
+  each: int = 8
+  more: int = 4
+
+  bound: ClassVar = True
+  layered: ClassVar = False
+
+  def __post_init__(self):
+    check_keep(self.keep)
+    check_count(self.more, "more")
+    if self.each < 1:
+      raise BudgetError(f"each={self.each}: must be 1 or more")
+
+  def count(self, tokens: int, layer: int, depth: int) -> int:
+    share = math.floor(tokens * exact(self.keep) / self.each)
+    return max(share * self.each + self.more, 1)
+
+  def with_keep(self, keep: float) -> "Multiple":
+    return dataclasses.replace(self, keep=keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class Beyond(Budget):
+  """A budget of the tokens beyond so many, which it does not count.
+
+  For a reduction that protects tokens at the ends, see
+  `tokjax.reduce.free.Free`.
+
+  Attributes:
+    budget: of the other tokens.
+    apart: how many are not counted.
+  """
+
+  budget: Budget
+  apart: int
+
+  bound: ClassVar = True
+
+  def __post_init__(self):
+    check_count(self.apart, "apart")
+
+  @property
+  def layered(self) -> bool:
+    return self.budget.layered
+
+  def count(self, tokens: int, layer: int, depth: int) -> int:
+    if tokens <= self.apart:
+      return tokens
+    return bounded(self.budget, tokens - self.apart, layer, depth)
+
+  def with_keep(self, keep: float) -> "Beyond":
+    return Beyond(self.budget.with_keep(keep), self.apart)
 
 
 @dataclasses.dataclass(frozen=True)

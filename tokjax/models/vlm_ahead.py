@@ -16,7 +16,7 @@ from tokjax.models.answers import EncoderAnswers
 from tokjax.models.encoder import Attention, EncoderConfig
 from tokjax.models.reducer import Reduces
 from tokjax.slots import Slots
-from tokjax.tokens import Tokens
+from tokjax.tokens import Kind, Tokens
 
 ANSWERS = (
   *signals.OF_TOKENS, signals.Rows, signals.Received, signals.Attention,
@@ -41,6 +41,16 @@ class Ahead(Reduces, nn.Module):
     super().__post_init__()
     what = "the block ahead of the features"
     tower.check_slots(self.slots, what, ("input",), ANSWERS)
+    kinds = {*self.config.kinds, Kind.PATCH}
+    for reduce in self.slots.reduce:
+      for question in reduce.asks:
+        of = getattr(question, "of", None)
+        if isinstance(of, signals.Of) and not set(of.kinds) & kinds:
+          raise ValueError(
+            f"{self.slots.described(reduce)} asks for the attention of"
+            f" {[kind.name for kind in of.kinds]} tokens, which this encoder"
+            f" does not have; it has {sorted(kind.name for kind in kinds)}"
+          )
 
   def setup(self):
     cfg = self.config

@@ -1,5 +1,13 @@
 """Recipes for vision-language models: visual tokens before and inside them."""
 
 from tokjax.recipes.multimodal import encoder
+from tokjax.recipes.multimodal import diverse
+from tokjax.recipes.multimodal import flowcut
+from tokjax.recipes.multimodal import fold
+from tokjax.recipes.multimodal import graph
+from tokjax.recipes.multimodal import holov
 from tokjax.recipes.multimodal import prumerge
 from tokjax.recipes.multimodal import pruning
+from tokjax.recipes.multimodal import dart
+from tokjax.recipes.multimodal import staged
+from tokjax.recipes.multimodal import vla

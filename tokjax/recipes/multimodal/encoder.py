@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from tokjax import diversity, scores, selection
 from tokjax.binding import bind
-from tokjax.budgets import AtEnd, Budget, Count, Once, Square
+from tokjax.budgets import AtEnd, Budget, Count, Once, Share, Square
 from tokjax.plan import Assignment, Plan
 from tokjax.recipes.multimodal import merging
 from tokjax.recipes.registry import recipe
@@ -212,7 +212,7 @@ def rows_first(site: Site, *, question: Received) -> Float[Array, "f"]:
   deviations="that significance is the attention received in the block of the"
   " features is a guess",
 )
-def fopru(rows: bool = False, budget: Budget = Once(0.25)) -> Slots:
+def fopru(rows: bool = False, budget: Budget = Share(0.25)) -> Slots:
   """Keeps the patches, or the rows of patches, that receive most attention.
 
   Args:

@@ -11,7 +11,7 @@ from tokjax.plan import Mixture
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.site import Site
-from tokjax.signals import Keys, Queries
+from tokjax.signals import CLASS, Keys, Queries, asks
 from tokjax.slots import Slots
 
 PAPER = (
@@ -53,6 +53,8 @@ def outliers(
   return above.sum(dtype=jnp.int32)
 
 
+# Its answer is not read: the first token has to be the class token.
+@asks(CLASS)
 def prune_and_merge(
   site: Site,
   *,

@@ -8,11 +8,11 @@ kinds=...)` or `Decoder.apply(tokens, kind=...)`.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tokjax import matching, selection
 from tokjax.binding import bind
-from tokjax.budgets import Budget, Once, Recycled, Stages
+from tokjax.budgets import Beyond, Budget, Once, Recycled, Share, Stages
 from tokjax.plan import Assignment
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.free import Free
@@ -92,6 +92,21 @@ def pyramiddrop(
   )
 
 
+def behind_image(tokens: Tokens, *, last: int = 0) -> Bool[Array, "n"]:
+  """Which real tokens stand behind the visual ones; all if there are none.
+
+  Args:
+    tokens: of a prompt.
+    last: so many visual tokens at their end count as behind.
+  """
+  n = tokens.num_tokens
+  real = jnp.ones((n,), bool) if tokens.mask is None else tokens.mask
+  visual = real & (tokens.kind == Kind.VISUAL)
+  inside = visual & (jnp.cumsum(visual[::-1])[::-1] > last)
+  place = jnp.arange(n)
+  return real & (place > jnp.where(inside, place, -1).max())
+
+
 def raters(tokens: Tokens) -> Float[Array, "n"]:
   """1 for the text tokens behind the image that rate it, 0 for all others.
 
@@ -100,12 +115,10 @@ def raters(tokens: Tokens) -> Float[Array, "n"]:
   does (a single token), all of it rates.
   """
   x = tokens.x.astype(jnp.float32)
-  n = x.shape[0]
-  real = jnp.ones((n,), bool) if tokens.mask is None else tokens.mask
+  real = jnp.ones(tokens.kind.shape, bool)
+  real = real if tokens.mask is None else tokens.mask
   visual = real & (tokens.kind == Kind.VISUAL)
-  place = jnp.arange(n)
-  behind = place > jnp.where(visual, place, -1).max()
-  text = real & (tokens.kind == Kind.TEXT) & behind
+  text = behind_image(tokens) & (tokens.kind == Kind.TEXT)
   share = jax.nn.softmax(x @ x.T, axis=-1, where=text[None, :])
   received = jnp.where(visual[:, None], share, 0.0).sum(axis=0)
   mean = received.sum() / jnp.maximum(text.sum(), 1)
@@ -176,4 +189,43 @@ def sparsevlm(
   rule = bind(recycle, question=RATED)
   return Slots(
     Reduce(rule, budget, at="output", free=VISUAL, position="renumber")
+  )
+
+
+def followers(tokens: Tokens, *, last: int) -> Float[Array, "n"]:
+  """1 for the tokens behind those that compete, 0 for all others."""
+  return behind_image(tokens, last=last).astype(jnp.float32)
+
+
+@recipe(
+  "scm",
+  family="vlm",
+  paper="Mini-Monkey: Alleviating the Semantic Sawtooth Effect for Lightweight"
+  " MLLMs via Complementary Image Pyramid",
+  arxiv="2408.02034",
+  code="Yuliang-Liu/Monkey",
+  evidence="Yuliang-Liu/Monkey:project/mini_monkey/internvl/model/"
+  "internvl_chat/modeling_minimonkey_chat.py (8c0344c), its selection run next"
+  " to this one on the same attention",
+  deviations="the official code drops one token more, the first behind those"
+  " that compete, by an index that is one too large; every example keeps its"
+  " own tokens; of several images in a prompt all tokens compete, and `first`"
+  " and `last` are those of the whole prompt; at least one token stays",
+)
+def scm(first: int = 0, last: int = 0) -> Slots:
+  """The scale compression mechanism: two blocks choose, then all start anew.
+
+  What stands behind the visual tokens, text or a smaller view of the image,
+  attends to them in the second block. The best half goes through all blocks
+  again, with the text, as if the others had never been there.
+
+  Args:
+    first, last: visual tokens at either end that stay in any case: those of a
+      view at low resolution.
+  """
+  free = Free((Kind.VISUAL,), first, last)
+  question = Rows(of=By(Derived(Block(0), bind(followers, last=last))))
+  budget = Once(Beyond(Share(0.5), first + last), 1)
+  return Slots(
+    Reduce(keep_top(question), budget, at="output", free=free, again=True)
   )
