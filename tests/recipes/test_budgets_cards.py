@@ -208,4 +208,3 @@ def test_at_the_end_a_share_is_a_share_however_it_is_given():
     budget = budgets.AtEnd(keep)
     assert budget.counts(16, 3) == (None, None, 4)
     assert budget.with_keep(0.5).counts(16, 3) == (None, None, 8)
-  assert budgets.AtEnd(budgets.Square(0.3)).counts(16, 3) == (None, None, 4)

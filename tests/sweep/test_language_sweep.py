@@ -36,7 +36,9 @@ def test_rows_are_means_over_seeds(done):
       assert len(by_seed) == 2
       np.testing.assert_allclose(np.mean(by_seed), moved, atol=1e-9)
     nats = row["nats_per_token"] - results.whole["nats_per_token"]
-    np.testing.assert_allclose(np.mean(row["nats_lost_by_seed"]), nats)
+    np.testing.assert_allclose(
+      np.mean(row["nats_lost_by_seed"]), nats, rtol=1e-3, atol=1e-5
+    )
     assert len(set(row["nats_lost_by_seed"])) == 2 or row["method"] == "none"
     assert (row["nats_interval"] > 0) == (row["method"] != "none")
   lines = (workdir / "kv_pareto.csv").read_text().splitlines()
