@@ -111,10 +111,17 @@ def prepare(name: str, data_dir: str | None) -> str:
 
 
 if __name__ == "__main__":
-  import argparse
+  from experiments import launch
+  from experiments.command import Command, Option
 
-  parser = argparse.ArgumentParser(description="Prepare a builder once.")
-  parser.add_argument("--builder", required=True)
-  parser.add_argument("--data_dir")
-  args = parser.parse_args()
-  print(prepare(args.builder, args.data_dir))
+  launch.start(
+    Command(
+      prepare.__doc__ or "",
+      (
+        Option("builder", str, None, "Of tensorflow-datasets.", required=True),
+        Option("data_dir", str, None, "Folder; None: the library's own."),
+        Option("traceback", bool, False, "Show where an error comes from."),
+      ),
+    ),
+    lambda given: print(prepare(given.builder, given.data_dir)),
+  )

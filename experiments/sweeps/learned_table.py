@@ -13,13 +13,11 @@ No `Subject` of `experiments.sweep`: a row is a training run of its own, with
 neither a keep ratio nor a time.
 """
 
-import argparse
 import dataclasses
 import functools
 import importlib
 import json
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -302,16 +300,27 @@ def main(
   return rows
 
 
-if __name__ == "__main__":
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--workdir", required=True)
-  parser.add_argument("--methods", default="", help="names, comma separated")
-  parser.add_argument("--seeds", type=int, default=3)
-  args = parser.parse_args()
-  names = tuple(filter(None, args.methods.split(",")))
-  jax.config.update("jax_compilation_cache_dir", f"{args.workdir}/programs")
+def from_command_line(given: Any) -> None:
+  """`main` with the options of the command; programs are kept for reruns."""
+  jax.config.update("jax_compilation_cache_dir", f"{given.workdir}/programs")
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  try:
-    main(args.workdir, names, args.seeds)
-  except (OSError, ValueError) as error:
-    sys.exit(f"error: {error}")
+  names = tuple(filter(None, given.methods.split(",")))
+  main(given.workdir, names, given.seeds)
+
+
+if __name__ == "__main__":
+  from experiments import launch
+  from experiments.command import Command, Option
+
+  launch.start(
+    Command(
+      __doc__ or "",
+      (
+        launch.workdir(),
+        Option("methods", str, "", "Names, comma separated; none: all."),
+        Option("seeds", int, 3, "Runs of each."),
+        Option("traceback", bool, False, "Show where an error comes from."),
+      ),
+    ),
+    from_command_line,
+  )
