@@ -76,7 +76,9 @@ def pytest_collection_modifyitems(items):
   """Gives tests that share a fixture of their module one worker.
 
   Two workers would both make it; where each case has its own, that is no loss.
+  Slow ones come first, so that no worker is left with one at the end.
   """
+  items.sort(key=lambda item: item.get_closest_marker("slow") is None)
   for item in items:
     made = item._fixtureinfo.name2fixturedefs.values()
     own = [

@@ -175,25 +175,35 @@ class VisionCase(Case):
     )
 
   def keeping_all(self) -> tuple[dict, dict] | None:
-    args = self.inputs[:1], KEY(0)
-
-    def run(slots):
-      model = self.host.build(slots)
-
-      def forward(params, images, key):
-        _, out = model.apply({"params": params}, images, key=key)
-        valid = [p.valid for made in out["plans"] for p in made]
-        return vars(out["tokens"]), [v for v in valid if v is not None]
-
-      return jax.jit(forward)(self.params, *args)
-
-    tokens, valid = run(self.host.slots(self.recipe, 1.0))
+    tokens, valid = run_all(
+      self.host, self.host.slots(self.recipe, 1.0), self.params
+    )
     if valid and not np.concatenate(valid, axis=1).all():
       # An adaptive method: room for all is no order to keep all.
       assert tokens["mask"] is not None
       return None
-    tokens["mask"] = None
-    return tokens, run(self.bare)[0]
+    tokens = {**tokens, "mask": None}
+    if self.bare == Slots():
+      return tokens, plain(self.host)
+    return tokens, run_all(self.host, self.bare, self.params)[0]
+
+
+def run_all(host: VisionHost, slots: Slots, params) -> tuple[dict, list]:
+  """Tokens of one image, and which outputs of each plan are valid."""
+  model = host.build(slots)
+
+  def forward(params, images, key):
+    _, out = model.apply({"params": params}, images, key=key)
+    valid = [p.valid for made in out["plans"] for p in made]
+    return vars(out["tokens"]), [v for v in valid if v is not None]
+
+  return jax.jit(forward)(params, host.inputs(BATCH)[:1], KEY(0))
+
+
+@functools.cache
+def plain(host: VisionHost) -> dict:
+  """Tokens without a recipe; parameters follow from their names alone."""
+  return run_all(host, Slots(), host.params(host.build(Slots())))[0]
 
 
 def masked(x, mask):
