@@ -23,6 +23,8 @@ FACTORS = (
   0.1, 0.2, 0.5, 0.7, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0,
   32.0, 64.0, 128.0,
 )  # fmt: skip
+# x, y, name, colour of the name, whether that is bold.
+End = tuple[float | int, float | int, str, str, bool]
 # Names stand this far apart, and at most so far from the end of their line,
 # as parts of a panel's height.
 GAP, FAR = 0.046, 0.1
@@ -219,7 +221,7 @@ def _apart(ticks: Sequence[float], span: float) -> list[float]:
   return sorted(chosen)
 
 
-def names_at_ends(place: Any, ends) -> None:
+def names_at_ends(place: Any, ends: Sequence[End]) -> None:
   """Names at the right edge, moved apart; a thin leader from each line.
 
   Args:
