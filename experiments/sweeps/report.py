@@ -38,7 +38,7 @@ class Plot:
     savings: factors by the label of their x axis, a column for each.
     losses: a row for each.
     reference: the method drawn dashed.
-    baselines: methods that are grey and not on fronts.
+    baselines: methods that are grey: a front ends where one is better.
   """
 
   title: str

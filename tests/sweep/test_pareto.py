@@ -72,3 +72,12 @@ def test_plot_is_written(tmp_path):
   panel = plots.Panel(axis, curves)
   plots.draw_pareto([[panel]], ("saved",), path, title="t")
   assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_s_front_ends_where_a_baseline_is_better():
+  curves = {
+    "good": [(1.5, 1.0)], "chance": [(3.0, 90.0)], "base": [(4.0, 50.0)],
+    "far": [(5.0, 80.0)],
+  }  # fmt: skip
+  on_front = [method for method, *_ in plots._front(curves, {"base"})]
+  assert on_front == ["far", "good"]

@@ -15,7 +15,7 @@ COLOURS = (
 )  # fmt: skip
 GREY, QUIET, INK, BAND = "#CACACA", "#858585", "#262626", "#FFEDB3"
 KEY = (
-  "coloured: on the front (the band) of a panel, which baselines do not enter;"
+  "coloured: on the front (the band) of a panel, where no baseline is better;"
   " dashed: {}; grey: all others; shaded: 95 % interval, where known"
 )
 # Factors that an axis may name.
@@ -89,7 +89,7 @@ def draw_pareto(
     path: the PNG written.
     title, note: in the line above.
     reference: a method drawn dashed wherever it lies.
-    baselines: methods that are grey and not on fronts.
+    baselines: methods that are grey: a front ends where one is better.
   """
   rows, columns = len(panels), len(panels[0])
   every = [panel.curves for row in panels for panel in row]
@@ -122,12 +122,10 @@ def draw_pareto(
 def _front(
   curves: pareto.Curves, grey: Collection[str]
 ) -> list[tuple[str, float, float]]:
-  """Points on the front of those that are not grey: method, factor, loss."""
-  points = [
-    (m, *p) for m, curve in curves.items() for p in curve if m not in grey
-  ]
+  """Points on the front that are not grey: method, factor, loss."""
+  points = [(m, *p) for m, curve in curves.items() for p in curve]
   found = pareto.front([-p[1] for p in points], [p[2] for p in points])
-  return [points[i] for i in found]
+  return [points[i] for i in found if points[i][0] not in grey]
 
 
 def _colours(
