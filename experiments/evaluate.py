@@ -162,22 +162,6 @@ def evaluate(
   return metrics
 
 
-def check_params(
-  config: config_lib.Config, model: nn.Module, params: Any
-) -> None:
-  """Raises ConfigError for a recipe whose parameters are not there."""
-  example = config.task.inputs(pipeline.heldout_arrays(config.data, 1))
-  make = lambda key, x: model.init(key, x, key=key)["params"]
-  shapes = jax.eval_shape(make, jax.random.key(0), example)
-  wanted, found = trees.named(shapes), trees.named(params)
-  if missing := [name for name in wanted if name not in found]:
-    raise ConfigError(
-      f"recipe {config.recipe.name!r} learns {missing[0]} and"
-      f" {len(missing) - 1} more parameters, which these weights do not have;"
-      " train with it first"
-    )
-
-
 def main(
   workdir: str | pathlib.Path | None = None,
   recipe: str | None = None,
@@ -217,7 +201,7 @@ def main(
     step = {"step": number}
   model = config.build_model()
   if recipe is not None:
-    check_params(config, model, params)
+    trees.check_complete(config.recipe.name, model, params)
   return {**step, **evaluate(config, model, params, mesh)}
 
 

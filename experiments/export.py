@@ -31,17 +31,15 @@ from experiments import launch, sources
 from experiments.command import Command, Option
 from experiments.data.images import Images
 from experiments.evaluate import restore_run
+from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import published
-from experiments.training.config import Config
 from experiments.training.errors import WorkdirError, first_line
 from tokjax import interop
 from tokjax.interop import files, preprocessing_files
 from tokjax.models import ViTConfig
 
-DTYPES = {
-  "float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16
-}  # fmt: skip
+DTYPES = {**config_lib.DTYPES, "float16": jnp.float16}
 # What belongs to a tokenizer, whichever of them a checkpoint has.
 TOKENIZER = (
   "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -109,7 +107,7 @@ def main(
 
 def write(
   part: pathlib.Path,
-  config: Config,
+  config: config_lib.Config,
   params: Any,
   source: pathlib.Path | None,
   layout: str | None,

@@ -16,7 +16,6 @@ runner ends, killed or not.
 """
 
 import concurrent.futures
-import csv
 import hashlib
 import json
 import os
@@ -125,13 +124,10 @@ def environment(workdir: pathlib.Path) -> dict[str, str]:
   Not with several devices on one CPU, where XLA crashes in such programs. A
   folder that is set by `JAX_COMPILATION_CACHE_DIR` stays.
   """
-  shared = {
-    "JAX_COMPILATION_CACHE_DIR": str(workdir / "programs"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-  }
   if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-    shared = {}
-  return {**shared, **os.environ}
+    return dict(os.environ)
+  shared = rundir.shared_programs(workdir)
+  return {**{k.upper(): str(v) for k, v in shared.items()}, **os.environ}
 
 
 def _finished(done: pathlib.Path) -> dict[str, Any]:
@@ -173,11 +169,7 @@ def results(folder: pathlib.Path) -> dict[str, Any] | None:
 def write_table(rows: list[dict[str, Any]], workdir: pathlib.Path) -> None:
   """`results.json` and `results.csv`."""
   (workdir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-  names = list(dict.fromkeys(name for row in rows for name in row))
-  with (workdir / "results.csv").open("w", newline="") as f:
-    writer = csv.DictWriter(f, names)
-    writer.writeheader()
-    writer.writerows(rows)
+  rows_lib.write_csv(workdir / "results.csv", rows)
 
 
 def main(
@@ -205,7 +197,8 @@ def main(
   """
   if workers < 1:
     raise ValueError(f"workers={workers}: must be 1 or more")
-  todo = [{**(changes or {}), **point} for point in points(config, seeds)]
+  asked = list(points(config, seeds))
+  todo = [{**(changes or {}), **point} for point in asked]
   workdir = rundir.make(workdir).resolve()
   rows: dict[int, dict[str, Any]] = {}
   with (
@@ -227,7 +220,10 @@ def main(
       # Interrupted, or a damaged row: what has not begun does not begin.
       pool.shutdown(wait=False, cancel_futures=True)
       raise
-  return [rows[i] for i in sorted(rows)]
+  made = [rows[i] for i in sorted(rows)]
+  if seeds is not None:
+    seeds_lib.report(made, asked, workdir)
+  return made
 
 
 def from_command_line(given: Any) -> None:
@@ -243,9 +239,6 @@ def from_command_line(given: Any) -> None:
     given.config, given.workdir, given.workers, seeds=given.seeds,
     changes=changes,
   )  # fmt: skip
-  if given.seeds is not None:
-    made = list(points(given.config, given.seeds))
-    seeds_lib.report(rows, made, pathlib.Path(given.workdir))
   failed = [row for row in rows if row["status"]]
   for row in failed:
     print(f"failed: {row['folder']}: {row['error']}")

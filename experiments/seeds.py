@@ -1,6 +1,5 @@
 """Runs of one setting with several seeds: mean and deviation."""
 
-import csv
 import math
 import pathlib
 import statistics
@@ -8,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.sweeps.report import Table, show
+from experiments.training import rows as rows_lib
 from tokjax.analysis import dots
 
 Point = Mapping[str, Any]
@@ -88,12 +88,8 @@ def report(
   """
   found = groups(rows, points)
   table = {label(point): summary(point, runs) for point, runs in found}
-  names = list(dict.fromkeys(name for row in table.values() for name in row))
-  with (workdir / "seeds.csv").open("w", newline="") as file:
-    writer = csv.DictWriter(file, names)
-    writer.writeheader()
-    writer.writerows(table.values())
-  measures = [name for name in MEASURES if name in names]
+  rows_lib.write_csv(workdir / "seeds.csv", list(table.values()))
+  measures = [m for m in MEASURES if any(m in row for row in table.values())]
   show(_table(table, measures))
   if measures:
     first = measures[0]

@@ -12,7 +12,7 @@ of the tokens that arrive, before any is removed (PyramidDrop).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -57,6 +57,19 @@ class Of:
 
   kinds: tuple[Kind, ...]
   first: bool = False
+
+
+def unanswered(question: Any, kinds: Iterable[Kind]) -> list[str]:
+  """Names of the kinds whose attention is asked for, if there are none of them.
+
+  Args:
+    question: any; one that is not about `Of` has none.
+    kinds: of the tokens that a model has.
+  """
+  of = getattr(question, "of", None)
+  if not isinstance(of, Of) or set(of.kinds) & set(kinds):
+    return []
+  return [kind.name for kind in of.kinds]
 
 
 @dataclasses.dataclass(frozen=True)

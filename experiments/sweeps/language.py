@@ -157,11 +157,13 @@ class LanguageSubject:
     cache, question by question and text by text.
     """
     full = self._answers(whole)
-    return [self._score(program, full) for program in programs]
+    return [
+      self._score(p, full if p is whole else self._answers(p), full)
+      for p in programs
+    ]
 
-  def _score(self, program: Programs, full: "Answers") -> Row:
+  def _score(self, program: Programs, own: Answers, full: Answers) -> Row:
     text, size = program.text, self.settings.batch_size
-    own = self._answers(program)
     tokens, length, _, _ = self.batch
     logical = np.asarray(text.logical(text.start(tokens, length)))
     single = np.array([probe.depth >= 0 for probe in self.models.probes])
@@ -182,7 +184,7 @@ class LanguageSubject:
         row[f"{name}_lost_by_seed"] = found.by_seed
     return row
 
-  def _answers(self, program: Programs) -> "Answers":
+  def _answers(self, program: Programs) -> Answers:
     """What the models answer with a recipe, seed by seed."""
     right, nats = [], []
     for recall, text in self.models.weights:

@@ -19,6 +19,7 @@ from experiments.data.errors import DataError
 from experiments.sweeps import probes
 from experiments.sweeps.runs import trained
 from experiments.training import config as config_lib
+from experiments.training import trees
 from tokjax import interop, zoo
 from tokjax.models import Decoder, DecoderConfig
 from tokjax.slots import Slots
@@ -54,24 +55,8 @@ class LanguageModel:
     Raises:
       ConfigError: the recipe learns something that is not among them.
     """
-    # So long that reductions with weights act.
-    example = jax.ShapeDtypeStruct((1, min(64, self.config.length)), "int32")
-    wanted = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-    missing = sorted(
-      {jax.tree_util.keystr(path) for path, _ in _leaves(wanted)}
-      - {jax.tree_util.keystr(path) for path, _ in _leaves(self.params)}
-    )
-    if missing:
-      raise typed.ConfigError(
-        f"recipe {model.slots.name!r} learns {missing[0]} and"
-        f" {len(missing) - 1} more, which these weights do not have; train with"
-        " it first (config.recipe) and start from that run"
-      )
+    trees.check_complete(model.slots.name, model, self.params)
     return self.params
-
-
-def _leaves(tree):
-  return jax.tree_util.tree_leaves_with_path(tree)
 
 
 @dataclasses.dataclass(frozen=True)

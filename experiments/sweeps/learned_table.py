@@ -34,6 +34,7 @@ from experiments.sweeps.corruptions import CORRUPTIONS
 from experiments.sweeps.results import Row, writable
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
+from experiments.training import rundir
 from experiments.training import state as state_lib
 from tokjax.analysis import cost
 from tokjax.attention import dense
@@ -302,8 +303,8 @@ def main(
 
 def from_command_line(given: Any) -> None:
   """`main` with the options of the command; programs are kept for reruns."""
-  jax.config.update("jax_compilation_cache_dir", f"{given.workdir}/programs")
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  for option, value in rundir.shared_programs(given.workdir).items():
+    jax.config.update(option, value)
   names = tuple(filter(None, given.methods.split(",")))
   main(given.workdir, names, given.seeds)
 

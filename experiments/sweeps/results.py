@@ -1,6 +1,5 @@
 """The rows of a sweep and the file that they are kept in."""
 
-import csv
 import hashlib
 import json
 import os
@@ -9,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments import typed
+from experiments.training import rows as rows_lib
 from experiments.training import rundir
 from tokjax.analysis import pareto
 
@@ -76,11 +76,7 @@ class Results:
       {name: x for name, x in row.items() if isinstance(x, SCALARS)}
       for row in self.rows
     ]
-    names = list(dict.fromkeys(name for row in plain for name in row))
-    with path.open("w", newline="") as file:
-      writer = csv.DictWriter(file, names)
-      writer.writeheader()
-      writer.writerows(plain)
+    rows_lib.write_csv(path, plain)
 
   @property
   def whole(self) -> Row:

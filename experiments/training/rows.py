@@ -1,8 +1,13 @@
-"""`metrics.jsonl`: one JSON object a line, with "step" and "split"."""
+"""`metrics.jsonl`: one JSON object a line, with "step" and "split".
 
+`write_csv` is for tables of any rows.
+"""
+
+import csv
 import json
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.training.errors import CheckpointError
@@ -34,6 +39,15 @@ def keep_until(path: pathlib.Path, step: int) -> None:
   part = path.with_name(f"{path.name}.part")
   part.write_text("".join(json.dumps(row) + "\n" for row in rows))
   os.replace(part, path)
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """A column for every name that some row has; what a row lacks is empty."""
+  names = list(dict.fromkeys(name for row in rows for name in row))
+  with path.open("w", newline="") as file:
+    writer = csv.DictWriter(file, names)
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def _row(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:

@@ -59,6 +59,17 @@ def not_local(folder: str | pathlib.Path) -> str:
   )
 
 
+def shared_programs(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Options of JAX with which the runs in a directory share what they compile.
+
+  Programs that compile in less than half a second are not worth a file.
+  """
+  return {
+    "jax_compilation_cache_dir": str(pathlib.Path(workdir) / "programs"),
+    "jax_persistent_cache_min_compile_time_secs": 0.5,
+  }
+
+
 def lock(workdir: pathlib.Path) -> TextIO:
   """Keeps other processes from using the directory until the file is closed.
 

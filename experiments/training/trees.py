@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 
+from experiments.typed import ConfigError
+from tokjax.interop import learned_parts
+
 
 def path_name(path) -> str:
   """`encoder/block_0/norm1/scale`."""
@@ -46,6 +49,23 @@ def overlay(tree: Any, values: Any, what: str) -> Any:
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: found.get(path_name(path), leaf), tree
   )
+
+
+def check_complete(recipe: str, model: Any, params: Any) -> None:
+  """Raises ConfigError for a recipe whose parameters are not among `params`.
+
+  Args:
+    recipe: its name, for the message.
+    model: built with it.
+    params: to use with the model.
+  """
+  found = named(params)
+  if missing := [n for n in learned_parts.shapes_of(model) if n not in found]:
+    raise ConfigError(
+      f"recipe {recipe!r} learns {missing[0]} and {len(missing) - 1} more"
+      " parameters, which these weights do not have; train with it first"
+      " (config.recipe) and start from that run"
+    )
 
 
 def matching(tree: Any, patterns: tuple[str, ...], what: str) -> Any:

@@ -10,8 +10,8 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
+from experiments.data.crops import centre
 from experiments.pictures import sample_photographs
 from tokjax import recipes
 from tokjax.analysis import gallery, merge_map, stand_in
@@ -80,8 +80,4 @@ def draw(recipe: recipes.Recipe, path: pathlib.Path) -> bool:
 
 def photograph() -> np.ndarray:
   """A dahlia, uint8 `[SIZE, SIZE, 3]`."""
-  image = sample_photographs()["flower"]
-  side = min(image.size)
-  left, top = (image.width - side) // 2, (image.height - side) // 2
-  image = image.crop((left, top, left + side, top + side))
-  return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+  return np.asarray(centre(sample_photographs()["flower"], SIZE, 1.0))

@@ -42,14 +42,7 @@ def draw(
     )  # fmt: skip
   place.set_yticks(range(len(values)), list(values))
   place.set_ylim(len(values) - 0.5, -0.5)
-  place.grid(axis="x", color="#EFEFEF", zorder=0)
-  place.tick_params(colors=plots.INK, length=0, labelsize=9)
-  for side in ("top", "right", "left"):
-    place.spines[side].set_visible(False)
-  top = 1 - 0.28 / height
-  head = fig.text(
-    0.1 / width, top, title, size=12, weight="bold", color=plots.INK
-  )
-  after = head.get_window_extent().x1 / fig.bbox.width + 0.015
-  fig.text(after, top, note, size=9, color=plots.QUIET)
+  place.tick_params(labelsize=9)
+  plots.plain(place, "x")
+  plots.heading(fig, 0.1 / width, 1 - 0.28 / height, title, note, size=12)
   fig.savefig(path)

@@ -56,11 +56,7 @@ def draw(
   place.set_xlim(place.get_xlim())
   place.set_ylim(place.get_ylim())
   plots.names_at_ends(place, ends)
-  head = fig.text(
-    0.02, 0.93, title, size=13, weight="bold", color=plots.INK
-  )
-  after = head.get_window_extent().x1 / fig.bbox.width + 0.015
-  fig.text(after, 0.93, note, size=10, color=plots.QUIET)
+  plots.heading(fig, 0.02, 0.93, title, note)
   fig.savefig(path)
 
 

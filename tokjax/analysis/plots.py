@@ -25,6 +25,8 @@ FACTORS = (
 )  # fmt: skip
 # x, y, name, colour of the name, whether that is bold.
 End = tuple[float | int, float | int, str, str, bool]
+# Pixels between a title and the note behind it.
+SPACE = 12
 # Names stand this far apart, and at most so far from the end of their line,
 # as parts of a panel's height.
 GAP, FAR = 0.046, 0.1
@@ -112,9 +114,7 @@ def draw_pareto(
       place.set_xlabel(label if line is panels[-1] else "", color=INK)
     row[0].set_ylabel(line[0].axis.label, color=INK)
   top = 1 - 0.26 / (3.9 * rows + 0.5)
-  head = fig.text(0.012, top, title, size=13, weight="bold", color=INK)
-  after = head.get_window_extent().x1 / fig.bbox.width + 0.01
-  fig.text(after, top, note, size=10, color=QUIET)
+  heading(fig, 0.012, top, title, note)
   fig.text(0.012, 0.012, KEY.format(reference), size=9, color=QUIET)
   fig.savefig(path)
 
@@ -201,9 +201,18 @@ def _style(place: Any, axis: Axis, curves: pareto.Curves) -> None:
   plain(place)
 
 
-def plain(place: Any) -> None:
-  """Lines across for the y axis, and no frame."""
-  place.grid(axis="y", color="#EFEFEF", zorder=0)
+def heading(
+  fig: Any, x: float, y: float, title: str, note: str, *, size: int = 13
+) -> None:
+  """A title, and a note in grey behind it on the same line."""
+  head = fig.text(x, y, title, size=size, weight="bold", color=INK)
+  after = (head.get_window_extent().x1 + SPACE) / fig.bbox.width
+  fig.text(after, y, note, size=size - 3, color=QUIET)
+
+
+def plain(place: Any, lines: str = "y") -> None:
+  """Lines across for one axis, and no frame."""
+  place.grid(axis=lines, color="#EFEFEF", zorder=0)
   place.tick_params(colors=INK, length=0)
   for side in ("top", "right", "left"):
     place.spines[side].set_visible(False)

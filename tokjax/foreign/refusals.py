@@ -4,7 +4,7 @@ import math
 
 from tokjax import signals
 from tokjax.reduce.reduction import INSIDE, Reduce
-from tokjax.signals import Of, Question
+from tokjax.signals import Question
 from tokjax.slots import Slots
 from tokjax.tokens import Kind
 
@@ -61,10 +61,10 @@ def _faults(reduce: Reduce, kinds: tuple[Kind, ...]):
     of = getattr(question, "of", None)
     if isinstance(of, signals.By):
       yield "weights queries by a signal, which only decoders answer"
-    if isinstance(of, Of) and not set(of.kinds) & set(kinds):
+    if asked := signals.unanswered(question, kinds):
       yield (
-        f"asks for the attention of {[kind.name for kind in of.kinds]} tokens;"
-        f" kinds= names {[kind.name for kind in kinds[:-1]]} in front"
+        f"asks for the attention of {asked} tokens; kinds="
+        f" names {[kind.name for kind in kinds[:-1]]} in front"
       )
     now = question.layer == 0 and reduce.at == "input"
     told = (*signals.OF_THE_CALL, *signals.OF_TOKENS)

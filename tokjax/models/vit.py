@@ -24,7 +24,7 @@ from tokjax.models.head import Head
 from tokjax.models.positions import RESIZES
 from tokjax.models.reducer import sequence_of_patches
 from tokjax.reduce.stages import Stages, plan_stages
-from tokjax.signals import By, Of
+from tokjax.signals import By, unanswered
 from tokjax.slots import Slots, for_encoder
 from tokjax.tokens import Kind
 
@@ -314,11 +314,11 @@ def check_slots(config: ViTConfig, slots: Slots) -> None:
         f"recipe {slots.name!r}, slot 'reduce': weights queries by a signal,"
         " which only decoders answer"
       )
-    if isinstance(of, Of) and not set(of.kinds) & set(kinds):
+    if asked := unanswered(question, kinds):
       raise ValueError(
         f"recipe {slots.name!r}, slot 'reduce': asks for the attention of"
-        f" {[kind.name for kind in of.kinds]} tokens, which this model does not"
-        f" have (class_token={config.class_token}); it has"
+        f" {asked} tokens, which this model does not have"
+        f" (class_token={config.class_token}); it has"
         f" {sorted({kind.name for kind in kinds})}"
       )
   if len(slots.reduce) == 1:

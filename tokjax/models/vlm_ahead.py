@@ -44,11 +44,10 @@ class Ahead(Reduces, nn.Module):
     kinds = {*self.config.kinds, Kind.PATCH}
     for reduce in self.slots.reduce:
       for question in reduce.asks:
-        of = getattr(question, "of", None)
-        if isinstance(of, signals.Of) and not set(of.kinds) & kinds:
+        if asked := signals.unanswered(question, kinds):
           raise ValueError(
             f"{self.slots.described(reduce)} asks for the attention of"
-            f" {[kind.name for kind in of.kinds]} tokens, which this encoder"
+            f" {asked} tokens, which this encoder"
             f" does not have; it has {sorted(kind.name for kind in kinds)}"
           )
 

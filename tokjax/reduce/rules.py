@@ -30,7 +30,12 @@ def keep_best(
   if eligible is not None:
     mask = eligible if mask is None else mask & eligible
   top = selection.top_k(score, site.keep, mask=mask, count=site.due)
-  index, valid = selection.in_order(top)
+  return keep_selected(site, top)
+
+
+def keep_selected(site: Site, picked: selection.Selection) -> Assignment:
+  """Keeps the free tokens that were picked, in their order."""
+  index, valid = selection.in_order(picked)
   return Assignment.select(index, site.num_free, valid)
 
 

@@ -14,14 +14,13 @@ from jaxtyping import Array, Bool, Float
 from tokjax import diversity, scores, selection
 from tokjax.binding import bind
 from tokjax.budgets import AtEnd, Budget, Count, Once
-from tokjax.plan import Assignment, Plan
+from tokjax.plan import Plan
 from tokjax.recipes.multimodal.encoder import CLASS_MEAN, CLASS_SUM
 from tokjax.recipes.multimodal.pruning import VISUAL, behind_image
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.reduction import Reduce
-from tokjax.reduce.rules import keep_best
+from tokjax.reduce.rules import keep_best, keep_selected
 from tokjax.reduce.site import Site
-from tokjax.selection import Selection
 from tokjax.signals import Rows
 from tokjax.slots import Slots
 from tokjax.tokens import Kind
@@ -84,12 +83,6 @@ def vispruner(
   return Slots(Reduce(rule, AtEnd(budget), at="output")).within("vision")
 
 
-def selected(site: Site, picked: Selection) -> Plan:
-  """The plan that keeps what was picked, in order."""
-  index, valid = selection.in_order(picked)
-  return Assignment.select(index, site.num_free, valid)
-
-
 def salient_cover(site: Site, *, score: Rows, power: float) -> Plan:
   """Covers all tokens by cosine; what a token adds is weighted by a score."""
   x = site.x.astype(jnp.float32)
@@ -100,7 +93,7 @@ def salient_cover(site: Site, *, score: Rows, power: float) -> Plan:
   picked = diversity.coverage(
     cosine, site.keep, weight=weight, mask=site.mask, count=site.due
   )
-  return selected(site, picked)
+  return keep_selected(site, picked)
 
 
 @recipe(
@@ -135,7 +128,7 @@ def from_pivot(
     1 - scores.cosine(x, x), site.keep, first=site[score].astype(jnp.float32),
     over=over, mask=site.mask, count=site.due,
   )  # fmt: skip
-  return selected(site, picked)
+  return keep_selected(site, picked)
 
 
 @recipe(
@@ -197,7 +190,7 @@ def conditional_determinant(site: Site, *, negated: bool) -> Plan:
   picked = diversity.determinantal(
     kernel, site.keep, mask=site.mask, count=site.due
   )
-  return selected(site, picked)
+  return keep_selected(site, picked)
 
 
 @recipe(
@@ -249,7 +242,7 @@ def covering(
   picked = diversity.coverage(
     worth, site.keep, mask=site.mask, count=site.due
   )
-  return selected(site, picked)
+  return keep_selected(site, picked)
 
 
 @recipe(

@@ -18,7 +18,7 @@ from tokjax.recipes.multimodal import merging
 from tokjax.recipes.registry import recipe
 from tokjax.recipes.vision.baselines import average_cells, drop_random
 from tokjax.reduce.reduction import Reduce
-from tokjax.reduce.rules import KeepTop, keep_best, keep_top
+from tokjax.reduce.rules import KeepTop, keep_best, keep_selected, keep_top
 from tokjax.reduce.site import Site
 from tokjax.signals import CLASS, Block, Grid, Keys, Received, Rows, asks
 from tokjax.slots import Slots
@@ -234,8 +234,7 @@ def farthest(site: Site) -> Plan:
   picked = diversity.max_min(
     distance, site.keep, first=first, mask=site.mask, count=site.due
   )
-  index, valid = selection.in_order(picked)
-  return Assignment.select(index, site.num_free, valid)
+  return keep_selected(site, picked)
 
 
 @recipe(

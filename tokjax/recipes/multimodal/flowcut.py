@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float
 from tokjax import selection
 from tokjax.binding import bind
 from tokjax.budgets import Count, EveryOther
-from tokjax.plan import Assignment
 from tokjax.recipes.multimodal.encoder import CLASS_MEAN
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.reduction import Carried, Reduce
+from tokjax.reduce.rules import keep_selected
 from tokjax.reduce.site import Site
 from tokjax.signals import Rows, Values
 from tokjax.slots import Slots
@@ -99,8 +99,7 @@ def cut(
     some = jnp.maximum(real - gone.astype(jnp.int32), min(final, site.keep))
     count = some if count is None else jnp.minimum(some, count)
   top = selection.top_k(score, site.keep, mask=site.mask, count=count)
-  index, valid = selection.in_order(top)
-  plan = Assignment.select(index, site.num_free, valid)
+  plan = keep_selected(site, top)
   return Carried(plan, Flow(plan.take(score), initial))
 
 
