@@ -28,6 +28,7 @@ from tokjax.models import (
   Rotary,
   generation,
 )
+from tokjax.models.decoder_programs import programs_of
 
 CONFIG = DecoderConfig(
   vocabulary=512, width=64, depth=2, heads=4, kv_heads=2, head_dim=32,
@@ -62,7 +63,7 @@ def states_like(shapes, context: int):
 def program(
   name: str, context: int, config=CONFIG, batch: int = 1, dtype=jnp.float32
 ):
-  """A method's compiled step, its state and the number of its bytes."""
+  """The model, its compiled step, its state and the number of its bytes."""
   model = Decoder(config, recipes.get(name, **METHODS[name]), dtype)
   first_tokens = jnp.zeros((1, 2), jnp.int32)
   params = jax.jit(model.init)(jax.random.key(0), first_tokens)["params"]
@@ -87,20 +88,18 @@ def program(
     token = jnp.ones((batch,), jnp.int32)
     return generation.decode_step(model, params, going, token)
 
-  return step, going, size
+  return model, step, going, size
 
 
 def measure(
   context: int, rounds: int, methods: list[str]
 ) -> list[tuple[str, float, int, int]]:
   """Rows of one context: method, milliseconds, bytes, compilations."""
-  made, before = {}, generation.decode_step._cache_size()
-  compilations = {}
+  made, compilations = {}, {}
   for name in methods:
-    step, going, size = program(name, context)
+    model, step, going, size = program(name, context)
     going = jax.block_until_ready(step(step(going)))
-    now = generation.decode_step._cache_size()
-    compilations[name], before = now - before, now
+    compilations[name] = programs_of(model).compiled()
     made[name] = [step, going, size, []]
   for _ in range(rounds):
     for entry in made.values():

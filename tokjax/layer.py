@@ -8,7 +8,7 @@ which method it runs.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 Rotary = Callable[[Array, Array], Array]
 Params = dict[str, Any]
 Carry = dict[Any, Any]
+Answer = TypeVar("Answer")
 # In the carry, from exact attention of a whole prompt to the cache of the same
 # layer: log-sum-exps of the queries' logits, `[b, H, t]`.
 LSE = "lse"
@@ -62,6 +63,28 @@ class Layer:
         " query heads"
       )
     hash(self)
+
+  @property
+  def key(self) -> int:
+    """Tells layers apart as keys of a dictionary; nothing else follows from it.
+
+    Layers that share a compiled program have one key.
+    """
+    return self.index
+
+  @property
+  def number(self) -> int | Int[Array, ""]:
+    """`index` for arithmetic: traced where layers share a compiled program."""
+    return self.index
+
+  def ask(self, rule: Callable[..., Answer], *args: Any) -> Answer:
+    """What `rule(*args, index, depth)` says of this layer; static.
+
+    Layers for which everything that is asked so has the same answer share a
+    compiled program (`tokjax.models.shared_programs`). A rule that reads
+    `index` itself gets a program for each layer.
+    """
+    return rule(*args, self.index, self.depth)
 
   @property
   def group(self) -> int:

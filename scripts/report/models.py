@@ -82,7 +82,7 @@ def _decode(here: Here, method: str, context: int):
   """A step of several texts in a layer of Llama 3.2 1B's shape."""
   config = _TINY_LAYER if here.tiny else bench_prefill.CONFIG
   texts = 1 if here.tiny else TEXTS
-  step, going, size = bench_decode.program(
+  _, step, going, size = bench_decode.program(
     method, context, config, texts, "bfloat16"
   )
   fields = here.timed(_Steps(step, going))

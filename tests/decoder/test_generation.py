@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.decoder.models import config, decoder, params_of
-from tokjax.models import Generator, Sampler, generation
+from tokjax.models import Generator, Sampler
+from tokjax.models.decoder_programs import programs_of
 
 PROMPTS = [[3, 9, 4, 7, 5], [11, 2], [8, 8, 1, 6, 5, 4, 3]]
 
@@ -39,14 +40,11 @@ def test_greedy_text_is_what_the_plain_pass_says(made, together):
 
 
 def test_one_compilation_for_each_bucket(made, together):
-  before = (
-    generation.prefill._cache_size(),
-    generation.decode_step._cache_size(),
-  )
+  programs = programs_of(made.model)
+  before = programs.compiled()
   made.generate([[1] * n for n in (3, 8, 5)])
   made.generate([[2], [5, 4], [4]])
-  after = generation.prefill._cache_size(), generation.decode_step._cache_size()
-  assert after == before
+  assert before > 0 and programs.compiled() == before
   assert [made.bucket(n) for n in (1, 8, 9, 16)] == [8, 8, 16, 16]
 
 

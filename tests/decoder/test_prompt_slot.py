@@ -9,6 +9,7 @@ from tests.decoder.models import config, decoder, params_of, tokens
 from tokjax import recipes
 from tokjax.models import Generator, decoder_slots
 from tokjax.models import prefill as prompting
+from tokjax.models.decoder_programs import Call, programs_of
 from tokjax.slots import Slots
 
 LENGTHS = np.array([12, 7])
@@ -36,16 +37,14 @@ def kept_of(name, prompts):
   def places(prompt):
     text = jnp.array([prompt], jnp.int32)
     valid = jnp.ones(text.shape, bool)
-    apply = lambda *args, **options: model.apply(
-      {"params": params}, *args, **options
-    )
-    rows = apply(text, prompting.positions_of(valid), valid, method="enter")
+    rows = model.apply(
+      {"params": params}, text, prompting.positions_of(valid), valid,
+      method="enter",
+    )  # fmt: skip
     reducer = prompting.reducer_of(model, model.slots, rows)
-    states = prompting.start(model, rows, 3, reducer.stages, 1)
     passage = decoder_slots.start_passage(reducer, rows)
-    passage, _, _ = apply(
-      passage, states, reducer, blocks=(0, 1), method="prefill"
-    )
+    call = Call(reducer.stages, text.shape[1], 3, True)
+    passage, _, _ = programs_of(model).prefill(params, passage, None, call, 1)
     ((plan,),) = passage.plans
     return np.asarray(plan.anchor[0])[np.asarray(plan.valid[0])]
 

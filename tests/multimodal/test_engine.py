@@ -14,7 +14,6 @@ from tokjax import budgets, recipes, signals
 from tokjax.attention import core
 from tokjax.layer import Arrivals
 from tokjax.models import decoder_slots, generation
-from tokjax.models import prefill as prompting
 from tokjax.models.decoder import layers_of
 from tokjax.models.decoder_answers import DecoderAnswers
 from tokjax.reduce.back import Back
@@ -159,11 +158,11 @@ def test_what_is_removed_inside_a_bypass_comes_back_with_it():
   alone = decoder_slots.stages_of(
     Slots((around, inside)), model.config, 32, ((V, 32),)
   )
-  left = [prompting.arriving(alone, i, 32) for i in range(DEPTH)]
+  left = [decoder_slots.arriving(alone, i, 32) for i in range(DEPTH)]
   assert left[3] == 32 > left[1] > left[2]
   stages = decoder_slots.stages_of(nested, model.config, 32, ((V, 32),))
   # Behind it all are there again, and one kind may go alone.
-  counts = [prompting.arriving(stages, i, 32) for i in range(DEPTH)]
+  counts = [decoder_slots.arriving(stages, i, 32) for i in range(DEPTH)]
   assert counts[0] == counts[3] == 32 and counts[1] > counts[2]
 
 

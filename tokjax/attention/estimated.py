@@ -97,7 +97,7 @@ class VerticalSlash(Causal):
       return selection.places(score, mask=valid) < count
 
     def counts(budget, least):
-      of = budgets.counts(budget, layer.index, layer.depth, arrivals.valid)
+      of = budgets.counts(budget, layer, arrivals.valid)
       return jnp.maximum(of, least)
 
     over = jax.vmap(jax.vmap(pick, (0, None, None, None)), (0, 0, None, 0))
@@ -154,7 +154,7 @@ class VerticalSlash(Causal):
     # The same as in `layout`: the compiler computes it once.
     column, distance = self.chosen(layer, arrivals, memory)
     slash, t = self.slashes(distance), arrivals.q.shape[1]
-    most = budgets.table(self.vertical, t, layer.index, layer.depth).max()
+    most = layer.ask(budgets.table, self.vertical, t).max()
     room = min(max(int(most), self.least_vertical), t)
     pick = jax.vmap(jax.vmap(lambda x: selection.top_k(x, room, mask=x > 0)))(
       column.astype(jnp.float32)

@@ -83,7 +83,7 @@ class Linear(Causal):
 
   def log_decay(self, layer: Layer) -> Float[Array, "h"]:
     """Of each head: less decay in higher layers."""
-    height = 1 - layer.index / max(layer.depth - 1, 1) + 1e-5
+    height = 1 - layer.number / max(layer.depth - 1, 1) + 1e-5
     return -height * jnp.asarray(slopes(layer.heads))
 
   def features(self, layer: Layer, a: Arrivals):

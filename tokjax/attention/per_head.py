@@ -65,7 +65,7 @@ class PerHead(Causal):
       pattern.check(layer, prompt)
 
   def seen(self, layer, arrivals, memory):
-    row = self.choice[layer.index]
+    row = layer.ask(lambda index, depth: self.choice[index])
     used = sorted(set(row))
     shown = [self.patterns[i].seen(layer, arrivals, memory) for i in used]
 

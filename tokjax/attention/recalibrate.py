@@ -17,7 +17,7 @@ def _heads(layer: Layer, heads) -> Bool[Array, "h"]:
   if heads is None:
     return jnp.ones((layer.heads,), bool)
   if heads and isinstance(heads[0], tuple):
-    heads = heads[layer.index]
+    heads = layer.ask(lambda index, depth: heads[index])
   wrong = [h for h in heads if not 0 <= h < layer.heads]
   if wrong:
     raise ValueError(
@@ -54,8 +54,11 @@ class FirstToken(Causal):
   def check(self, layer, prompt):
     _heads(layer, self.heads)
 
+  def _tunes(self, index: int, depth: int) -> bool:
+    return self.layers is None or index in self.layers
+
   def bias(self, layer, position):
-    if self.layers is not None and layer.index not in self.layers:
+    if not layer.ask(self._tunes):
       return None
     tuned = _heads(layer, self.heads)[None, :, None]
     first = by_group(layer, jnp.where(tuned, jnp.log(self.gamma), 0.0))
@@ -104,7 +107,7 @@ class Calibrated(Causal):
   def acts(self, layer: Layer) -> bool:
     """Whether a layer is changed."""
     first, last = self.spared
-    return first <= layer.index < layer.depth - last
+    return layer.ask(lambda index, depth: first <= index < depth - last)
 
   def sinks(
     self, layer: Layer, received: Float[Array, "b g r n"]

@@ -105,7 +105,7 @@ class Retrieval(Causal):
 
   def counts(self, layer: Layer, n: int):
     """Retrieved tokens of prompts of every length up to n."""
-    return budgets.table(self.budget, n, layer.index, layer.depth)
+    return layer.ask(budgets.table, self.budget, n)
 
   def entitled(self, layer: Layer, chunk: Chunk) -> Int[Array, ""]:
     """Retrieved tokens of this example."""

@@ -48,7 +48,7 @@ class Band(Causal):
     return dataclasses.replace(self, budget=self.budget.with_keep(keep))
 
   def check(self, layer, prompt):
-    total = self.budget.count(prompt, layer.index, layer.depth)
+    total = layer.ask(self.budget.count, prompt)
     if total <= self.first:
       raise ValueError(
         f"budget={self.budget}: shows {total} of {prompt} tokens, no more than"
@@ -57,7 +57,7 @@ class Band(Causal):
 
   def total(self, layer, arrivals):
     """Tokens that queries see in all, `[b]`."""
-    of = budgets.counts(self.budget, layer.index, layer.depth, arrivals.valid)
+    of = budgets.counts(self.budget, layer, arrivals.valid)
     return jnp.maximum(of, self.first + 1)
 
   def seen(self, layer, arrivals, memory):
@@ -78,7 +78,7 @@ class Band(Causal):
   def pattern(self, layer, tokens):
     if self.dense or not budgets.fixed(self.budget):
       return None
-    total = self.budget.count(tokens, layer.index, layer.depth)
+    total = layer.ask(self.budget.count, tokens)
     near = layouts.Window(total - self.first - 1)
     early = layouts.Sinks(self.first)
     if self._apart:
@@ -154,15 +154,16 @@ class Separators(Causal):
   def with_keep(self, keep: float) -> "Separators":
     return dataclasses.replace(self, window=self.window.with_keep(keep))
 
+  def _dense(self, index: int, depth: int) -> bool:
+    return index in self.dense_layers
+
   def seen(self, layer, arrivals, memory):
     causal = super().seen(layer, arrivals, memory)
-    if layer.index in self.dense_layers:
+    if layer.ask(self._dense):
       return causal
     ids = jnp.asarray(self.tokens, memory.token.dtype)
     always = (memory.position < self.first) | jnp.isin(memory.token, ids)
-    window = budgets.counts(
-      self.window, layer.index, layer.depth, arrivals.valid
-    )
+    window = budgets.counts(self.window, layer, arrivals.valid)
 
     def rows(at):
       near = _distances(arrivals, memory, at) < window[:, None, None]

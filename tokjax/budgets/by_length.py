@@ -15,6 +15,7 @@ from tokjax.budgets.base import (
   exact,
   table,
 )
+from tokjax.layer import Layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,10 +256,10 @@ def of(count: int | Budget) -> Budget:
 
 
 def counts(
-  budget: int | Budget, layer: int, depth: int, valid: Bool[Array, "b n"]
+  budget: int | Budget, layer: Layer, valid: Bool[Array, "b n"]
 ) -> Int[Array, "b"]:
-  """What prompts that are there whole are entitled to."""
-  of_lengths = table(of(budget), valid.shape[1], layer, depth)
+  """What prompts that are there whole are entitled to in a layer."""
+  of_lengths = layer.ask(table, of(budget), valid.shape[1])
   return jnp.asarray(of_lengths)[valid.sum(axis=1)]
 
 

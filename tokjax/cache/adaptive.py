@@ -107,7 +107,7 @@ class Adaptive(Prompted):
 
   def check(self, layer, attend, prompt, decode):
     refuse_notes(self, attend)
-    kept = self.budget.count(prompt, layer.index, layer.depth)
+    kept = layer.ask(self.budget.count, prompt)
     if kept < min(self.window, prompt):
       raise ValueError(
         f"{self.budget} keeps {kept} of {prompt} tokens in layer"
@@ -117,7 +117,7 @@ class Adaptive(Prompted):
 
   def room(self, layer: Layer, prompt: int) -> int:
     """Entries of all heads that any prompt leaves; one a head for rounding."""
-    most = budgets.table(self.budget, prompt, layer.index, layer.depth).max()
+    most = layer.ask(budgets.table, self.budget, prompt).max()
     each = min(max(int(most), self.window) + 1, prompt)
     return layer.kv_heads * each
 
@@ -140,7 +140,7 @@ class Adaptive(Prompted):
   def compress(self, layer, space, notes, params):
     del notes, params  # Refused when the model was built; nothing learned.
     whole = entries_lib.of_memory(layer, space.memory, rotated=True)
-    table = budgets.table(self.budget, space.prompt, layer.index, layer.depth)
+    table = layer.ask(budgets.table, self.budget, space.prompt)
     count = jnp.asarray(table)[space.length]
     stays = over_prompts(layer, space, self.chosen, count)
     b, g, n = stays.shape

@@ -87,7 +87,7 @@ def of_prompt(
   for question in asked:
     one = lambda prompt, q=question: _of_prompt(prompt, q)
     value = over_prompts(layer, space, one)
-    answers = answers.add(question.answered(layer.index), value)
+    answers = answers.add(question.answered(layer.key), value)
   return answers
 
 
@@ -162,7 +162,7 @@ def of_step(
         value = signals.reduce_heads(weight[:, :, :, 0], question.over)
       case _:
         raise ValueError(step_refuses(question))
-    answers = answers.add(question.answered(layer.index), value)
+    answers = answers.add(question.answered(layer.key), value)
   return answers
 
 

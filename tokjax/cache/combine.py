@@ -37,8 +37,11 @@ class ByLayer:
 
   def of(self, layer: Layer) -> Any:
     """What acts in that layer."""
+    return layer.ask(self._in)
+
+  def _in(self, index: int, depth: int) -> Any:
     for layers, part in self.parts:
-      if layer.index in layers:
+      if index in layers:
         return part
     return self.otherwise
 
@@ -123,7 +126,7 @@ class ByHead(Prompted):
     found = []
     for heads, part in self.parts:
       if heads and isinstance(heads[0], tuple):
-        heads = heads[layer.index]
+        heads = layer.ask(lambda index, depth, of=heads: of[index])
       wrong = [h for h in heads if h not in left]
       if wrong:
         raise ValueError(
@@ -187,7 +190,7 @@ class ByHead(Prompted):
         arrivals.x,
       )
       # What a part hands on is for the same heads of later layers.
-      key = ("by_head", heads)
+      key = f"heads {heads}"
       part_out, new, handed = part.step(
         own, old, some, attend, params, carry.get(key, {})
       )

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from tokjax import budgets, signals
 from tokjax.budgets import Budget
@@ -69,10 +69,9 @@ class Limits:
 
   @classmethod
   def of(cls, reduce: Reduce, layer: Layer, prompt: int) -> "Limits":
-    at = (prompt, layer.index, layer.depth)
     free = reduce.free
-    last = budgets.table(budgets.of(free.last), *at)
-    count = budgets.table(reduce.budget, *at)
+    last = layer.ask(budgets.table, budgets.of(free.last), prompt)
+    count = layer.ask(budgets.table, reduce.budget, prompt)
     length = np.arange(prompt + 1)
     count = np.where(count == budgets.NOTHING, length, count)
     if free.inside:
@@ -160,20 +159,54 @@ def evict(
   answers = answers_lib.of_prompt(layer, space, asked)
   extra = dict(whole.extra)
   if remember is not None:
-    extra[REMEMBERED] = answers[remember.answered(layer.index)]
+    extra[REMEMBERED] = answers[remember.answered(layer.key)]
   if reduce.rest == "mean" or not _selects(reduce.rule):
     extra["count"] = jnp.ones(whole.position.shape, jnp.float32)
   whole = whole.replace(extra=extra)
   count, last = (jnp.asarray(x)[space.length] for x in (of.count, of.last))
   step = _Heads(reduce.rule, reduce.rest, of.free, int(of.ends.max()),
                 room(reduce, layer, n), layer)  # fmt: skip
-  own = tuple(q.answered(layer.index) for q in reduce.asks)
+  own = tuple(q.answered(layer.key) for q in reduce.asks)
   return step(whole, answers.only(frozenset(own)), of.first, count, last)
 
 
 def _selects(rule: Any) -> bool:
   """Whether a rule only keeps and drops, so that nothing has to be counted."""
   return getattr(rule, "selects", False)
+
+
+class CacheSite(Site):
+  """The entries of one head of a cache, as a rule sees them.
+
+  The index of the layer is read from `of` when a rule asks for it, which few
+  do: layers share a compiled program unless it is read (`Layer.ask`).
+  """
+
+  def __init__(
+    self,
+    of: Layer,
+    tokens: Tokens,
+    answers: Answers,
+    keep: int,
+    free_at: Bool[Array, "n"] | None,
+    due: Int[Array, ""] | None = None,
+  ):
+    super().__init__(
+      tokens, answers, keep, depth=of.depth, due=due, free_at=free_at
+    )
+    object.__setattr__(self, "of", of)
+
+  @property
+  def layer(self) -> int:
+    return self.of.index
+
+  @layer.setter
+  def layer(self, _: int) -> None:
+    """The initialiser of `Site` sets its fields; this one is not kept."""
+
+  @property
+  def answering(self) -> int:
+    return self.of.key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,10 +250,8 @@ class _Heads:
     free = there & (place >= first) & (place < e.length - last)
     tokens = _tokens(e)
     due = jnp.minimum(count, e.length) - (there & ~free).sum()
-    site = Site(
-      tokens, answers, self.keep, self.layer.index, self.layer.depth,
-      due=jnp.maximum(due, 0).astype(jnp.int32), free_at=free,
-    )  # fmt: skip
+    due = jnp.maximum(due, 0).astype(jnp.int32)
+    site = CacheSite(self.layer, tokens, answers, self.keep, free, due)
     found = self.rule(site)
     plan = found.plan if isinstance(found, Carried) else found
     if self.rest == "mean":
@@ -330,9 +361,7 @@ def _tokens(e: Entries) -> Tokens:
 def _scored(score, e: Entries, answers: Answers, layer: Layer) -> Array:
   """A rule's scores of one head's entries."""
   tokens = _tokens(e)
-  return score(
-    Site(tokens, answers, e.room, layer.index, layer.depth, free_at=tokens.mask)
-  )
+  return score(CacheSite(layer, tokens, answers, e.room, tokens.mask))
 
 
 def _less_one(

@@ -70,7 +70,7 @@ class Mixed(Prompted):
     w, n = prompt.q.shape[0], prompt.length
     late = -(-n // self.recent)
     place = jnp.arange(w)
-    key = jax.random.fold_in(jax.random.key(self.seed), prompt.layer.index)
+    key = jax.random.fold_in(jax.random.key(self.seed), prompt.layer.number)
     draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
     drawn = selection.top_k(
       draw(place), w // self.random, mask=place < n - late,

@@ -189,13 +189,17 @@ class Pages(ReadAll):
   def with_keep(self, keep: float) -> "Pages":
     return dataclasses.replace(self, budget=self.budget.with_keep(keep))
 
+  def acts(self, index: int, depth: int) -> bool:
+    """Whether a layer reads pages."""
+    return index >= self.from_layer
+
   def counts(self, layer: Layer, prompt: int):
     """Pages that prompts of every length up to `prompt` may read."""
-    tokens = budgets.table(self.budget, prompt, layer.index, layer.depth)
+    tokens = layer.ask(budgets.table, self.budget, prompt)
     return jnp.asarray(tokens // self.page).clip(self.least)
 
   def build(self, layer, entries, prompt, length):
-    if layer.index < self.from_layer:
+    if not layer.ask(self.acts):
       return None
     b, g, n, d = entries.k.shape
     pages = -(-n // self.page)
@@ -206,7 +210,7 @@ class Pages(ReadAll):
     return PageIndex(low, high, self.counts(layer, prompt)[length])
 
   def update(self, layer, index, entries, valid):
-    if layer.index < self.from_layer:
+    if not layer.ask(self.acts):
       return index
 
     def one(low, high, e, valid):
@@ -225,7 +229,7 @@ class Pages(ReadAll):
     return dataclasses.replace(index, low=low, high=high)
 
   def __call__(self, query, entries, index, carry):
-    if query.layer.index < self.from_layer:
+    if not query.layer.ask(self.acts):
       return ReadAll.__call__(self, query, entries, index, carry)
     pages = index.low.shape[2]
     most = min(self.most(query.layer, entries.room), pages)
@@ -247,7 +251,7 @@ class Pages(ReadAll):
 
   def most(self, layer: Layer, room: int) -> int:
     """Static bound of the pages read."""
-    tokens = budgets.table(self.budget, room, layer.index, layer.depth)
+    tokens = layer.ask(budgets.table, self.budget, room)
     return max(int(tokens.max()) // self.page, self.least)
 
 
@@ -276,31 +280,36 @@ class Persistent(ReadAll):
     of = lambda layer: budgets.block(layer, depth, "layers")
     return tuple(sorted({of(layer) for layer in self.layers}))
 
+  def role(self, index: int, depth: int) -> str:
+    """What a layer does: "read all", "select" or "follow"."""
+    selecting = self.selecting(depth)
+    if index in selecting:
+      return "select"
+    return "follow" if index > selecting[0] else "read all"
+
   def check(self, layer):
     self.selecting(layer.depth)
 
   def build(self, layer, entries, prompt, length):
-    table = budgets.table(self.budget, prompt, layer.index, layer.depth)
+    table = layer.ask(budgets.table, self.budget, prompt)
     return jnp.asarray(table)[length]
 
   def __call__(self, query, entries, index, carry):
-    layer = query.layer
-    selecting = self.selecting(layer.depth)
-    if layer.index > selecting[0] and layer.index not in selecting:
+    layer, role = query.layer, query.layer.ask(self.role)
+    if role == "follow":
       if "persistent" not in carry:
         raise ValueError(
           f"Persistent: no earlier layer chose for these heads of layer"
-          f" {layer.index}; read the same heads with it in layer {selecting[0]}"
+          f" {layer.index}; read the same heads with it in layer"
+          f" {self.selecting(layer.depth)[0]}"
         )
       at, valid = carry["persistent"]
       return attend_to(query, entries, at, valid), None, carry
     logits = query.logits(entries)
     seen = query.seen(entries)[:, :, None, None]
     out, weight = query.attention(entries, logits, seen)
-    if layer.index in selecting:
-      tokens = budgets.table(
-        self.budget, entries.room, layer.index, layer.depth
-      )
+    if role == "select":
+      tokens = layer.ask(budgets.table, self.budget, entries.room)
       most = min(int(tokens.max()), entries.room)
       pick = lambda x, seen, count: selection.top_k(
         x, most, mask=seen, count=count

@@ -32,7 +32,7 @@ def _wide(prompt: Prompt, score: Array) -> Float[Array, "g n"]:
 
 def noise(prompt: Prompt, *, seed: int) -> Float[Array, "g n"]:
   """Independent uniform noise for each layer, head and position."""
-  key = jax.random.fold_in(jax.random.key(seed), prompt.layer.index)
+  key = jax.random.fold_in(jax.random.key(seed), prompt.layer.number)
   draw = lambda head, at: jax.random.uniform(
     jax.random.fold_in(jax.random.fold_in(key, head), at)
   )

@@ -58,22 +58,25 @@ def follows(layer: Layer, of: tuple[tuple[int, ...], ...]) -> tuple[bool, ...]:
   """Which key heads of a layer take over scores."""
   if not of:
     return (False,) * layer.kv_heads
-  row = of[layer.index] if layer.index < len(of) else ()
-  if len(row) != layer.kv_heads or any(
-    not 0 <= lead <= layer.index for lead in row
-  ):
+  return layer.ask(_follows, layer.kv_heads, of)
+
+
+def _follows(
+  heads: int, of: tuple[tuple[int, ...], ...], index: int, depth: int
+) -> tuple[bool, ...]:
+  row = of[index] if index < len(of) else ()
+  if len(row) != heads or any(not 0 <= lead <= index for lead in row):
     raise ValueError(
-      f"leaders[{layer.index}]={row}: must name, for each of"
-      f" {layer.kv_heads} key heads, a layer in 0..{layer.index}"
+      f"leaders[{index}]={row}: must name, for each of {heads} key heads, a"
+      f" layer in 0..{index}"
     )
   for head, lead in enumerate(row):
-    if lead < layer.index and of[layer.index - 1][head] != lead:
+    if lead < index and of[index - 1][head] != lead:
       raise ValueError(
-        f"leaders[{layer.index}][{head}]={lead}: blocks have to be of adjacent"
-        f" layers, but layer {layer.index - 1} follows"
-        f" {of[layer.index - 1][head]}"
+        f"leaders[{index}][{head}]={lead}: blocks have to be of adjacent"
+        f" layers, but layer {index - 1} follows {of[index - 1][head]}"
       )
-  return tuple(lead < layer.index for lead in row)
+  return tuple(lead < index for lead in row)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -287,24 +287,10 @@ class Passage:
       )
 
   def tree_flatten(self):
-    inner = self.inner
-    arrays = (
-      inner.tokens, inner.answers, inner.plans, inner.in_force,
-      tuple(inner.counts.values()), tuple(inner.carries.values()), self.keys,
-    )  # fmt: skip
-    names = tuple(inner.counts), tuple(inner.carries)
-    return arrays, (self.course, self.layer, self.place, inner.gaps, *names)
+    return (self.inner, self.keys), (self.course, self.layer, self.place)
 
   @classmethod
   def tree_unflatten(cls, static, arrays):
-    course, layer, place, gaps, *names = static
-    tokens, answers, plans, in_force, *values, keys = arrays
-    counts, carries = (
-      dict(zip(name, value, strict=True))
-      for name, value in zip(names, values, strict=True)
-    )
-    inner = reducer_lib.Passage(
-      tokens, answers, counts, carries, plans=plans, in_force=in_force,
-      gaps=gaps,
-    )  # fmt: skip
+    course, layer, place = static
+    inner, keys = arrays
     return cls(course, inner, keys, layer, place)

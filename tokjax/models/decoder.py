@@ -5,8 +5,8 @@ differ by configuration only. A whole sequence is a plain call,
 
     logits, out = model.apply({"params": params}, tokens, mask=mask)
 
-and text is made by `prefill` and `decode` over states of the cache, which
-`tokjax.models.prefill` makes and `tokjax.models.generation` carries on.
+and text is made over states of the cache, block by block: see
+`tokjax.models.decoder_programs` and `tokjax.models.generation`.
 """
 
 import dataclasses
@@ -156,8 +156,29 @@ class Block(Reduces, nn.Module):
     passage = self.reduce_at("output", self.layer, passage, reducer)
     return passage, after, collected
 
-  def decode(self, rows: Rows, state: Any, carry: Carry):
-    """One token of each example; returns rows, state and carry."""
+  def prefill_rows(
+    self, rows: Rows, state: Any, carry: Carry, last: bool, gaps: bool
+  ) -> tuple[Float[Array, "b t d"], Any, Carry]:
+    """`prefill` where nothing is reduced and no rule asks this block.
+
+    `gaps`: as in `Passage`.
+    """
+    arrivals = self._projected(rows.x, rows.position, rows.valid, rows.token)
+    y, state, carry = cache_of(self.slots).prefill(
+      self.facts,
+      state,
+      dataclasses.replace(arrivals, gaps=gaps),
+      attend=attend_of(self.slots),
+      params=unfreeze(self.params),
+      carry=carry,
+      last=last,
+    )
+    return self._attended(rows.x, y), state, carry
+
+  def decode(
+    self, rows: Rows, state: Any, carry: Carry
+  ) -> tuple[Float[Array, "b 1 d"], Any, Carry]:
+    """One token of each example; hidden states, state and carry."""
     arrivals = self._projected(rows.x, rows.position, rows.valid, rows.token)
     y, state, carry = cache_of(self.slots).decode(
       self.facts,
@@ -167,9 +188,12 @@ class Block(Reduces, nn.Module):
       params=unfreeze(self.params),
       carry=carry,
     )
+    return self._attended(rows.x, y), state, carry
+
+  def _attended(self, x, y):
+    """Hidden states behind the block, with the heads' outputs y."""
     y = self.attention.output(y)
-    x = rows.x + (self.post_norm1(y) if self.config.post_norms else y)
-    return rows._replace(x=self._fed(x)), state, carry
+    return self._fed(x + (self.post_norm1(y) if self.config.post_norms else y))
 
   def _known(self, passage: Passage, arrivals: Arrivals) -> DecoderAnswers:
     return DecoderAnswers(
@@ -319,70 +343,6 @@ class Decoder(nn.Module):
       text = (kind == Kind.TEXT)[..., None]
       x = jnp.where(text, x, inputs.astype(x.dtype))
     return Rows(x, token, position, valid, kind)
-
-  def prefill(
-    self,
-    passage: Passage,
-    states: States,
-    reducer: Reducer,
-    *,
-    last: bool = True,
-    blocks: tuple[int, int] | None = None,
-  ) -> tuple[Passage, States, tuple[Array, ...]]:
-    """Takes prompts, or a chunk of them, through the blocks.
-
-    Args:
-      passage: of the prompts, see `start_passage`; padding is at the end of
-        each prompt, so that later chunks may be all padding.
-      states: of these blocks, as their caches made them, or from the chunk
-        before.
-      reducer: the reductions.
-      last: it is the last chunk (static); then states are those for `decode`.
-      blocks: the first one, and the one behind the last; None: all.
-
-    Returns:
-      The passage behind the blocks, states, and for each block by how much its
-      positions lag behind those of the text, `[b]`.
-    """
-    carry, out, shifts = {}, [], []
-    first, stop = blocks or (0, len(self.blocks))
-    for i, state in zip(range(first, stop), states, strict=True):
-      passage = passage.replace(plans=(*passage.plans, ()))
-      passage, (state, carry), _ = self.blocks[i].prefill(
-        passage, state, carry, last, reducer
-      )
-      shifts.append(passage.attended)
-      out.append(state)
-      passage = reducer.give_back(passage, i)
-    return passage, tuple(out), tuple(shifts)
-
-  def decode(
-    self,
-    tokens: Int[Array, "b"],
-    position: Int[Array, "b"],
-    valid: Bool[Array, "b"],
-    states: States,
-    shifts: tuple[Int[Array, "b"], ...] | None = None,
-  ) -> tuple[Float[Array, "b v"], States]:
-    """Logits of the token after these, and the states with them.
-
-    Args:
-      tokens: the newest id of each example.
-      position: their places in their texts.
-      valid: False for examples that are complete: their states stay.
-      states: of every block.
-      shifts: by how much positions in each block lag behind those of the text,
-        where a recipe renumbers them; None: not at all.
-    """
-    one = lambda x: x[:, None]
-    rows, carry = self.enter(one(tokens), one(position), one(valid)), {}
-    out = []
-    for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
-      if shifts is not None:
-        rows = rows._replace(position=one(position - shifts[i]))
-      rows, state, carry = block.decode(rows, state, carry)
-      out.append(state)
-    return self.read(rows.x)[:, 0], tuple(out)
 
   def read(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
     """Logits of hidden states behind the last block."""

@@ -195,3 +195,20 @@ def kind_capacities(kinds: np.ndarray, bucket) -> Capacities:
     if most:
       found.append((kind, bucket(most)))
   return tuple(found)
+
+
+def arriving(stages: Stages, layer: int, tokens: int) -> int:
+  """Tokens that the attention of a block is given, of prompts of `tokens`."""
+  away: list[tuple[int, int]] = []
+  for at, block in enumerate(stages[: layer + 1]):
+    back_now = [before for until, before in away if until <= at]
+    away = [one for one in away if one[0] > at]
+    tokens = back_now[0] if back_now else tokens
+    for stage in block:
+      back = stage.reduce.back
+      if at == layer and stage.reduce.at != "input":
+        continue
+      if back is not None and isinstance(back.until, int):
+        away.append((at + back.until, tokens))
+      tokens = stage.outputs
+  return tokens

@@ -2,8 +2,8 @@
 
 Prompts are padded at their end to a bucket, so that there is one compilation
 for each bucket and none for each length; positions are those of each example
-alone. `prefill` and `step` are the two compiled functions, `Generator` is the
-loop around them.
+alone. `prefill` and `decode_step` run the compiled programs of blocks,
+`Generator` is the loop around them.
 """
 
 import dataclasses
@@ -18,7 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from tokjax.models import prefill as prompting
 from tokjax.models.decoder import Decoder, States, cache_of
+from tokjax.models.decoder_programs import programs_of
 from tokjax.models.decoder_slots import Capacities, kind_capacities
+from tokjax.models.prefill import Given
 from tokjax.models.sampling import Sampler
 from tokjax.slots import Bytes
 from tokjax.tokens import Kind
@@ -47,18 +49,19 @@ class Generation:
   shifts: tuple[Int[Array, "b"], ...] | None = None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 7))
 def prefill(
   model: Decoder,
   params: Any,
-  tokens: Int[Array, "b n"],
-  length: Int[Array, "b"],
+  tokens: Int[Given, "b n"],
+  length: Int[Given, "b"],
   decode: int,
   chunk: int | None = None,
-  kind: Int[Array, "b n"] | None = None,
+  kind: Int[Given, "b n"] | None = None,
   room: Capacities | None = None,
 ) -> Generation:
-  """Takes prompts; one compilation for each padded length.
+  """Takes prompts; one compilation for each padded length and kind of block.
+
+  `prefill_whole` is the same as one program.
 
   Args:
     model: built with slots (static).
@@ -76,26 +79,30 @@ def prefill(
     model, params, tokens, length, decode, chunk, kind, room
   )
   return Generation(
-    done.states, done.logits, done.position, length > 0, done.shifts
+    done.states, done.logits, done.position, _some(length), done.shifts
   )
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnames="going")
+@jax.jit
+def _some(length):
+  return length > 0
+
+
 def decode_step(
-  model: Decoder, params: Any, going: Generation, token: Int[Array, "b"]
+  model: Decoder, params: Any, going: Generation, token: Int[Given, "b"]
 ) -> Generation:
-  """Takes one token of each text; those that are complete stay as they are."""
-  logits, states = model.apply(
-    {"params": params},
-    token,
-    going.position,
-    going.alive,
-    going.states,
-    going.shifts,
-    method="decode",
+  """Takes one token of each text; those that are complete stay as they are.
+
+  `going` is used up. `decode_whole` is the same as one program.
+  """
+  logits, position, states = programs_of(model).decode(
+    params, token, going.position, going.alive, going.states, going.shifts
   )
-  position = going.position + going.alive
   return Generation(states, logits, position, going.alive, going.shifts)
+
+
+prefill_whole = jax.jit(prefill, static_argnums=(0, 4, 5, 7))
+decode_whole = jax.jit(decode_step, static_argnums=0, donate_argnames="going")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -120,6 +127,10 @@ class Generator:
     buckets: lengths that prompts are padded to, ascending; those beyond the
       capacity are cut to it.
     chunk: tokens of a prompt taken at a time; None: all.
+    whole: compile the model as one program, which takes longer the deeper it
+      is, and not as one program for each kind of block, which are called one
+      after the other; None: where the default device is no CPU, so that
+      nothing waits between blocks (not measured on a GPU or TPU).
   """
 
   model: Decoder
@@ -128,6 +139,7 @@ class Generator:
   decode: int
   buckets: tuple[int, ...] = BUCKETS
   chunk: int | None = None
+  whole: bool | None = None
 
   def __post_init__(self):
     for name in ("capacity", "decode"):
@@ -187,10 +199,23 @@ class Generator:
       kind = pack_kinds(prompts, kinds, tokens.shape[1])
       room = kind_capacities(kind, self.bucket)
       kind = np.where(kind < 0, int(Kind.TEXT), kind)
-    return prefill(
+    run = prefill_whole if self.one_program else prefill
+    return run(
       self.model, self.params, tokens, length, self.decode, self.chunk, kind,
       room,
     )  # fmt: skip
+
+  @property
+  def one_program(self) -> bool:
+    """See `whole`."""
+    if self.whole is None:
+      return jax.default_backend() != "cpu"
+    return self.whole
+
+  def step(self, going: Generation, token: Int[Given, "b"]) -> Generation:
+    """Takes one token of each text; `going` is used up."""
+    run = decode_whole if self.one_program else decode_step
+    return run(self.model, self.params, going, token)
 
   def stream(
     self,
@@ -241,7 +266,7 @@ class Generator:
       if i + 1 == most or not alive.any():
         return
       going = dataclasses.replace(going, alive=jnp.array(alive))
-      going = decode_step(self.model, self.params, going, token)
+      going = self.step(going, token)
 
   def generate(
     self, prompts: Sequence[Sequence[int]], **options: Any

@@ -1,17 +1,17 @@
 """Prefill: prompts to states of the cache and the logits of the next token.
 
 Whole prompts, prompts in chunks, and prompts that a recipe reduces on the way
-through the blocks. Everything here is traced: `tokjax.models.generation`
-compiles it.
+through the blocks. The model runs as the programs of
+`tokjax.models.decoder_programs`, or as part of the compilation that calls this.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tokjax.models.decoder import (
@@ -22,6 +22,7 @@ from tokjax.models.decoder import (
   cache_of,
   positions_of,
 )
+from tokjax.models.decoder_programs import Call, outside_blocks, programs_of
 from tokjax.models.decoder_slots import (
   Capacities,
   capacities_of,
@@ -32,7 +33,8 @@ from tokjax.models.reducer import Passage, Reducer
 from tokjax.reduce.stages import Stages
 from tokjax.slots import Slots
 
-Apply = Callable[..., Any]
+# Arrays from JAX or NumPy.
+Given = Array | np.ndarray
 
 
 class Prefilled(NamedTuple):
@@ -40,7 +42,7 @@ class Prefilled(NamedTuple):
 
   Attributes:
     logits: of the next token, `[b, v]`.
-    states: of every block, for `Decoder.decode`.
+    states: of every block, for decoding.
     position: of the next token in its text, `[b]`.
     shifts: by how much positions in each block lag behind, where a recipe
       renumbers them; None: not at all.
@@ -80,23 +82,22 @@ def check(model: Decoder, prompt: int, decode: int, chunk: int | None) -> None:
 def prefill(
   model: Decoder,
   params: Any,
-  tokens: Int[Array, "b n"],
-  length: Int[Array, "b"],
+  tokens: Int[Given, "b n"],
+  length: Int[Given, "b"],
   decode: int,
   chunk: int | None = None,
-  kind: Int[Array, "b n"] | None = None,
+  kind: Int[Given, "b n"] | None = None,
   room: Capacities | None = None,
 ) -> Prefilled:
   """See `tokjax.models.generation.prefill`."""
-  apply: Apply = functools.partial(model.apply, {"params": params})
-  valid = jnp.arange(tokens.shape[1])[None] < length[:, None]
-  rows = apply(tokens, positions_of(valid), valid, kind, method="enter")
-  return prefill_rows(model, apply, rows, decode, chunk, room)
+  programs = programs_of(model)
+  rows = programs.enter_prompts(outside_blocks(params), tokens, length, kind)
+  return prefill_rows(model, params, rows, decode, chunk, room)
 
 
 def prefill_rows(
   model: Decoder,
-  apply: Apply,
+  params: Any,
   rows: Rows,
   decode: int,
   chunk: int | None = None,
@@ -106,29 +107,31 @@ def prefill_rows(
 
   Args:
     model: built with slots.
-    apply: its `apply`, with parameters.
+    params: its parameters.
     rows: the prompts.
     decode, chunk, room: see `tokjax.models.generation.prefill`.
   """
   if chunk is not None and chunk < rows.token.shape[1]:
-    length = rows.valid.sum(axis=1, dtype=jnp.int32)
-    return _chunked(model, apply, rows, length, decode, chunk)
+    return _chunked(model, params, rows, decode, chunk)
   slots = model.slots
   if any(reduce.again for reduce in slots.reduce):
-    rows = _remaining(model, apply, rows, decode, room)
+    rows = _remaining(model, params, rows, decode, room)
     slots = dataclasses.replace(slots, reduce=())
   reducer = reducer_of(model, slots, rows, room)
-  states = start(model, rows, decode, reducer.stages)
-  passage, states, shifts = apply(
-    start_passage(reducer, rows), states, reducer, method="prefill"
+  n = rows.token.shape[1]
+  model.config.check_generation(n, decode)
+  programs = programs_of(model)
+  passage, states, shifts = programs.prefill(
+    params,
+    _start(reducer.stages, rows),
+    None,
+    Call(reducer.stages, n, decode, True),
   )
   renumbers = any(r.position == "renumber" for r in slots.reduce)
-  return Prefilled(
-    apply(last_hidden(passage), method="read"),
-    states,
-    rows.valid.sum(axis=1, dtype=jnp.int32),
-    shifts if renumbers else None,
+  logits, length = programs.leave_prompts(
+    outside_blocks(params), passage, rows.valid
   )
+  return Prefilled(logits, states, length, shifts if renumbers else None)
 
 
 def reducer_of(
@@ -150,64 +153,29 @@ def reducer_of(
   )
 
 
-def arriving(stages: Stages, layer: int, tokens: int) -> int:
-  """Tokens that the attention of a block is given, of prompts of `tokens`."""
-  away: list[tuple[int, int]] = []
-  for at, block in enumerate(stages[: layer + 1]):
-    back_now = [before for until, before in away if until <= at]
-    away = [one for one in away if one[0] > at]
-    tokens = back_now[0] if back_now else tokens
-    for stage in block:
-      back = stage.reduce.back
-      if at == layer and stage.reduce.at != "input":
-        continue
-      if back is not None and isinstance(back.until, int):
-        away.append((at + back.until, tokens))
-      tokens = stage.outputs
-  return tokens
-
-
-def start(
-  model: Decoder,
-  rows: Rows,
-  decode: int,
-  stages: Stages | None = None,
-  blocks: int | None = None,
-) -> States:
-  """States before the first token, of all blocks or of the first `blocks`."""
-  model.config.check_generation(rows.token.shape[1], decode)
-  cache, (b, n) = cache_of(model.slots), rows.token.shape
-  stages = ((),) * len(model.layers) if stages is None else stages
-  return tuple(
-    cache.init(layer, b, arriving(stages, layer.index, n), decode)
-    for layer in model.layers[:blocks]
-  )
-
-
-def last_hidden(passage: Passage) -> Float[Array, "b d"]:
-  """Hidden states of the last real token of each example."""
-  tokens = passage.tokens
-  real: Any = tokens.mask  # A decoder's tokens always have one.
-  at = jnp.maximum(real.sum(axis=1) - 1, 0)
-  return jax.vmap(lambda x, i: x[i])(tokens.x, at)
+@functools.partial(jax.jit, static_argnums=0)
+def _start(stages: Stages, rows: Rows) -> Passage:
+  return start_passage(Reducer(stages, ragged=True), rows)
 
 
 def _remaining(
-  model: Decoder, apply: Apply, rows: Rows, decode: int, room
+  model: Decoder, params: Any, rows: Rows, decode: int, room
 ) -> Rows:
   """What a first pass leaves, as prompts of their own: embeddings and ids."""
-  (reduce,) = model.slots.reduce
-  reducer = reducer_of(model, model.slots, rows, room)
-  acting = [i for i, block in enumerate(reducer.stages) if block]
+  stages = reducer_of(model, model.slots, rows, room).stages
+  acting = [i for i, block in enumerate(stages) if block]
   if not acting:
     return rows
-  stop = acting[-1] + 1
-  states = start(model, rows, decode, reducer.stages, stop)
-  passage = start_passage(reducer, rows)
-  passage, _, _ = apply(
-    passage, states, reducer, blocks=(0, stop), method="prefill"
+  call = Call(stages, rows.token.shape[1], decode, True)
+  passage, _, _ = programs_of(model).prefill(
+    params, _start(stages, rows), None, call, acting[-1] + 1
   )
-  for plan in passage.in_force:
+  return _moved(passage.in_force, rows)
+
+
+@jax.jit
+def _moved(plans, rows: Rows) -> Rows:
+  for plan in plans:
     rows = jax.vmap(_move)(plan, rows)
   return rows._replace(position=positions_of(rows.valid))
 
@@ -224,41 +192,50 @@ def _move(plan, rows: Rows) -> Rows:
   )  # fmt: skip
 
 
-def _chunked(model, apply, rows, length, decode, chunk) -> Prefilled:
-  """All chunks but the first and the last are one scan.
+def _chunked(
+  model: Decoder, params: Any, rows: Rows, decode: int, chunk: int
+) -> Prefilled:
+  """All chunks but the first and the last have the same programs.
 
-  The first may change the structure of states, the last does.
+  The first makes states, the last changes their structure.
   """
-  b, n = rows.token.shape
-  cut = lambda i, size: jax.tree.map(
-    lambda x: jax.lax.dynamic_slice_in_dim(x, i, size, axis=1), rows
-  )
+  n = rows.token.shape[1]
+  programs, stages = programs_of(model), ((),) * model.config.depth
+  length = rows.valid.sum(axis=1, dtype=jnp.int32)
+  model.config.check_generation(n, decode)
+
+  def through(begin, size, states, x, last=False):
+    part = _cut(rows, begin, size)
+    passage, states, _ = programs.prefill(
+      params, _start(stages, part), states, Call(stages, n, decode, last)
+    )
+    return states, _pick(x, passage.tokens.x, length, begin)
+
   whole, rest = divmod(n, chunk)
   whole, rest = (whole, rest) if rest else (whole - 1, chunk)
-  reducer = reducer_of(model, model.slots, rows)
-
-  def through(part, states, last):
-    passage = start_passage(reducer, part)
-    passage, states, _ = apply(
-      passage, states, reducer, last=last, method="prefill"
-    )
-    return passage.tokens.x, states
-
-  def step(state, i):
-    states, x = state
-    out, states = through(cut(i, chunk), states, False)
-    return (states, _pick(x, out, length, i)), None
-
-  x = jnp.zeros((b, rows.x.shape[-1]), rows.x.dtype)
-  state, _ = step((start(model, rows, decode), x), 0)
-  if whole > 1:
-    state, _ = jax.lax.scan(step, state, jnp.arange(1, whole) * chunk)
-  states, x = state
-  out, states = through(cut(n - rest, rest), states, True)
-  x = _pick(x, out, length, n - rest)
-  return Prefilled(apply(x, method="read"), states, length.astype(jnp.int32))
+  x = jnp.zeros((len(rows.x), rows.x.shape[-1]), rows.x.dtype)
+  state = through(0, chunk, None, x)
+  middle = np.arange(1, whole, dtype=np.int32) * chunk
+  if whole > 1 and isinstance(rows.x, jax.core.Tracer):
+    # Part of another compilation, which must not grow with the chunks.
+    step = lambda state, begin: (through(begin, chunk, *state), None)
+    state, _ = jax.lax.scan(step, state, middle)
+  else:
+    for begin in middle:
+      state = through(begin, chunk, *state)
+  states, x = through(n - rest, rest, *state, last=True)
+  logits = programs.read(outside_blocks(params), x)
+  return Prefilled(logits, states, length)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _cut(rows: Rows, begin, size: int) -> Rows:
+  return jax.tree.map(
+    lambda x: jax.lax.dynamic_slice_in_dim(x, begin, size, axis=1), rows
+  )
+
+
+@jax.jit
 def _pick(x, out, length, begin):
   """Hidden states of last tokens, where they are in the chunk at `begin`."""
   t = out.shape[1]

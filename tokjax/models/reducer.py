@@ -16,7 +16,13 @@ from tokjax.signals import OF_THE_CALL, Answers, Question
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
-Group = frozenset[Kind]
+# The kinds that are counted together, in order: dictionaries of them are trees.
+Group = tuple[Kind, ...]
+
+
+def group_of(stage: Stage) -> Group:
+  """The kinds that a stage reduces."""
+  return tuple(sorted(set(stage.reduce.free.kinds)))
 
 
 def key_bias(tokens: Tokens) -> Float[Array, "b n"]:
@@ -42,24 +48,32 @@ def merge_map(
   return jax.vmap(lambda p, w: jax.vmap(lambda a: one(p, a))(w))(plan, weight)
 
 
+def static(**options: Any) -> Any:
+  """A field that is no array."""
+  return dataclasses.field(metadata={"static": True}, **options)
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Away:
   """Tokens that a stage took away, to be given back.
 
   Attributes:
-    stage, plan: what took them.
-    passage: before the plan.
-    back: how they come back.
+    plan: of the stage that took them.
+    passage: before it.
+    stage: what planned (static).
+    back: how they come back (static).
     later: plans made since, with the tokens before each.
   """
 
-  stage: Stage
   plan: Plan
   passage: "Passage"
-  back: Back
+  stage: Stage = static()
+  back: Back = static()
   later: tuple[tuple[Plan, Tokens], ...] = ()
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Passage:
   """Tokens on their way through the blocks, with what rules are told.
@@ -69,6 +83,7 @@ class Passage:
     answers: that are still wanted.
     counts: tokens of each group of kinds that are left in each example, where
       counts differ between examples.
+    initial: the same at the input.
     carries: what rules carry on, by the number of the reduction.
     away: what is to be given back, the latest last.
     plans: of every block so far.
@@ -84,12 +99,15 @@ class Passage:
 
   tokens: Tokens
   answers: Answers = Answers()
-  counts: dict[Any, Int[Array, "b"]] = dataclasses.field(default_factory=dict)
+  counts: dict[Group, Int[Array, "b"]] = dataclasses.field(default_factory=dict)
+  initial: dict[Group, Int[Array, "b"]] = dataclasses.field(
+    default_factory=dict
+  )
   carries: dict[int, Any] = dataclasses.field(default_factory=dict)
   away: tuple[Away, ...] = ()
   plans: tuple[tuple[Plan, ...], ...] = ()
   in_force: tuple[Plan, ...] = ()
-  gaps: bool = False
+  gaps: bool = static(default=False)
   memory: dict[tuple[int, int], Float[Array, "b n d"]] = dataclasses.field(
     default_factory=dict
   )
@@ -183,10 +201,10 @@ class Reducer:
     self, stage: Stage, passage: Passage, learned: Array | None = None
   ) -> tuple[Plan, Passage]:
     """A stage's plans; counts and what rules carry on go with the passage."""
-    group = frozenset(stage.reduce.free.kinds)
+    group = group_of(stage)
     due, counts = None, passage.counts
     if self.ragged or not stage.leading:
-      initial, left = counts[group, "initial"], counts[group]
+      initial, left = passage.initial[group], counts[group]
       due = stage.due(initial, left)
       if not stage.reduce.around:
         extra = 0
@@ -204,18 +222,16 @@ class Reducer:
 
   def start(self, tokens: Tokens) -> Passage:
     """The passage at the input, with the numbers of tokens of each group."""
-    counts: dict[Any, Array] = {}
+    counts: dict[Group, Array] = {}
     for stage in (s for block in self.stages for s in block):
-      kinds = stage.reduce.free.kinds
-      group = frozenset(kinds)
+      group = group_of(stage)
       if group in counts or not (self.ragged or not stage.leading):
         continue
-      ours = tokens.of_kind(kinds)
+      ours = tokens.of_kind(group)
       if tokens.mask is not None:
         ours = ours & tokens.mask
       counts[group] = ours.sum(axis=-1, dtype=jnp.int32)
-      counts[group, "initial"] = counts[group]
-    return Passage(tokens, counts=counts)
+    return Passage(tokens, counts=counts, initial=counts)
 
   def soften(self, stage, passage, learned=None) -> Tokens:
     """Tokens whose policies the soft form has multiplied."""
@@ -246,7 +262,7 @@ class Reducer:
       dataclasses.replace(a, later=(*a.later, later)) for a in passage.away
     )
     if stage.reduce.back is not None:
-      away += (Away(stage, plan, passage, stage.reduce.back),)
+      away += (Away(plan, passage, stage, stage.reduce.back),)
     wanted = stages_lib.wanted_after(
       self.stages, stage.layer, stage.reduce.at, self.depth
     )
@@ -265,14 +281,18 @@ class Reducer:
 
   def give_back(self, passage: Passage, layer: int) -> Passage:
     """Gives back what is due behind block `layer`."""
-    while passage.away:
-      last = passage.away[-1]
-      until = last.back.until
-      ends = self.depth if until == "end" else last.stage.layer + until
-      if layer + 1 < ends:
-        break
-      passage = self._returned(passage, last)
+    while self.gives_back(passage, layer):
+      passage = self._returned(passage, passage.away[-1])
     return passage
+
+  def gives_back(self, passage: Passage, layer: int) -> bool:
+    """Whether something is due behind block `layer`."""
+    if not passage.away:
+      return False
+    last = passage.away[-1]
+    until = last.back.until
+    ends = self.depth if until == "end" else last.stage.layer + until
+    return layer + 1 >= ends
 
   def _returned(self, passage: Passage, away: Away) -> Passage:
     back, number = away.back, away.stage.number

@@ -25,7 +25,6 @@ from tokjax.tokens import Kind
 IMAGE_BUCKETS = (1, 2, 3, *(2**i for i in range(2, 11)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def prefill(
   model: VisionLanguage,
   params: Any,
@@ -50,13 +49,22 @@ def prefill(
     What `tokjax.models.generation.decode_step` goes on with, for
     `model.decoder` and `params["language"]`.
   """
-  rows = model.apply({"params": params}, prompts, key, method="enter")
-  decoder = model.decoder
-  apply = functools.partial(decoder.apply, {"params": params["language"]})
-  done = prompting.prefill_rows(decoder, apply, rows, decode, chunk, room)
-  return Generation(
-    done.states, done.logits, done.position, prompts.length > 0, done.shifts
+  rows, alive = _enter(model, params, prompts, key)
+  done = prompting.prefill_rows(
+    model.decoder, params["language"], rows, decode, chunk, room
   )
+  return Generation(
+    done.states, done.logits, done.position, alive, done.shifts
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _enter(model: VisionLanguage, params: Any, prompts: Prompts, key):
+  rows = model.apply({"params": params}, prompts, key, method="enter")
+  return rows, prompts.length > 0
+
+
+prefill_whole = jax.jit(prefill, static_argnums=(0, 3, 4, 5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +161,8 @@ class VisionLanguageGenerator:
     """
     images = [()] * len(prompts) if images is None else images
     packed, room = self.pack(prompts, images)
-    return prefill(
+    run = prefill_whole if self.language.one_program else prefill
+    return run(
       self.model, self.params, packed, self.decode, self.chunk, room, key
     )
 
@@ -163,10 +172,7 @@ class VisionLanguageGenerator:
 
   def step(self, going: Generation, token: np.ndarray) -> Generation:
     """Takes one token of each text; `going` is used up."""
-    language = self.language
-    return generation.decode_step(
-      language.model, language.params, going, token
-    )
+    return self.language.step(going, token)
 
   def generate(
     self,

@@ -54,6 +54,11 @@ class Site:
   budget: Budget | None = None
 
   @property
+  def answering(self) -> int:
+    """The index of this block in the questions that are answered."""
+    return self.layer
+
+  @property
   def num_free(self) -> int:
     return self.tokens.num_tokens - self.protected
 
@@ -97,7 +102,7 @@ class Site:
     Raises:
       ValueError: the question was not asked.
     """
-    asked = question.answered(question.at(self.layer, self.depth))
+    asked = question.answered(question.at(self.answering, self.depth))
     if asked not in self.answers:
       raise ValueError(
         f"{question} was not asked: attach it to the rule with"
