@@ -64,6 +64,9 @@ class Layer:
       )
     hash(self)
 
+  def replace(self, **changes: Any) -> "Layer":
+    return dataclasses.replace(self, **changes)
+
   @property
   def key(self) -> int:
     """Tells layers apart as keys of a dictionary; nothing else follows from it.

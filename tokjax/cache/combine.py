@@ -208,8 +208,8 @@ class ByHead(Prompted):
 
 
 def _part_of(layer: Layer, heads: tuple[int, ...]) -> Layer:
-  return dataclasses.replace(
-    layer, heads=len(heads) * layer.group, kv_heads=len(heads)
+  return layer.replace(
+    heads=len(heads) * layer.group, kv_heads=len(heads)
   )
 
 

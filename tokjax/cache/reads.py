@@ -133,9 +133,7 @@ def attend_to(
     index, valid: places to read, none twice, `[b, G, r, m]`.
   """
   b, g, r, m = index.shape
-  layer = dataclasses.replace(
-    query.layer, heads=query.layer.heads, kv_heads=query.layer.heads
-  )
+  layer = query.layer.replace(kv_heads=query.layer.heads)
   seen = jnp.take_along_axis(query.seen(entries)[:, :, None], index, axis=-1)
   own = take(entries, index)
   flat = own.map(

@@ -235,8 +235,8 @@ class SharedKeys(Prompted):
     q = core.split(layer.rotate(a.q, a.position), layer.kv_heads)
     own = jnp.zeros((*q.shape[:4], n), jnp.float32)
     leads, rest = np.flatnonzero(~follow), np.flatnonzero(follow)
-    part = lambda heads: dataclasses.replace(
-      layer, heads=len(heads) * layer.group, kv_heads=len(heads)
+    part = lambda heads: layer.replace(
+      heads=len(heads) * layer.group, kv_heads=len(heads)
     )
     if len(leads):
       x = core.logits(part(leads), q[:, leads], state.k)

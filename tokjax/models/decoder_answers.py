@@ -110,7 +110,7 @@ class DecoderAnswers:
 
   def _products(self, q: Float[Array, "b w h d"]) -> Float[Array, "b h w n"]:
     """Scaled products with all keys, without soft cap and mask."""
-    layer = dataclasses.replace(self.layer, soft_cap=None)
+    layer = self.layer.replace(soft_cap=None)
     x = core.logits(layer, core.split(q, layer.kv_heads), self._keys)
     return x.reshape(x.shape[0], layer.heads, *x.shape[3:])
 

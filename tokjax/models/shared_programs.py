@@ -66,6 +66,12 @@ class Watched(Layer):
     """For `dataclasses.replace`, which has read the number before."""
     vars(self).update(index=index, asked=[], traced=index)
 
+  def replace(self, **changes: Any) -> Layer:
+    """It notes what is asked of this one, too."""
+    other = object.__new__(type(self))
+    vars(other).update(vars(self), **changes)
+    return other
+
   @property
   def key(self) -> int:
     return vars(self)["index"]
