@@ -194,14 +194,17 @@ class Case:
   slots: Slots
   depth: int = DEPTH
   dtype: Any = jnp.float32
-  window: int | None = None
+  window: int | tuple[int, ...] | None = None
   text: Text = TEXT
 
   @property
   def layers(self) -> tuple[Layer, ...]:
     """The first `depth` of the layers."""
+    windows = self.window
+    if not isinstance(windows, tuple):
+      windows = (windows,) * DEPTH
     of = lambda layer: dataclasses.replace(
-      layer, dtype=self.dtype, window=self.window
+      layer, dtype=self.dtype, window=windows[layer.index]
     )
     return tuple(of(layer) for layer in layers()[: self.depth])
 
