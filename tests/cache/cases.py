@@ -302,6 +302,25 @@ class Case:
     return self.result[1]
 
 
+def held(slots: Slots, layer: Layer, prompt: int, steps: int) -> list:
+  """Shapes of what one layer holds behind a prompt, for so many steps."""
+  attend = Causal() if slots.attend is None else slots.attend
+  cache = KV() if slots.cache is None else slots.cache
+  zeros = lambda *more: jnp.zeros((1, prompt, *more))
+
+  def run(key):
+    kv, at = zeros(layer.kv_heads, layer.head_dim), zeros().astype(jnp.int32)
+    q, valid = zeros(layer.heads, layer.head_dim), jnp.ones(at.shape, bool)
+    arrivals = Arrivals(q, kv, kv, at, valid, at, zeros(INPUT))
+    _, state, _ = cache.prefill(
+      layer, cache.init(layer, 1, prompt, steps), arrivals, attend=attend,
+      params=parameters(attend, cache, layer, INPUT, key), carry={}, last=True,
+    )  # fmt: skip
+    return jax.tree.leaves(state)
+
+  return jax.eval_shape(run, jax.random.key(0))
+
+
 @functools.cache
 def case(name: str, **options) -> Case:
   """The shared case of a recipe, at half of everything."""
