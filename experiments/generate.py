@@ -28,6 +28,7 @@ from experiments import prompts as prompting
 from experiments import typed
 from experiments.generated import Generated
 from experiments.prompts import Answer, Prompt
+from experiments.small_prompts import fitted
 from experiments.sweeps.language_models import (
   LANGUAGE_MODELS,
   LanguageModel,
@@ -37,7 +38,7 @@ from experiments.sweeps.language_models import (
 from experiments.training.config import DTYPES, Recipe
 from experiments.training.eta import working
 from tokjax import interop, zoo
-from tokjax.models import Decoder, Generator, Sampler, generation
+from tokjax.models import Decoder, Generator, Sampler, generation, prefill
 from tokjax.slots import Bytes, Slots
 
 DEFAULT = "smollm2"
@@ -198,7 +199,7 @@ def answer(
 ) -> list[Generated]:
   """What follows each prompt; of a single one, `show` is given the pieces."""
   ids = [one.encode(lm.tokenizer, config.chat) for one in asked]
-  made = build(lm, config)
+  made = build(lm, config, sys.stderr.write)
   made.pack(ids)  # Refused before anything is compiled.
   out = []
   for i in range(0, len(asked), config.batch):
@@ -263,15 +264,29 @@ def refuse_early(
   state_shapes(made, made.model, ids)
 
 
-def build(lm: LanguageModel, config: Generate) -> Generator:
-  """The language model with the recipe's slots, and room."""
-  model = lm.build(config.recipe.slots())
+def build(
+  lm: LanguageModel, config: Generate, say: Show = lambda text: None
+) -> Generator:
+  """The language model with the recipe's slots, and room.
+
+  Args:
+    lm: the model.
+    config: with a recipe whose windows may be too large for the capacity.
+    say: is told if smaller ones are used.
+  """
+  capacity = config.capacity or lm.config.length
+
+  def check(slots):
+    prefill.check(lm.build(slots), capacity, config.tokens, config.chunk)
+
+  recipe, changed = fitted(config.recipe, check)
+  if changed:
+    say(f"note: {changed}\n")
+  model = lm.build(recipe.slots())
   return Generator(
     model,
     lm.params_for(model),
-    capacity=lm.config.length
-    if config.capacity is None
-    else config.capacity,
+    capacity=capacity,
     decode=config.tokens,
     chunk=config.chunk,
   )

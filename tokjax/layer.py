@@ -99,6 +99,10 @@ class Layer:
     """What products of queries and keys are multiplied with."""
     return self.head_dim**-0.5 if self.scale is None else self.scale
 
+  def in_sight(self, tokens: int) -> int:
+    """How many of that many tokens the last one sees (static)."""
+    return tokens if self.window is None else min(tokens, self.window)
+
   def rotate(
     self, x: Float[Array, "*b t h d"], position: Int[Array, "*b t"]
   ) -> Float[Array, "*b t h d"]:

@@ -194,14 +194,17 @@ class Case:
   slots: Slots
   depth: int = DEPTH
   dtype: Any = jnp.float32
-  window: int | None = None
+  window: int | tuple[int, ...] | None = None
   text: Text = TEXT
 
   @property
   def layers(self) -> tuple[Layer, ...]:
     """The first `depth` of the layers."""
+    windows = self.window
+    if not isinstance(windows, tuple):
+      windows = (windows,) * DEPTH
     of = lambda layer: dataclasses.replace(
-      layer, dtype=self.dtype, window=self.window
+      layer, dtype=self.dtype, window=windows[layer.index]
     )
     return tuple(of(layer) for layer in layers()[: self.depth])
 
@@ -297,6 +300,25 @@ class Case:
   def decoded(self) -> np.ndarray:
     """`[steps, depth, b, H, D]`."""
     return self.result[1]
+
+
+def held(slots: Slots, layer: Layer, prompt: int, steps: int) -> list:
+  """Shapes of what one layer holds behind a prompt, for so many steps."""
+  attend = Causal() if slots.attend is None else slots.attend
+  cache = KV() if slots.cache is None else slots.cache
+  zeros = lambda *more: jnp.zeros((1, prompt, *more))
+
+  def run(key):
+    kv, at = zeros(layer.kv_heads, layer.head_dim), zeros().astype(jnp.int32)
+    q, valid = zeros(layer.heads, layer.head_dim), jnp.ones(at.shape, bool)
+    arrivals = Arrivals(q, kv, kv, at, valid, at, zeros(INPUT))
+    _, state, _ = cache.prefill(
+      layer, cache.init(layer, 1, prompt, steps), arrivals, attend=attend,
+      params=parameters(attend, cache, layer, INPUT, key), carry={}, last=True,
+    )  # fmt: skip
+    return jax.tree.leaves(state)
+
+  return jax.eval_shape(run, jax.random.key(0))
 
 
 @functools.cache

@@ -4,12 +4,14 @@ Names come from the registry. A recipe of tokjax without a reference fails; one
 from elsewhere is held to everything but the comparison.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from tests.cache import cases, reference
-from tests.cache.cases import DEPTH, LENGTHS, Case, case
+from tests.cache.cases import DEPTH, LENGTHS, PROMPT, Case, case
 from tests.decoder.models import decoder
 from tokjax import recipes
 from tokjax.cache.entries import physical_bytes
@@ -142,6 +144,24 @@ def test_a_sliding_layer_looks_at_its_window_or_is_refused(name):
     )  # fmt: skip
   if not looks_at_values(c):
     np.testing.assert_allclose(c.decoded, other.decoded, rtol=1e-6, atol=1e-6)
+
+
+@EVERY
+def test_what_a_sliding_layer_holds_does_not_grow(name):
+  """With the prompt or with the text; other layers' states do."""
+  slots, window = case(name).slots, 6
+  plain = dataclasses.replace(cases.layers()[0], window=None)
+  layer = dataclasses.replace(plain, window=window)
+  size = lambda *of: physical_bytes(cases.held(slots, *of))
+  try:
+    c = Case(name, slots, window=window)
+    c.attend.check(layer, cases.PROMPT)
+    c.cache.check(layer, c.attend, cases.PROMPT, 4 * cases.PROMPT)
+  except ValueError as refused:
+    assert "window" in str(refused)
+    return
+  short, long = (size(layer, n, 2 * n) for n in (PROMPT, 2 * PROMPT))
+  assert short == long < size(plain, PROMPT, 2 * PROMPT)
 
 
 @EVERY

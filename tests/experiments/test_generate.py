@@ -41,11 +41,19 @@ def test_compressed_cache_is_smaller(workdir):
 def test_options_of_the_recipe(workdir):
   prompt = "import os, sys\n"
   with pytest.raises(ValueError, match="fewer than the 64 that are protected"):
-    run(workdir, "recipe=snapkv,keep=0.4", prompt)
+    run(workdir, "recipe=snapkv,keep=0.4,window=64", prompt)
   done, _ = run(workdir, "recipe=snapkv,keep=0.4,window=2,kernel=3", prompt)
   assert done.physical < done.full
   with pytest.raises(ValueError, match="unknown option 'windw'"):
     run(workdir, "recipe=snapkv,windw=2", prompt)
+
+
+def test_a_window_that_is_too_large_is_made_smaller(workdir, capsys):
+  """Prompts of up to 32 tokens, of which 12 stay; no window was asked for."""
+  done, _ = run(workdir, "recipe=snapkv,keep=0.4", "import os, sys\n")
+  assert done.physical < done.full
+  (note,) = [x for x in capsys.readouterr().err.split("\n") if "note" in x]
+  assert "window=4 instead of window=64" in note
 
 
 @pytest.mark.parametrize(
@@ -61,7 +69,10 @@ def test_bad_prompts(workdir, prompt, message):
   "arg, prompt, message",
   [
     ("recipe=tome", "import os", "tome"),
-    ("recipe=snapkv,keep=0.4", "import os, sys\n", "that are protected"),
+    (
+      "recipe=snapkv,keep=0.4,window=64", "import os, sys\n",
+      "that are protected",
+    ),
     ("", "x" * 33, "33 tokens, the capacity is 32"),
   ],
 )

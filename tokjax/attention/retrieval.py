@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tokjax import budgets
-from tokjax.attention import core
 from tokjax.attention.causal import Causal, need_whole
 from tokjax.budgets import Budget
 from tokjax.layer import NOTES, Layer
@@ -54,21 +53,6 @@ def mean_query(chunk: Chunk, q: Float[Array, "c h d"]) -> Float[Array, "h d"]:
 def grouped(layer: Layer, x: Float[Array, "*c h d"]) -> Array:
   """Query heads by key head, `[*c, G, r, D]`."""
   return x.reshape(*x.shape[:-2], layer.kv_heads, layer.group, x.shape[-1])
-
-
-def within_window(layer: Layer, chunk: Chunk) -> Float[Array, "c h d"]:
-  """A sliding layer's attention of one example's chunk."""
-  c, n = chunk.q.shape[0], chunk.k.shape[0]
-  width = min(layer.window + c - 1, n)
-  start = jnp.clip(chunk.now - width, 0, n - width)
-  place = start + jnp.arange(width)
-  part = lambda x: jax.lax.dynamic_slice_in_dim(x, start, width)[None]
-  q = core.split(layer.rotate(chunk.q, chunk.place)[None], layer.kv_heads)
-  k, v = layer.rotate(part(chunk.k), place[None]), part(chunk.v)
-  seen = core.visible(layer, chunk.place, place, place < chunk.now)
-  x = core.logits(layer, q, core.heads_first(k))
-  weight = core.softmax(x, seen[None, None, None])
-  return core.join(core.mix(weight, core.heads_first(v)))[0]
 
 
 DENSE = Causal()
@@ -125,10 +109,6 @@ class Retrieval(Causal):
     """Outputs of a chunk, and the memo after it."""
     raise NotImplementedError
 
-  def remembered(self, layer: Layer, n: int) -> Memo:
-    """The memo of a layer: nothing where nothing is retrieved."""
-    return self.memo(layer, n) if layer.window is None else ()
-
   def due(self, chunk: Chunk) -> Bool[Array, ""]:
     """Whether `digest` has something to do."""
     return jnp.zeros((), bool)
@@ -141,8 +121,6 @@ class Retrieval(Causal):
     self, layer: Layer, chunk: Chunk, memo: Memo
   ) -> tuple[Float[Array, "b c h d"], Memo]:
     """`look` and `digest` over a batch."""
-    if layer.window is not None:
-      return jax.vmap(lambda c: within_window(layer, c))(chunk), memo
     out, memo = jax.vmap(lambda c, m: self.look(layer, c, m))(chunk, memo)
     due = jax.vmap(self.due)(chunk)
 

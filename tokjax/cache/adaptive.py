@@ -3,6 +3,8 @@
 What all heads of a layer keep together is known from the configuration, what
 each of them keeps is not. The buffer therefore holds entries of all heads one
 after the other, each with the number of its head: no head's room is wasted.
+In a sliding layer heads compete for entries that are in sight, as in `evict`,
+and the buffer is a ring for the heads together.
 """
 
 import dataclasses
@@ -117,6 +119,7 @@ class Adaptive(Prompted):
 
   def room(self, layer: Layer, prompt: int) -> int:
     """Entries of all heads that any prompt leaves; one a head for rounding."""
+    prompt = layer.in_sight(prompt)
     most = layer.ask(budgets.table, self.budget, prompt).max()
     each = min(max(int(most), self.window) + 1, prompt)
     return layer.kv_heads * each
@@ -125,8 +128,11 @@ class Adaptive(Prompted):
     """Which entries of which heads stay."""
     score, n = self.score(prompt), prompt.length
     place = jnp.arange(score.shape[1])
-    real = place < n
-    free = place < n - self.window
+    real, free = place < n, place < n - self.window
+    if prompt.layer.window is not None:
+      sight = prompt.layer.window
+      real, free = real & (place >= n - sight), free & (place >= n - sight)
+      n = jnp.minimum(n, sight)
     each = jnp.maximum(count - self.window, 0)
     if self.normalise:
       score = normalised(score, free, each)
@@ -140,8 +146,9 @@ class Adaptive(Prompted):
   def compress(self, layer, space, notes, params):
     del notes, params  # Refused when the model was built; nothing learned.
     whole = entries_lib.of_memory(layer, space.memory, rotated=True)
-    table = layer.ask(budgets.table, self.budget, space.prompt)
-    count = jnp.asarray(table)[space.length]
+    sight = layer.in_sight(space.prompt)
+    table = layer.ask(budgets.table, self.budget, sight)
+    count = jnp.asarray(table)[jnp.minimum(space.length, sight)]
     stays = over_prompts(layer, space, self.chosen, count)
     b, g, n = stays.shape
     room = self.room(layer, n)
@@ -160,14 +167,19 @@ class Adaptive(Prompted):
     k, v, position, head, length = jax.vmap(one)(
       stays, whole.k, whole.v, whole.position
     )
-    more = g * space.decode
+    # A head has no more entries in sight than the window, and older ones go.
+    most = g * layer.in_sight(space.prompt + space.decode)
+    more = min(g * space.decode, max(most - room, 0))
     pad = lambda x: jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2))
     return Flat(pad(k), pad(v), pad(position), pad(head), length)
 
   def step(self, layer, state, arrivals, attend, params, carry):
     a, g = arrivals, layer.kv_heads
     k = layer.rotate(a.k, a.position)[:, 0]  # [b, G, D]
-    state = _appended(state, k, a.v[:, 0], a.position[:, 0], a.valid[:, 0])
+    ring = layer.window is not None
+    state = _appended(
+      state, k, a.v[:, 0], a.position[:, 0], a.valid[:, 0], ring
+    )
     # Every head multiplies all entries and hides those of the others: for a few
     # heads that is faster than sorting entries or adding them up by head.
     q = core.split(layer.rotate(a.q, a.position), g)[:, :, :, 0]
@@ -200,16 +212,20 @@ class Adaptive(Prompted):
     )
 
 
-def _appended(state: Flat, k, v, position, valid) -> Flat:
-  """One token in every head, where `valid`."""
+def _appended(state: Flat, k, v, position, valid, ring: bool) -> Flat:
+  """One token in every head, where `valid`; a ring's oldest entries go."""
 
   def one(e, k, v, position, valid):
     g, room = k.shape[0], e.head.shape[0]
-    at = jnp.where(valid, e.length + jnp.arange(g), room)
+    free = e.length + jnp.arange(g)
+    if ring:
+      there = jnp.arange(room) < e.length
+      free = entries_lib.places_for(g, e.position, there)
+    at = jnp.where(valid, free, room)
     put = lambda x, new: x.at[at].set(jnp.asarray(new, x.dtype), mode="drop")
     return Flat(
       put(e.k, k), put(e.v, v), put(e.position, jnp.full((g,), position)),
-      put(e.head, jnp.arange(g)), e.length + g * valid,
+      put(e.head, jnp.arange(g)), jnp.minimum(e.length + g * valid, room),
     )  # fmt: skip
 
   return jax.vmap(one)(state, k, v, position, valid)

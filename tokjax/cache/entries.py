@@ -2,7 +2,9 @@
 
 Arrays are those of a batch and its key heads, `[b, G, n, ...]`. Heads and
 examples may hold different numbers: the first `length` places of each count,
-the others are room. Entries stand in the order of the text.
+the others are room. Entries stand in the order of the text, except in a ring: a
+sliding layer has room for its window, and once that is full, a new entry takes
+the place of the oldest one, which no later query sees.
 """
 
 import dataclasses
@@ -119,18 +121,76 @@ def with_room(entries: Entries, room: int) -> Entries:
   return entries.map(lambda x: pad(x, axis), entries.length)
 
 
+def newest(entries: Entries, room: int) -> Entries:
+  """The last `room` entries of each head, which stand in order."""
+  if room >= entries.room:
+    return entries
+
+  def one(e):
+    start = jnp.maximum(e.length - room, 0)
+    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, room)
+    return e.map(cut, jnp.minimum(e.length, room))
+
+  return over_heads(one, entries)
+
+
+def without_aged(
+  entries: Entries,
+  layer: Layer,
+  position: Int[Array, "b"],
+  valid: Bool[Array, "b"],
+) -> Entries:
+  """Entries in order without those that a query at `position` cannot see.
+
+  Where not `valid`, nothing goes; without a window neither.
+  """
+  if layer.window is None:
+    return entries
+
+  def one(e, position, valid):
+    aged = e.valid & (e.position <= position - layer.window) & valid
+    count = aged.sum(dtype=jnp.int32)
+    return e.map(lambda x: jnp.roll(x, -count, axis=0), e.length - count)
+
+  wide = lambda x: jnp.broadcast_to(x[:, None], entries.length.shape)
+  return over_heads(one, entries, wide(position), wide(valid))
+
+
+def places_for(
+  count: int, position: Int[Array, "n"], valid: Bool[Array, "n"]
+) -> Int[Array, "count"]:
+  """Where that many new entries go: empty places, then those of the oldest."""
+  age = jnp.where(valid, position, -1)
+  if count == 1:
+    return jnp.argmin(age)[None]
+  return jax.lax.top_k(-age, count)[1]
+
+
+def order(entries: Entries) -> Int[Array, "*b n"]:
+  """How many entries of its head are older than each, in a ring or in order."""
+  age = jnp.where(entries.valid, entries.position, jnp.iinfo(jnp.int32).max)
+  start = jnp.argmin(age, axis=-1, keepdims=True)
+  place = jax.lax.broadcasted_iota(jnp.int32, age.shape, age.ndim - 1)
+  return (place - start) % entries.room
+
+
 def append(
   entries: Entries,
   k: Float[Array, "b g d"],
   v: Float[Array, "b g d"],
   position: Int[Array, "b"],
   valid: Bool[Array, "b"],
+  ring: bool = False,
 ) -> Entries:
-  """One token more in every head of the examples where it is `valid`."""
+  """One token more in every head of the examples where it is `valid`.
+
+  Without room it is lost, or in a `ring` takes the place of the oldest entry.
+  """
 
   def one(e, k, v, position, valid):
+    free = places_for(1, e.position, e.valid)[0] if ring else e.length
     # Without room or where nothing came, the write falls off the end.
-    at = jnp.where(valid, e.length, e.room)
+    at = jnp.where(valid, free, e.room)
     put = lambda x, new: x.at[at].set(jnp.asarray(new, x.dtype), mode="drop")
     extra = {
       name: put(x, jnp.zeros(x.shape[1:])) for name, x in e.extra.items()

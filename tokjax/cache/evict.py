@@ -2,6 +2,12 @@
 
 The same plan rule serves at the end of the prompt (`evict`) and between steps
 (`Trim`). A budget below what is protected is refused when a model is built.
+
+In a sliding layer the candidates are the entries that the prompt's last token
+sees, and budgets are counted from these: a fraction is one of the window.
+Scores are those of the whole prompt. First tokens are protected as long as they
+are in sight. A budget that is below what is protected there, but not in a layer
+without a window, is raised to it, as it is for short prompts.
 """
 
 import dataclasses
@@ -58,17 +64,21 @@ class Limits:
   """What prompts up to a length are entitled to at a layer, of all lengths.
 
   Attributes:
-    count: entries that stay, the protected included, `[prompt + 1]`.
-    last: how many last ones are protected, `[prompt + 1]`.
+    count: entries that stay, the protected included, `[tokens + 1]`, where
+      `tokens` are those of the longest prompt that are in sight.
+    last: how many last ones are protected, `[tokens + 1]`.
     first: how many first ones are.
+    slides: the layer has a window, so that the first ones may be out of sight.
   """
 
   count: np.ndarray
   last: np.ndarray
   first: int
+  slides: bool
 
   @classmethod
   def of(cls, reduce: Reduce, layer: Layer, prompt: int) -> "Limits":
+    prompt = layer.in_sight(prompt)
     free = reduce.free
     last = layer.ask(budgets.table, budgets.of(free.last), prompt)
     count = layer.ask(budgets.table, reduce.budget, prompt)
@@ -78,7 +88,14 @@ class Limits:
       count = np.maximum(count, free.first + last)
     else:
       count = count + free.first + last
-    return cls(count, last, free.first)
+    return cls(count, last, free.first, layer.window is not None)
+
+  def at(
+    self, length: Int[Array, "b"]
+  ) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
+    """What prompts may keep, and how many last ones are protected."""
+    length = jnp.minimum(length, len(self.count) - 1)
+    return jnp.asarray(self.count)[length], jnp.asarray(self.last)[length]
 
   @property
   def ends(self) -> np.ndarray:
@@ -94,7 +111,8 @@ class Limits:
   def free(self) -> int:
     """Room for entries that are not protected."""
     length = np.arange(len(self.count))
-    return int((np.minimum(self.count, length) - self.ends).max())
+    ends = np.minimum(self.last, length) if self.slides else self.ends
+    return int((np.minimum(self.count, length) - ends).max())
 
 
 def check(reduce: Reduce, layer: Layer, prompt: int) -> None:
@@ -127,15 +145,15 @@ def check(reduce: Reduce, layer: Layer, prompt: int) -> None:
 def room(reduce: Reduce, layer: Layer, prompt: int) -> int:
   """Places for the kept entries of any prompt up to that length."""
   merged = reduce.rest == "mean"
-  return min(Limits.of(reduce, layer, prompt).most, prompt) + merged
+  most = Limits.of(reduce, layer, prompt).most
+  return min(most + merged, layer.in_sight(prompt))
 
 
 def limits(
   reduce: Reduce, layer: Layer, prompt: int, length: Int[Array, "b"]
 ) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
   """What each example may keep, and how many last ones are protected."""
-  of = Limits.of(reduce, layer, prompt)
-  return jnp.asarray(of.count)[length], jnp.asarray(of.last)[length]
+  return Limits.of(reduce, layer, prompt).at(length)
 
 
 def evict(
@@ -163,11 +181,12 @@ def evict(
   if reduce.rest == "mean" or not _selects(reduce.rule):
     extra["count"] = jnp.ones(whole.position.shape, jnp.float32)
   whole = whole.replace(extra=extra)
-  count, last = (jnp.asarray(x)[space.length] for x in (of.count, of.last))
+  count, last = of.at(space.length)
   step = _Heads(reduce.rule, reduce.rest, of.free, int(of.ends.max()),
                 room(reduce, layer, n), layer)  # fmt: skip
   own = tuple(q.answered(layer.key) for q in reduce.asks)
-  return step(whole, answers.only(frozenset(own)), of.first, count, last)
+  first = jnp.full(whole.length.shape, of.first)
+  return step(whole, answers.only(frozenset(own)), first, count, last)
 
 
 def _selects(rule: Any) -> bool:
@@ -232,24 +251,23 @@ class _Heads:
     self,
     entries: Entries,
     answers: Answers,
-    first: int,
+    first: Int[Array, "b g"],
     count: Int[Array, "b"],
     last: Int[Array, "b"],
   ) -> Entries:
     wide = lambda x: jnp.broadcast_to(x[:, None], entries.length.shape)
-    one = lambda e, answers, count, last: self._one(
-      e, answers, first, count, last
-    )
     return entries_lib.over_heads(
-      one, entries, answers, wide(count), wide(last)
+      self._one, entries, answers, first, wide(count), wide(last)
     )
 
   def _one(self, e, answers, first, count, last) -> Entries:
     place = jnp.arange(e.room)
     there = place < e.length
+    if self.layer.window is not None:
+      there = there & (place >= e.length - self.layer.window)
     free = there & (place >= first) & (place < e.length - last)
-    tokens = _tokens(e)
-    due = jnp.minimum(count, e.length) - (there & ~free).sum()
+    tokens = _tokens(e, there)
+    due = jnp.minimum(count, there.sum()) - (there & ~free).sum()
     due = jnp.maximum(due, 0).astype(jnp.int32)
     site = CacheSite(self.layer, tokens, answers, self.keep, free, due)
     found = self.rule(site)
@@ -320,16 +338,17 @@ class Trim:
     weight: Array | None = None,
   ) -> Entries:
     """The same room, fewer entries where there were too many."""
+    there = _first_there(layer, entries, first)
     answers = answers_lib.of_step(entries, self.asks, layer, weight)
     score = getattr(self.rule, "score", None)
     single = not (self.merge or self.slack or self.always)
     if single and score is not None:
       wide = lambda x: jnp.broadcast_to(x[:, None], entries.length.shape)
-      one = lambda e, answers, count, last: _less_one(
+      one = lambda e, answers, first, count, last: _less_one(
         e, _scored(score, e, answers, layer), first, count, last
       )
       return entries_lib.over_heads(
-        one, entries, answers, wide(count), wide(last)
+        one, entries, answers, there, wide(count), wide(last)
       )
     n = entries.room
     if self.merge and "count" not in entries.extra:
@@ -337,7 +356,7 @@ class Trim:
       entries = entries.replace(extra=extra)
     rest = "mean" if self.merge else "drop"
     fewer = _Heads(self.rule, rest, n - self.merge, n, n, layer)(
-      entries, answers, first, count, last
+      entries, answers, there, count, last
     )
     full = entries.length > (count + self.merge + self.slack)[:, None]
     full = full | self.always
@@ -349,25 +368,35 @@ class Trim:
     return jax.tree.map(pick, fewer, entries)
 
 
-def _tokens(e: Entries) -> Tokens:
+def _first_there(
+  layer: Layer, entries: Entries, first: int
+) -> Int[Array, "b g"]:
+  """How many of the text's first tokens are still there, in front."""
+  if layer.window is None:
+    return jnp.full(entries.length.shape, first)
+  early = entries.valid & (entries.position < first)
+  return early.sum(axis=-1, dtype=jnp.int32)
+
+
+def _tokens(e: Entries, there: Bool[Array, "n"]) -> Tokens:
   """One head's entries as tokens, which rules see; features are the keys."""
   one = jnp.ones((e.room,), jnp.float32)
   return Tokens(
     e.k, e.extra.get("count", one), e.position[:, None].astype(jnp.float32),
-    jnp.full((e.room,), Kind.TEXT, jnp.int32), jnp.arange(e.room) < e.length,
+    jnp.full((e.room,), Kind.TEXT, jnp.int32), there,
   )  # fmt: skip
 
 
 def _scored(score, e: Entries, answers: Answers, layer: Layer) -> Array:
   """A rule's scores of one head's entries."""
-  tokens = _tokens(e)
+  tokens = _tokens(e, jnp.arange(e.room) < e.length)
   return score(CacheSite(layer, tokens, answers, e.room, tokens.mask))
 
 
 def _less_one(
   e: Entries,
   score: Float[Array, "n"],
-  first: int,
+  first: Int[Array, ""],
   count: Int[Array, ""],
   last: Int[Array, ""],
 ) -> Entries:

@@ -3,6 +3,9 @@
 Checked against models/llama_kivi.py and quant/new_pack.py (876b4d2). All
 functions are those of one key head, lifted over heads and examples.
 
+In a sliding layer codes are a ring of whole blocks of R, of at least one more
+than the window fills: the token at place p is in row p modulo its length.
+
 A step attends before it codes: the query sees its own token and up to R others
 exactly. What a step makes due for coding is therefore coded by the next one,
 before that step's token is added.
@@ -42,7 +45,7 @@ class Packed:
     v_rest: exact values, that of place p in row p - v_coded, `[*b, R + 1, D]`.
     v_coded: how many values are coded, `[*b]`.
     position: `[*b, room]`.
-    length: `[*b]`.
+    length: of the text, `[*b]`.
   """
 
   k_bits: UInt8[Array, "*b c d8 bits"]
@@ -99,9 +102,11 @@ class Kivi:
         f"Kivi stores keys and values only, not {sorted(entries.extra)}; use"
         " Exact()"
       )
-    r = self.residual
+    r, ring = self.residual, self.ring(layer)
     count, size = self.parts_of(room)
     coded, later = count * size, count * size if count > 1 else max(room - r, 1)
+    if ring is not None and room >= ring:
+      room = coded = later = ring
     entries = entries_lib.with_room(entries, max(room, coded + r) + 1)
 
     def one(e):
@@ -116,6 +121,16 @@ class Kivi:
       )  # fmt: skip
 
     return entries_lib.over_heads(one, entries)
+
+  def ring(self, layer: Layer) -> int | None:
+    """Rows of a sliding layer's codes, where it needs no more."""
+    if layer.window is None:
+      return None
+    return (-(-layer.window // self.residual) + 1) * self.residual
+
+  def rings(self, layer: Layer, state: Packed) -> bool:
+    """Whether new codes may replace the oldest ones."""
+    return self.ring(layer) == state.position.shape[-1]
 
   def parts_of(self, room: int) -> tuple[int, int]:
     """In how many parts that many entries are read, and entries of a part."""
@@ -142,30 +157,36 @@ class Kivi:
   def append(self, layer, state, k, v, position, valid) -> Packed:
     """Codes what the last step left to be coded, then adds the token exact."""
 
+    ring = self.rings(layer, state)
+
     def one(s, k, v, position, valid):
-      s, n = self._coded(layer, s, valid), s.length
+      s, n = self._coded(layer, s, valid, ring), s.length
+      place = n % s.position.shape[0] if ring else n
       put = lambda x, at, row: _put(x, jnp.where(valid, at, x.shape[0]), row)
       return dataclasses.replace(
         s,
         k_rest=put(s.k_rest, n - s.k_coded, k),
         v_rest=put(s.v_rest, n - s.v_coded, v),
-        position=put(s.position, n, position),
+        position=put(s.position, place, position),
         length=n + valid,
       )
 
     wide = lambda x: jnp.broadcast_to(x[:, None], k.shape[:2])
     return entries_lib.over_heads(one, state, k, v, wide(position), wide(valid))
 
-  def _coded(self, layer: Layer, s: Packed, valid: Array) -> Packed:
+  def _coded(
+    self, layer: Layer, s: Packed, valid: Array, ring: bool
+  ) -> Packed:
     """One head's state with a full key buffer and an old value coded."""
     r, g, n = self.residual, self.group, s.length
+    row = lambda place, x: place % x.shape[0] if ring else place
     # Both are computed in every step, and dropped where they are not due.
     bits, low, step = self.coded_keys(s.k_rest, layer.dtype)
     full = valid & (n - s.k_coded == r)
-    at = jnp.where(full, s.k_coded, s.k_bits.shape[0])
+    at = jnp.where(full, row(s.k_coded, s.k_bits), s.k_bits.shape[0])
     old = self.coded_values(s.v_rest[:1], layer.dtype)
     over = valid & (n - s.v_coded > r)
-    to = jnp.where(over, s.v_coded, s.v_bits.shape[0])
+    to = jnp.where(over, row(s.v_coded, s.v_bits), s.v_bits.shape[0])
     return dataclasses.replace(
       s,
       k_bits=_rows(s.k_bits, at, bits),
@@ -181,6 +202,8 @@ class Kivi:
 
   def view(self, layer: Layer, state: Packed) -> Entries:
     r, n = self.residual, state.position.shape[-1]
+    if self.rings(layer, state):
+      return self._view_ring(state)
     # Whole blocks, and room for the exact rows wherever they are laid.
     room = (-(-n // r) + 1) * r
 
@@ -195,8 +218,23 @@ class Kivi:
     k, v, position = entries_lib.over_heads(one, state)
     return Entries(k, v, position, state.length)
 
+  def _view_ring(self, state: Packed) -> Entries:
+    """Exact rows laid over the codes; a block of keys never crosses the end."""
+    n = state.position.shape[-1]
+
+    def one(s):
+      k, v = self._decoded(s)
+      at = (s.v_coded + jnp.arange(s.v_rest.shape[0])) % n
+      v = v.at[at].set(s.v_rest.astype(v.dtype))
+      return _over(k, s.k_rest, s.k_coded % n), v, s.position
+
+    k, v, position = entries_lib.over_heads(one, state)
+    return Entries(k, v, position, jnp.minimum(state.length, n))
+
   def parts(self, layer: Layer, state: Packed) -> Parts | None:
     """The coded entries in parts, and the last R + 1 ones."""
+    if self.rings(layer, state):
+      return None
     count, size = self.parts_of(state.position.shape[-1])
     if count == 1:
       return None
@@ -245,10 +283,11 @@ class Kivi:
   def logical(self, layer: Layer, state: Packed) -> Float[Array, "b"]:
     """Codes, scales and exact rows that count, and positions."""
     d, size = layer.head_dim, jnp.dtype(layer.dtype).itemsize
-    coded = state.k_coded + state.v_coded
+    held = jnp.minimum(state.length, state.position.shape[-1])
+    exact = 2 * state.length - state.k_coded - state.v_coded
     code = d * self.bits / 8 + 2 * d / self.group * size
-    total = coded * code + (2 * state.length - coded) * d * size
-    total = total + state.length * 4
+    total = (2 * held - exact) * code + exact * d * size
+    total = total + held * 4
     return total.sum(axis=1).astype(jnp.float32)
 
 

@@ -202,7 +202,9 @@ class KV(Prompted):
     return dataclasses.replace(self, read=self.read.with_keep(keep))
 
   def room(self, layer: Layer, prompt: int, decode: int) -> int:
-    """Places of each head."""
+    """Places of each head; a sliding layer's store needs no more than a window.
+    """
+    prompt = layer.in_sight(prompt)
     if self.evict is None:
       return prompt + decode
     kept = evict_lib.room(self.evict, layer, prompt)
@@ -214,16 +216,19 @@ class KV(Prompted):
     return min(most, prompt + decode)
 
   def compress(self, layer: Layer, space: Workspace, notes, params) -> KVState:
-    prompt, length = space.prompt, space.length
+    prompt = layer.in_sight(space.prompt)
+    length = jnp.minimum(space.length, prompt)
     whole = entries_lib.of_memory(layer, space.memory, self.store.rotated)
     if notes:
       whole = whole.replace(extra=notes)
     count = last = length
-    if self.evict is not None:
+    if self.evict is None:
+      whole = entries_lib.newest(whole, prompt)
+    else:
       count, last = evict_lib.limits(self.evict, layer, prompt, length)
       remember = None if self.trim is None else self.trim.remember
       whole = evict_lib.evict(self.evict, layer, space, whole, remember)
-    room = self.room(layer, prompt, space.decode)
+    room = self.room(layer, space.prompt, space.decode)
     store = self.store.pack(layer, whole, max(room, whole.room))
     view = self.store.view(layer, store)
     index = self.read.build(layer, view, prompt, length)
@@ -234,10 +239,13 @@ class KV(Prompted):
     a = arrivals
     position, valid = a.position[:, 0], a.valid[:, 0]
     k = layer.rotate(a.k, a.position) if self.store.rotated else a.k
+    trim, store = self.trim, state.store
+    if trim is not None:
+      # Rules between steps go by the order of the text, which a ring loses.
+      store = entries_lib.without_aged(store, layer, position, valid)
     store = self.store.append(
-      layer, state.store, k[:, 0], a.v[:, 0], position, valid
+      layer, store, k[:, 0], a.v[:, 0], position, valid
     )
-    trim = self.trim
     if trim is not None and trim.arriving is not None:
       score = trim.arriving(a)
       store = entries_lib.stamp(
@@ -291,7 +299,10 @@ class KV(Prompted):
       return core.split(q, layer.kv_heads), entries
     q = core.split(a.q, layer.kv_heads)  # [b, G, r, 1, D]
     at = jnp.broadcast_to(a.position[:, :1], entries.length.shape)
-    if self.store.reindexed:
+    if self.store.reindexed and layer.window is not None:
+      at, place = entries.length - 1, entries_lib.order(entries)
+      k = layer.rotate(entries.k[:, :, :, None], place)[:, :, :, 0]
+    elif self.store.reindexed:
       # All heads alike, so that angles are computed once.
       at, shape = entries.length - 1, entries.position.shape
       place = jnp.broadcast_to(jnp.arange(shape[2]), (shape[0], shape[2]))

@@ -3,8 +3,9 @@
 Keys and values of old tokens are rebuilt from features by a learned matrix,
 keys before they are rotated; the newest ones stay exact. Windows do not slide:
 the text is cut into windows of fixed places, the one that is being filled is
-exact, and it is replaced by its features after the step that fills it. Checked
-against cskv_src/modeling/modeling_llama.py, utils/cache_utils.py (cd79226).
+exact, and it is replaced by its features after the step that fills it. A
+sliding layer has features of the tokens in sight, as a ring. Checked against
+cskv_src/modeling/modeling_llama.py, utils/cache_utils.py (cd79226).
 """
 
 import dataclasses
@@ -64,7 +65,8 @@ class Features:
   """The state of `LowRank`.
 
   Attributes:
-    k, v: features of all tokens, `[b, n, rank]`.
+    k, v: features of all tokens, or of the last n in a ring: the token at place
+      p in row p mod n, `[b, n, rank]`.
     position: in the text, `[b, n]`.
     near_k, near_v: exact keys (rotated) and values of the window that is being
       filled, the token at place p in slot p mod window, `[b, window, G, D]`.
@@ -130,16 +132,21 @@ class LowRank(Prompted):
     del notes
     m, w, n = space.memory, self.window, space.prompt
     made = params["cache"]
-    room = lambda x: jnp.pad(
-      x, [(0, 0), (0, space.decode)] + [(0, 0)] * (x.ndim - 2)
-    )
-    features = lambda name: room(m.x @ made[name]["down"]).astype(layer.dtype)
+    room = layer.in_sight(n + space.decode)
+
+    def rows(x):
+      if room >= n:
+        return jnp.pad(x, [(0, 0), (0, room - n)] + [(0, 0)] * (x.ndim - 2))
+      place = jnp.maximum(_places(space.length, room), 0)
+      return jax.vmap(lambda x, at: x[at])(x, place)
+
+    features = lambda name: rows(m.x @ made[name]["down"]).astype(layer.dtype)
     start = space.length[:, None] // w * w
     place = jnp.clip(start + jnp.arange(w)[None], 0, n - 1)
     pick = jax.vmap(lambda x, at: x[at])
     k = layer.rotate(m.k, m.position)
     return Features(
-      features("k"), features("v"), room(m.position.astype(jnp.int32)),
+      features("k"), features("v"), rows(m.position.astype(jnp.int32)),
       pick(k, place).astype(layer.dtype), pick(m.v, place).astype(layer.dtype),
       space.length,
     )  # fmt: skip
@@ -151,13 +158,14 @@ class LowRank(Prompted):
     heads = lambda x: x.reshape(*x.shape[:2], g, -1).astype(jnp.float32)
     old_k = layer.rotate(heads(state.k @ made["k"]["up"]), state.position)
     old_v = heads(state.v @ made["v"]["up"])
-    place = jnp.arange(n)[None]
     length = state.length[:, None]
+    place = _places(state.length, n)
     start = (length - 1) // self.window * self.window
-    old = place < start
+    old = (place >= 0) & (place < start)
     at = start + jnp.arange(self.window)[None]
+    near = (at < length) & (at >= length - n)
     pick = jax.vmap(lambda x, at: x[at])
-    position = pick(state.position, jnp.clip(at, 0, n - 1))
+    position = pick(state.position, at % n)
     both = lambda x, y: core.heads_first(
       jnp.concatenate([x, y.astype(jnp.float32)], axis=1)
     )
@@ -171,7 +179,7 @@ class LowRank(Prompted):
     )
     q = core.split(layer.rotate(a.q, a.position), g)
     query = Query(layer, q, a.position[:, 0], attend)
-    seen = wide(old, at < length) & query.seen(entries)
+    seen = wide(old, near) & query.seen(entries)
     out, _ = query.attention(
       entries, query.logits(entries), seen[:, :, None, None]
     )
@@ -182,7 +190,7 @@ class LowRank(Prompted):
 
     def one(s, k, v, x, position, valid):
       n, w = s.position.shape[0], self.window
-      at = jnp.where(valid, s.length, n)
+      at = jnp.where(valid, s.length % n, n)
       slot = jnp.where(valid, s.length % w, w)
       put = lambda old, at, new: old.at[at].set(
         jnp.asarray(new, old.dtype), mode="drop"
@@ -202,5 +210,15 @@ class LowRank(Prompted):
     size = jnp.dtype(layer.dtype).itemsize
     near = state.length % self.window
     exact = 2 * layer.kv_heads * layer.head_dim * size
-    total = state.length * (sum(self.ranks(layer)) * size + 4) + near * exact
+    held = jnp.minimum(state.length, state.position.shape[1])
+    total = held * (sum(self.ranks(layer)) * size + 4) + near * exact
     return Bytes(total.astype(jnp.float32), entries_lib.physical_bytes(state))
+
+
+def _places(length: Int[Array, "b"], room: int) -> Int[Array, "b room"]:
+  """Which token of prompts of these lengths is in each row of a ring.
+
+  Negative where there is none.
+  """
+  last = length[:, None] - 1
+  return last - (last - jnp.arange(room)[None]) % room

@@ -1,7 +1,9 @@
 """ZipCache: salient tokens in more bits than the others (He et al., 2024).
 
 Checked against zipcache/models (b6932b9 and later). Tokens are stored in two
-tiers of different precision; new ones are buffered exactly before that.
+tiers of different precision; new ones are buffered exactly before that. In a
+sliding layer the tiers hold what is in sight: as in a ring, rows of a new batch
+replace the oldest ones, and so do its scales.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from tokjax.cache.kv import Prompted, refuse_notes
 from tokjax.cache.prompt import Prompt, over_prompts
 from tokjax.cache.reads import Query
 from tokjax.cache.tiers import Tier, Tiers
+from tokjax.layer import Layer
 from tokjax.slots import Bytes
 
 
@@ -92,27 +95,59 @@ class Mixed(Prompted):
   def compress(self, layer, space, notes, params):
     del notes, params  # Refused when the model was built; nothing learned.
     whole = entries_lib.of_memory(layer, space.memory, rotated=True)
-    n, more = space.prompt, space.decode // self.gap
-    rare = lambda n: int(self.plain * n)
-    salient = max(n - rare(n), 1) + 1 + more * (self.gap - rare(self.gap))
-    other = max(rare(n), 1) + more * rare(self.gap)
+    n = layer.in_sight(space.prompt)
+    salient, other, batches = self.rooms(layer, n, space.decode)
     d = layer.head_dim
     exact = jnp.zeros((self.gap, d), layer.dtype)
     start = Tiers(
-      Tier.empty(layer, self.bits[0], salient, 1 + more),
-      Tier.empty(layer, self.bits[1], other, 1 + more),
-      jnp.zeros((1 + more, d), layer.dtype),
+      Tier.empty(layer, self.bits[0], salient, batches),
+      Tier.empty(layer, self.bits[1], other, batches),
+      jnp.zeros((batches, d), layer.dtype),
       exact, exact, jnp.zeros((self.gap,), jnp.int32), jnp.int32(0),
       jnp.int32(0),
     )  # fmt: skip
     score = over_prompts(layer, space, self.saliency)
-    counts = jnp.asarray([rare(i) for i in range(n + 1)])[space.length]
+    whole = entries_lib.newest(whole.replace(extra={"score": score}), n)
+    counts = jnp.asarray([self.rare(i) for i in range(n + 1)])
+    counts = counts[jnp.minimum(space.length, n)]
 
-    def one(e, score, count):
+    def one(e, count):
+      score = e.extra["score"]
       return start.coded(e.k, e.v, e.position, e.valid, score, count)
 
-    wide = jnp.broadcast_to(counts[:, None], score.shape[:2])
-    return entries_lib.over_heads(one, whole, score, wide)
+    wide = jnp.broadcast_to(counts[:, None], whole.length.shape)
+    return entries_lib.over_heads(one, whole, wide)
+
+  def rare(self, tokens: int) -> int:
+    """Tokens of that many that are not salient."""
+    return int(self.plain * tokens)
+
+  def rooms(
+    self, layer: Layer, n: int, decode: int
+  ) -> tuple[int, int, int]:
+    """Rows of the salient tier and of the other, and batches that have scales.
+
+    Args:
+      layer: where.
+      n: tokens of the longest prompt that are in sight.
+      decode: tokens to be generated.
+    """
+    gap, more, few_of = self.gap, decode // self.gap, self.rare(self.gap)
+    window = layer.window
+
+    def most(first: int, each: int) -> int:
+      if window is None:
+        return first + more * each
+      # After t batches: what is in sight of the prompt, and of the batches.
+      full = max(window // gap * each + min(each, window % gap), each)
+      left = lambda t: min(first, max(window - t * gap, 1))
+      return max(left(t) + min(t * each, full) for t in range(more + 1))
+
+    batches = 1 + more
+    if window is not None:
+      batches = min(batches, -(-window // gap))
+    salient = most(max(n - self.rare(n), 1) + 1, gap - few_of)
+    return salient, most(max(self.rare(n), 1), few_of), batches
 
   def step(self, layer, state, arrivals, attend, params, carry):
     a = arrivals
@@ -156,7 +191,7 @@ class Mixed(Prompted):
         valid = jnp.ones((self.gap,), bool)
         new = s.coded(
           s.k.astype(jnp.float32), s.v.astype(jnp.float32), s.position, valid,
-          row, int(self.plain * self.gap),
+          row, self.rare(self.gap),
         )  # fmt: skip
         return jax.tree.map(lambda a, b: jnp.where(full, a, b), new, s)
 
@@ -167,10 +202,11 @@ class Mixed(Prompted):
   def bytes(self, layer, state: Tiers) -> Bytes:
     size, d = jnp.dtype(layer.dtype).itemsize, layer.head_dim
     total = state.length * (2 * d * size + 4)
-    total = total + state.batches * d * size
+    batches = jnp.minimum(state.batches, state.scale.shape[-2])
+    total = total + batches * d * size
     for bits, tier in zip(self.bits, (state.salient, state.other), strict=True):
       one = 2 * d * bits // 8 + 2 * size + 8
-      total = total + tier.length * one + state.batches * 2 * d * size
+      total = total + tier.length * one + batches * 2 * d * size
     return Bytes(
       total.sum(axis=1).astype(jnp.float32), entries_lib.physical_bytes(state)
     )

@@ -1,7 +1,9 @@
 """How a decoded token reads a cache: all of it, or what looks promising.
 
 A read may keep an index of its own next to the entries and may hand a carry
-from layer to layer. It never evicts anything.
+from layer to layer. It never evicts anything. In a sliding layer a read works
+on the entries that are held there, which are those of the window, in the order
+of a ring.
 """
 
 import dataclasses
@@ -19,6 +21,9 @@ from tokjax.cache import entries as entries_lib
 from tokjax.cache.entries import Entries
 from tokjax.cache.stores import Parts
 from tokjax.layer import Carry, Layer
+
+# What a layer that should have chosen tokens, but could not, hands on.
+OVERDUE = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,17 +204,17 @@ class Pages(ReadAll):
   def build(self, layer, entries, prompt, length):
     if not layer.ask(self.acts):
       return None
-    b, g, n, d = entries.k.shape
-    pages = -(-n // self.page)
-    pad = [(0, 0), (0, 0), (0, pages * self.page - n)]
-    valid = jnp.pad(entries.valid, pad).reshape(b, g, pages, self.page)
-    k = jnp.pad(entries.k, [*pad, (0, 0)]).reshape(b, g, pages, self.page, d)
+    pages = -(-entries.room // self.page)
+    valid = self._of_pages(entries.valid, pages)
+    k = self._of_pages(entries.k, pages)
     low, high = bounds.extremes(k, valid)
     return PageIndex(low, high, self.counts(layer, prompt)[length])
 
   def update(self, layer, index, entries, valid):
     if not layer.ask(self.acts):
       return index
+    if layer.window is not None:
+      return self._update_ring(index, entries, valid)
 
     def one(low, high, e, valid):
       at = e.length - 1
@@ -226,6 +231,26 @@ class Pages(ReadAll):
     )
     return dataclasses.replace(index, low=low, high=high)
 
+  def _update_ring(self, index: PageIndex, entries: Entries, valid: Array):
+    """The newest entry may have replaced one: its page is bounded anew."""
+
+    def one(low, high, e, valid):
+      age = jnp.where(e.valid, e.position, -1)
+      page = jnp.argmax(age) // self.page
+      at = page * self.page + jnp.arange(self.page)
+      rows = jnp.minimum(at, e.room - 1)
+      real = (at < e.room) & e.valid[rows]
+      new = bounds.extremes(e.k[rows][None], real[None])
+      page = jnp.where(valid, page, low.shape[0])
+      put = lambda old, new: old.at[page].set(new[0], mode="drop")
+      return put(low, new[0]), put(high, new[1])
+
+    wide = jnp.broadcast_to(valid[:, None], entries.length.shape)
+    low, high = entries_lib.over_heads(
+      one, index.low, index.high, entries, wide
+    )
+    return dataclasses.replace(index, low=low, high=high)
+
   def __call__(self, query, entries, index, carry):
     if not query.layer.ask(self.acts):
       return ReadAll.__call__(self, query, entries, index, carry)
@@ -234,6 +259,9 @@ class Pages(ReadAll):
     scores = entries_lib.over_heads(
       self.bound, query.q[:, :, :, 0], index.low, index.high
     )
+    if query.layer.window is not None:
+      seen = self._of_pages(query.seen(entries), pages).any(axis=-1)
+      scores = jnp.where(seen[:, :, None], scores, -jnp.inf)
 
     def pick(score, count):
       page, valid = selection.top_k(
@@ -247,6 +275,13 @@ class Pages(ReadAll):
     at, valid = over(scores, index.count)
     return attend_to(query, entries, at, valid), None, carry
 
+  def _of_pages(self, x: Array, pages: int) -> Array:
+    """`x [b, G, n, ...]` by page, `[b, G, pages, page, ...]`."""
+    b, g, n, *rest = x.shape
+    pad = [(0, 0), (0, 0), (0, pages * self.page - n)]
+    x = jnp.pad(x, [*pad, *[(0, 0)] * len(rest)])
+    return x.reshape(b, g, pages, self.page, *rest)
+
   def most(self, layer: Layer, room: int) -> int:
     """Static bound of the pages read."""
     tokens = layer.ask(budgets.table, self.budget, room)
@@ -259,6 +294,9 @@ class Persistent(ReadAll):
 
   The selecting layers and those below the first of them read everything; a
   selecting layer hands on the entries with the largest logits, none forced.
+  Sliding layers hold other entries than the layers between them: they read all
+  of theirs, and where one of them is to select, the next layer without a window
+  does it instead.
 
   Attributes:
     budget: tokens that are handed on.
@@ -294,6 +332,13 @@ class Persistent(ReadAll):
 
   def __call__(self, query, entries, index, carry):
     layer, role = query.layer, query.layer.ask(self.role)
+    if layer.window is not None:
+      out, weight, carry = ReadAll.__call__(self, query, entries, index, carry)
+      if role == "select":
+        carry = {**carry, "persistent": OVERDUE}
+      return out, weight, carry
+    if carry.get("persistent") == OVERDUE:
+      role = "select"
     if role == "follow":
       if "persistent" not in carry:
         raise ValueError(

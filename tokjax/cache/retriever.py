@@ -9,9 +9,12 @@ from jaxtyping import Array, Float, Int
 from tokjax.attention.retrieval import Chunk, Memo, Retrieval
 from tokjax.cache import entries as entries_lib
 from tokjax.cache import workspace
-from tokjax.cache.kv import Prompted
+from tokjax.cache.kv import KV, KVState, Prompted
 from tokjax.layer import Memory
 from tokjax.slots import Bytes
+
+# What sliding layers have.
+SLIDING = KV()
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +38,10 @@ class RetrieverState:
 
 @dataclasses.dataclass(frozen=True)
 class Retriever(Prompted):
-  """Keeps everything; tokens read it as the model's `attend` slot retrieves."""
+  """Keeps everything; tokens read it as the model's `attend` slot retrieves.
+
+  A sliding layer retrieves nothing: it has the plain cache of its window.
+  """
 
   def check(self, layer, attend, prompt, decode):
     if not isinstance(attend, Retrieval):
@@ -52,15 +58,17 @@ class Retriever(Prompted):
       layer, state, arrivals, attend=attend, params=params, carry=carry,
       last=last,
     )  # fmt: skip
-    if last:
-      of = jax.eval_shape(lambda: attend.remembered(layer, state.k.shape[1]))
+    if last and layer.window is None:
+      of = jax.eval_shape(lambda: attend.memo(layer, state.k.shape[1]))
       memo = jax.tree.map(_grown, state.memo, of)
       state = dataclasses.replace(state, memo=memo)
     return out, state, carry
 
   def compress(
     self, layer, space: workspace.Workspace, notes, params
-  ) -> RetrieverState:
+  ) -> RetrieverState | KVState:
+    if layer.window is not None:
+      return SLIDING.compress(layer, space, {}, params)
     m: Memory = space.memory
     grown = lambda x: jnp.pad(
       x, [(0, 0), (0, space.decode)] + [(0, 0)] * (x.ndim - 2)
@@ -70,7 +78,9 @@ class Retriever(Prompted):
       space.length, space.length, notes["memo"],
     )  # fmt: skip
 
-  def step(self, layer, state: RetrieverState, arrivals, attend, params, carry):
+  def step(self, layer, state, arrivals, attend, params, carry):
+    if layer.window is not None:
+      return SLIDING.step(layer, state, arrivals, attend, params, carry)
     a, n = arrivals, state.k.shape[1]
     at = jnp.where(a.valid[:, 0], state.length, n)
     put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
@@ -83,7 +93,9 @@ class Retriever(Prompted):
     out = out.astype(layer.dtype)
     return out, RetrieverState(k, v, length, state.prompt, memo), carry
 
-  def bytes(self, layer, state: RetrieverState) -> Bytes:
+  def bytes(self, layer, state) -> Bytes:
+    if layer.window is not None:
+      return SLIDING.bytes(layer, state)
     one = sum(x[0, 0].size * x.dtype.itemsize for x in (state.k, state.v))
     return Bytes(
       state.length.astype(jnp.float32) * one,

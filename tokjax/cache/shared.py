@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, by_group
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.kv import Prompted
+from tokjax.cache.kv import KV, Prompted
 from tokjax.layer import Layer
 from tokjax.slots import Bytes
 
@@ -179,15 +179,36 @@ class Distant:
   length: Int[Array, "*b"]
 
 
+# What sliding layers have.
+SLIDING = KV()
+
+
+def _sharing(of: tuple[tuple[int, ...], ...]) -> set[int]:
+  """Layers that follow others or are followed."""
+  pairs = [(i, lead) for i, row in enumerate(of) for lead in row if lead != i]
+  return {layer for pair in pairs for layer in pair}
+
+
 @dataclasses.dataclass(frozen=True)
 class SharedKeys(Prompted):
-  """The cache of `Following`: followers keep keys of near tokens only."""
+  """The cache of `Following`: followers keep keys of near tokens only.
+
+  A sliding layer holds its window, whose keys other layers' distant tokens are
+  not among: it shares nothing, and has the plain cache.
+  """
 
   def check(self, layer, attend, prompt, decode):
     if not isinstance(attend, Following):
       raise ValueError(
         "SharedKeys drops keys that attend=Following() takes from lower"
         f" layers, but {type(attend).__name__} needs them; use KV()"
+      )
+    if layer.window is not None and layer.index in _sharing(attend.of):
+      raise ValueError(
+        f"leaders: layer {layer.index} has window={layer.window} and holds no"
+        " more tokens than that, so that it can neither follow nor be followed;"
+        f" name {layer.index} as the leader of all of its heads, and no other"
+        " layer's"
       )
 
   def prefill(
@@ -198,12 +219,14 @@ class SharedKeys(Prompted):
       layer, state, arrivals, attend=attend, params=params, carry=carry,
       last=last,
     )  # fmt: skip
-    if last:
+    if last and layer.window is None:
       state = self._dropped(layer, state, attend)
     return out, state, carry
 
   def compress(self, layer, space, notes, params):
-    del notes, params
+    del notes
+    if layer.window is not None:
+      return SLIDING.compress(layer, space, {}, params)
     whole = entries_lib.of_memory(layer, space.memory, rotated=True)
     return entries_lib.with_room(whole, space.prompt + space.decode)
 
@@ -227,6 +250,8 @@ class SharedKeys(Prompted):
 
   def step(self, layer, state, arrivals, attend, params, carry):
     a = arrivals
+    if layer.window is not None:
+      return SLIDING.step(layer, state, a, attend, params, carry)
     follow = np.asarray(follows(layer, attend.of))
     k = core.heads_first(layer.rotate(a.k, a.position))[:, :, 0]
     state = _appended(state, k, core.heads_first(a.v)[:, :, 0], a, follow,
@@ -250,8 +275,6 @@ class SharedKeys(Prompted):
     place = jnp.arange(n)[None]
     newest = state.length[:, None] - 1
     seen = place < state.length[:, None]
-    if layer.window is not None:
-      seen = seen & (a.position - state.position < layer.window)
     far = attend.distant(newest, jnp.broadcast_to(place, (b, n)))
     weight, handed = attend.combine(
       layer, own, carry.get(CARRY, own), far, seen[:, None, None, None]
@@ -259,7 +282,9 @@ class SharedKeys(Prompted):
     out = core.join(core.mix(weight, state.v))
     return out, state, {**carry, CARRY: handed}
 
-  def bytes(self, layer, state: Distant) -> Bytes:
+  def bytes(self, layer, state) -> Bytes:
+    if layer.window is not None:
+      return SLIDING.bytes(layer, state)
     size = jnp.dtype(layer.dtype).itemsize * layer.head_dim
     leads, rest = state.k.shape[1], state.near.shape[1]
     near = jnp.minimum(state.length, state.near.shape[2])

@@ -51,7 +51,12 @@ class Store(Protocol):
     ...
 
   def pack(self, layer: Layer, entries: Entries, room: int) -> Any:
-    """The store with these entries, `[b, G, m]`, and places for `room`."""
+    """The store with these entries, `[b, G, m]`, and places for `room`.
+
+    In a sliding layer a store has places for the window and for what it needs
+    beyond that, where these are fewer. It is then a ring: a token that comes
+    when all are taken replaces the oldest one, which is out of sight.
+    """
     ...
 
   def append(
@@ -101,10 +106,12 @@ class Exact:
     """Any layer will do."""
 
   def pack(self, layer: Layer, entries: Entries, room: int) -> Entries:
-    return entries_lib.with_room(entries, room)
+    sight = max(layer.in_sight(room), entries.room)
+    return entries_lib.with_room(entries, sight)
 
   def append(self, layer, state, k, v, position, valid) -> Entries:
-    return entries_lib.append(state, k, v, position, valid)
+    ring = layer.window is not None
+    return entries_lib.append(state, k, v, position, valid, ring)
 
   def view(self, layer: Layer, state: Entries) -> Entries:
     return state

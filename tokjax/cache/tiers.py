@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from tokjax import selection
+from tokjax.cache import entries as entries_lib
 from tokjax.cache import quantisation as few
 from tokjax.layer import Layer
 
@@ -59,13 +60,15 @@ class Tier:
     batch: Int[Array, ""],
     pick: selection.Selection,
   ) -> "Tier":
-    """One head's tier with the picked rows as its next batch.
+    """One head's tier with the picked rows as a batch.
+
+    Where there is no room left, they replace the oldest rows.
 
     Args:
       k: keys.
       v: values over the channel scale.
       position: of the rows.
-      batch: its number.
+      batch: where its scales go.
       pick: rows, valid ones first.
     """
     bits, dtype = self.k_bits.shape[-1], self.k_low.dtype
@@ -74,8 +77,8 @@ class Tier:
     low, step = low.astype(dtype), step.astype(dtype)
     v_low, v_step = few.limits(v, bits, 1)
     v_low, v_step = v_low.astype(dtype), v_step.astype(dtype)
-    room = self.batch.shape[0]
-    at = self.length + jnp.arange(pick.index.shape[0])
+    room, m = self.batch.shape[0], pick.index.shape[0]
+    at = entries_lib.places_for(m, self.position, self.valid)
     at = jnp.where(pick.valid, at, room)
     put = lambda x, rows: x.at[at].set(rows.astype(x.dtype), mode="drop")
     code = lambda x, low, step: few.pack(few.encode(x, low, step, bits), bits)
@@ -88,7 +91,7 @@ class Tier:
       put(self.v_step, v_step),
       put(self.batch, jnp.full(at.shape, batch)),
       put(self.position, position),
-      self.length + pick.total,
+      jnp.minimum(self.length + pick.total, room),
     )
 
   def rows(
@@ -117,7 +120,8 @@ class Tiers:
     scale: of value channels, `[*b, batches, D]`.
     k, v, position: of the buffer, `[*b, gap, ...]`.
     length: tokens in the buffer, `[*b]`.
-    batches: that were coded so far, `[*b]`.
+    batches: that were coded so far, `[*b]`; number i has row i of `scale` and
+      of the tiers' scales, in a sliding layer i modulo the number of rows.
   """
 
   salient: Tier
@@ -145,7 +149,7 @@ class Tiers:
     salient = jnp.zeros((n,), bool).at[top.index].max(top.valid)
     peak = jnp.where(valid[:, None], jnp.abs(v), 0.0).max(axis=0)
     scale = jnp.sqrt(jnp.where(peak > 0, peak, 1.0)).astype(self.scale.dtype)
-    at = self.batches
+    at = self.batches % self.scale.shape[0]
     over = v / scale[None]
     room = lambda tier: min(tier.batch.shape[0], n)
     of = lambda tier, stays: tier.add(
@@ -157,5 +161,5 @@ class Tiers:
       other=of(self.other, ~salient),
       scale=self.scale.at[at].set(scale),
       length=jnp.zeros_like(self.length),
-      batches=at + 1,
+      batches=self.batches + 1,
     )
