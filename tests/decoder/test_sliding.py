@@ -7,7 +7,7 @@ import pytest
 
 from tests.interop.language_references import make, torch
 from tokjax import interop
-from tokjax.models import prefill as prompting
+from tokjax.models import generation
 from tokjax.models.decoder import cache_of
 
 # All have a window of 4: a prompt of several windows, and one within the first.
@@ -17,26 +17,21 @@ LENGTHS, PADDED, STEPS, WINDOW = np.array([11, 3]), 11, 10, 4
 def run(model, params, text):
   """Logits of the prompts' last tokens and of those after them, and bytes."""
   length = jnp.asarray(LENGTHS)
-  done = prompting.prefill(model, params, text[:, :PADDED], length, STEPS)
+  start = generation.prefill(model, params, text[:, :PADDED], length, STEPS)
 
-  def step(state, _):
-    states, position = state
-    token = jax.vmap(lambda row, i: row[i])(text, position)
-    logits, states = model.apply(
-      {"params": params}, token, position, jnp.ones(2, bool), states,
-      method="decode",
-    )  # fmt: skip
-    return (states, position + 1), logits
+  def step(going, _):
+    token = jax.vmap(lambda row, i: row[i])(text, going.position)
+    going = generation.decode_step(model, params, going, token)
+    return going, going.logits
 
-  (states, _), after = jax.lax.scan(
-    step, (done.states, done.position), length=STEPS
-  )
+  going, after = jax.lax.scan(step, start, length=STEPS)
   cache = cache_of(model.slots)
   logical = [
     cache.bytes(layer, state).logical
-    for layer, state in zip(model.layers, states, strict=True)
+    for layer, state in zip(model.layers, going.states, strict=True)
   ]
-  return jnp.stack([done.logits, *after], axis=1), states, jnp.stack(logical)
+  logits = jnp.stack([start.logits, *after], axis=1)
+  return logits, going.states, jnp.stack(logical)
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
