@@ -35,6 +35,7 @@ from experiments.sweeps.language_models import (
   Pretrained,
   Trained,
 )
+from experiments.training import rundir
 from experiments.training.config import DTYPES, Recipe
 from experiments.training.eta import working
 from tokjax import interop, zoo
@@ -364,6 +365,7 @@ def state_shapes(
 
 def from_command_line(given: Any) -> None:
   """`main` with the options of the command."""
+  rundir.keep_programs()
   config = given.config.to_dict()
   if given.chat:
     config["chat"] = True

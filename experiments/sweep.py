@@ -158,6 +158,12 @@ def rows_of(
   ]
 
 
+def from_command_line(given: Any) -> None:
+  """`main` with the options of the command."""
+  rundir.keep_programs()
+  main(given.config, given.workdir)
+
+
 if __name__ == "__main__":
   from experiments import launch
   from experiments.command import Command
@@ -166,5 +172,5 @@ if __name__ == "__main__":
     Command(
       __doc__ or "", (launch.workdir(), *launch.COMMON), KINDS, kind_of
     ),
-    lambda given: main(given.config, given.workdir),
+    from_command_line,
   )

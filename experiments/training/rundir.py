@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.training.errors import WorkdirError
+from tokjax import zoo
 
 PACKAGES = (
   "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
@@ -68,6 +69,22 @@ def shared_programs(workdir: str | pathlib.Path) -> dict[str, Any]:
     "jax_compilation_cache_dir": str(pathlib.Path(workdir) / "programs"),
     "jax_persistent_cache_min_compile_time_secs": 0.5,
   }
+
+
+def keep_programs() -> None:
+  """Keeps compiled programs in the user's cache, for the next process.
+
+  A folder that is set by `JAX_COMPILATION_CACHE_DIR` stays; an empty one keeps
+  nothing. Several devices on one CPU keep nothing: XLA crashes in such
+  programs.
+  """
+  several = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  if several or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  for option, value in shared_programs(zoo.cache()).items():
+    jax.config.update(option, value)
+  # The programs of blocks are small: they compile and load fast.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def lock(workdir: pathlib.Path) -> TextIO:
