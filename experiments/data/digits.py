@@ -6,7 +6,6 @@ import zlib
 from typing import Any
 
 import numpy as np
-from sklearn import datasets, model_selection
 
 Element = dict[str, Any]
 
@@ -14,6 +13,9 @@ Element = dict[str, Any]
 @functools.cache
 def load() -> dict[str, tuple[Element, ...]]:
   """The examples of both splits; a fifth is held out, the same in every run."""
+  # Not above: scikit-learn takes a second to import, and few commands need it.
+  from sklearn import datasets, model_selection
+
   images, labels = datasets.load_digits(return_X_y=True)
   images = images.reshape(-1, 8, 8, 1).astype(np.float32)
   parts = model_selection.train_test_split(

@@ -8,10 +8,6 @@ import pathlib
 import time
 from collections.abc import Mapping
 
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
-
 
 class Board:
   """One event file for scalars of a launch.
@@ -22,6 +18,13 @@ class Board:
   """
 
   def __init__(self, folder: pathlib.Path, first: int):
+    # Not above: tensorboardX imports torch where that is installed, and most
+    # commands write no board.
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+
+    self._scalar, self._event = summary.scalar, event_pb2.Event
     folder.mkdir(parents=True, exist_ok=True)
     # By nanoseconds: its own name for every launch, also in one second.
     self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
@@ -32,11 +35,11 @@ class Board:
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Scalars of a step, by name."""
     for name, value in values.items():
-      self._write(step=step, summary=summary.scalar(name, value))
+      self._write(step=step, summary=self._scalar(name, value))
     self._file.flush()
 
   def close(self) -> None:
     self._file.close()
 
   def _write(self, **event) -> None:
-    self._file.write_event(event_pb2.Event(wall_time=time.time(), **event))
+    self._file.write_event(self._event(wall_time=time.time(), **event))

@@ -7,6 +7,7 @@ parameters.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +20,9 @@ from flax import traverse_util
 from tokjax import budgets
 from tokjax.interop import convert, files
 from tokjax.interop.convert import Config, Header
+from tokjax.models.decoder import Decoder, attend_of, cache_of, layers_of
 from tokjax.models.decoder_config import DecoderConfig
-from tokjax.slots import Slots
+from tokjax.slots import Slots, parameters
 
 TENSORS, NOTE = "tokjax.safetensors", "tokjax.json"
 FORMAT = "tokjax recipe 1"
@@ -129,15 +131,45 @@ def add(
 
 def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
   """Names and shapes of the parameters of a model with its slots."""
+  config, slots = model.config, model.slots
+  if isinstance(config, DecoderConfig) and not any(
+    r.learned is not None or r.combine is not None for r in slots.reduce
+  ):
+    return _of_decoder(config, slots)
   _, example = convert.specimen(model.config)
   if isinstance(model.config, DecoderConfig):
     length = min(PROMPT, model.config.length)
     example = jax.ShapeDtypeStruct((1, length), jnp.int32)
   make = lambda key, x: model.init(key, x, key=key)
   variables = jax.eval_shape(make, jax.random.key(0), example)
-  flat: dict[str, Any] = traverse_util.flatten_dict(
-    variables["params"], sep="/"
+  return _named(variables["params"])
+
+
+def _of_decoder(
+  config: DecoderConfig, slots: Slots
+) -> dict[str, tuple[int, ...]]:
+  """Without weights of reductions: blocks differ in their slots' alone."""
+  one = Decoder(
+    dataclasses.replace(config, depth=1, layers=config.layers[:1]),
+    Slots(adapter_rank=slots.adapter_rank),
   )
+  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  key = jax.random.key(0)
+  plain = _named(jax.eval_shape(one.init, key, ids)["params"])
+  found = {}
+  for layer in layers_of(config, jnp.float32):
+    block = f"block_{layer.index}/"
+    found |= {n.replace("block_0/", block): s for n, s in plain.items()}
+    learned = functools.partial(
+      parameters, attend_of(slots), cache_of(slots), layer, config.width
+    )
+    own = _named(jax.eval_shape(learned, key))
+    found |= {f"{block}slots/{name}": shape for name, shape in own.items()}
+  return found
+
+
+def _named(tree: Any) -> dict[str, tuple[int, ...]]:
+  flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
   return {name: leaf.shape for name, leaf in flat.items()}
 
 
