@@ -10,6 +10,7 @@ and text is made over states of the cache, block by block: see
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -35,12 +36,14 @@ from tokjax.models.decoder_slots import (
   start_passage,
   whole_sequence,
 )
+from tokjax.models.products import dot_general
 from tokjax.models.reducer import Passage, Reducer, Reduces
 from tokjax.signals import Answers
 from tokjax.slots import Slots, parameters
 from tokjax.tokens import Kind
 
 States = tuple[Any, ...]
+exact = functools.partial(dot_general, preferred_element_type=jnp.float32)
 
 
 class Rows(NamedTuple):
@@ -249,7 +252,9 @@ class Decoder(nn.Module):
     ]
     self.norm = norm(cfg, self.dtype)
     if not cfg.tied:
-      self.head = nn.Dense(cfg.vocabulary, use_bias=False, dtype=self.dtype)
+      self.head = nn.Dense(
+        cfg.vocabulary, use_bias=False, dtype=self.dtype, dot_general=exact
+      )
 
   @property
   def layers(self) -> tuple[Layer, ...]:
@@ -349,8 +354,12 @@ class Decoder(nn.Module):
     return self.logits(self.norm(x))
 
   def logits(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
-    """Logits of normed features, float32."""
-    y = self.embed.attend(x) if self.config.tied else self.head(x)
+    """Logits of normed features, float32: products are not rounded to less."""
+    if self.config.tied:
+      table = self.embed.embedding.astype(self.dtype)
+      y = exact(x, table, (((x.ndim - 1,), (1,)), ((), ())))
+    else:
+      y = self.head(x)
     y = y.astype(jnp.float32)
     cap = self.config.logit_softcap
     return y if cap is None else cap * jnp.tanh(y / cap)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from tokjax.models.activations import ACTIVATIONS
 from tokjax.models.adapters import LowRank
 from tokjax.models.decoder_config import DecoderConfig
+from tokjax.models.products import dot_general
 
 
 class RMSNorm(nn.Module):
@@ -61,7 +62,9 @@ class Projections(nn.Module):
     cfg = self.config
 
     def dense(size, bias):
-      return nn.Dense(size, use_bias=bias, dtype=self.dtype)
+      return nn.Dense(
+        size, use_bias=bias, dtype=self.dtype, dot_general=dot_general
+      )
 
     self.query = dense(cfg.heads * cfg.features, cfg.qkv_bias)
     self.key = dense(cfg.kv_heads * cfg.features, cfg.qkv_bias)
@@ -111,7 +114,10 @@ class GatedMlp(nn.Module):
     cfg = self.config
 
     def dense(size, name):
-      return nn.Dense(size, use_bias=cfg.mlp_bias, dtype=self.dtype, name=name)
+      return nn.Dense(
+        size, use_bias=cfg.mlp_bias, dtype=self.dtype, name=name,
+        dot_general=dot_general,
+      )  # fmt: skip
 
     gate = ACTIVATIONS[cfg.activation](dense(cfg.mlp_dim, "gate")(x))
     return dense(x.shape[-1], "down")(gate * dense(cfg.mlp_dim, "up")(x))

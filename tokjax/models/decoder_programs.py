@@ -79,7 +79,7 @@ class DecoderPrograms:
       self._step_out, *self._acting.values(),
     )  # fmt: skip
     return sum(
-      [f._cache_size() for f in own]
+      [getattr(f, "_cache_size")() for f in own]
       + [shared.compiled() for shared in (self._step, *self._quiet.values())]
     )
 
