@@ -74,12 +74,12 @@ class DecoderPrograms:
 
   def compiled(self) -> int:
     """How many programs were compiled; those of others do not count."""
-    own = (
+    own: tuple[Any, ...] = (
       self.read, self.enter_prompts, self.leave_prompts, self._step_in,
       self._step_out, *self._acting.values(),
     )  # fmt: skip
     return sum(
-      [getattr(f, "_cache_size")() for f in own]
+      [f._cache_size() for f in own]
       + [shared.compiled() for shared in (self._step, *self._quiet.values())]
     )
 
