@@ -22,8 +22,8 @@ from tokjax.cache.entries import Entries
 from tokjax.cache.stores import Parts
 from tokjax.layer import Carry, Layer
 
-# What a layer that should have chosen tokens, but could not, hands on.
-OVERDUE = ()
+# In the carry: what `Persistent` chose, for each window that layers have.
+CHOSEN = "persistent"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,9 +292,8 @@ class Persistent(ReadAll):
 
   The selecting layers and those below the first of them read everything; a
   selecting layer hands on the entries with the largest logits, none forced.
-  Sliding layers hold other entries than the layers between them: they read all
-  of theirs, and where one of them is to select, the next layer without a window
-  does it instead.
+  Layers of different windows hold different entries, so that they share no
+  choice: the first of each kind behind a selecting layer selects for its kind.
 
   Attributes:
     budget: tokens that are handed on.
@@ -323,20 +322,17 @@ class Persistent(ReadAll):
 
   def __call__(self, query, entries, index, carry):
     layer = query.layer
-    selecting = self.selecting(layer.depth)
-    if layer.window is not None:
-      out, weight, carry = ReadAll.__call__(self, query, entries, index, carry)
-      if layer.index in selecting:
-        carry = {**carry, "persistent": OVERDUE}
-      return out, weight, carry
-    selects = layer.index in selecting or carry.get("persistent") == OVERDUE
+    selecting, kind = self.selecting(layer.depth), str(layer.window)
+    chosen = carry.get(CHOSEN)
+    due = layer.index in selecting
+    selects = due or (chosen is not None and kind not in chosen)
     if layer.index > selecting[0] and not selects:
-      if "persistent" not in carry:
+      if chosen is None:
         raise ValueError(
           f"Persistent: no earlier layer chose for these heads of layer"
           f" {layer.index}; read the same heads with it in layer {selecting[0]}"
         )
-      at, valid = carry["persistent"]
+      at, valid = chosen[kind]
       return attend_to(query, entries, at, valid), None, carry
     logits = query.logits(entries)
     seen = query.seen(entries)[:, :, None, None]
@@ -350,6 +346,7 @@ class Persistent(ReadAll):
         x, most, mask=seen, count=count
       )
       over = jax.vmap(jax.vmap(jax.vmap(pick, (0, None, None)), (0, 0, None)))
-      chosen = over(logits[:, :, :, 0], query.seen(entries), index)
-      carry = {**carry, "persistent": tuple(chosen)}
+      new = over(logits[:, :, :, 0], query.seen(entries), index)
+      others = {} if due else chosen
+      carry = {**carry, CHOSEN: {**others, kind: tuple(new)}}
     return out, weight, carry
