@@ -10,6 +10,7 @@ from tests.cache import cases
 from tests.cache.cases import GROUPS, HEADS, LENGTHS, STEPS, Case, case
 from tests.cache.reference.layer_input import (
   GROUP,
+  SCALE,
   best,
   half,
   layer_input,
@@ -26,7 +27,8 @@ from tokjax.cache.entries import physical_bytes
 from tokjax.cache.kivi import Kivi
 from tokjax.cache.kv import KV
 from tokjax.cache.mixed import Mixed
-from tokjax.cache.reads import Pages, Persistent
+from tokjax.cache.persistent import Persistent
+from tokjax.cache.reads import Pages
 from tokjax.cache.retriever import Retriever
 from tokjax.cache.scores import key_norm
 from tokjax.cache.stores import Exact

@@ -204,8 +204,7 @@ class KV(Prompted):
     return dataclasses.replace(self, read=self.read.with_keep(keep))
 
   def room(self, layer: Layer, prompt: int, decode: int) -> int:
-    """Places of each head; a sliding layer's store needs no more than a window.
-    """
+    """Places of each head; a sliding layer's store may need fewer."""
     prompt = layer.in_sight(prompt)
     if self.evict is None:
       return prompt + decode
