@@ -96,6 +96,28 @@ class Warmup:
     return round(rate**self.stages, 6)
 
 
+def option_of(hint: Any, value: Any, where: str) -> Any:
+  """An option of a recipe, of the type that the recipe states.
+
+  Of a budget a whole number is a number of tokens, another one a fraction.
+
+  Raises:
+    ConfigError: it has another type, or is out of range.
+  """
+  if budgets.Budget in (hint, *typing.get_args(hint)):
+    kinds = {int: budgets.Count, float: budgets.Share}
+    if (kind := kinds.get(type(value))) is not None:
+      try:
+        return kind(value)
+      except budgets.BudgetError as error:
+        raise typed.ConfigError(f"{where}: {error}") from error
+    if not isinstance(value, budgets.Budget | None):
+      raise typed.ConfigError(
+        f"{where}={value!r}: must be a number of tokens or a fraction"
+      )
+  return typed.convert(hint, value, where)
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """Which recipe fills the model's slots while it trains.
@@ -104,7 +126,8 @@ class Recipe:
     name: see `tokjax.recipes.names()`.
     keep: fraction of tokens that remain at the end; None: as the budget says.
     budget: how many remain where; see `tokjax.budgets`.
-    options: other options of the recipe.
+    options: other options of the recipe; a number of tokens or a fraction is a
+      budget too.
     warmup: begin with more tokens than `keep`; None: with these.
   """
 
@@ -160,7 +183,7 @@ class Recipe:
       ).items()
     }
     given = {
-      key: typed.convert(hints[key], value, f"recipe {self.name!r}: {key}")
+      key: option_of(hints[key], value, f"recipe {self.name!r}: {key}")
       if key in hints
       else value
       for key, value in self.options

@@ -24,7 +24,7 @@ PAGES = {
   "Cache": (
     "tokjax.cache.kv", "tokjax.cache.evict", "tokjax.cache.answers",
     "tokjax.cache.scores", "tokjax.cache.reads", "tokjax.cache.stores",
-    "tokjax.cache.combine",
+    "tokjax.cache.persistent", "tokjax.cache.combine",
   ),
   "Recipes": ("tokjax.recipes",),
   "Models": ("tokjax.models",),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from tests.cache import cases
 from tests.cache.cases import GROUPS, HEADS, LENGTHS, STEPS, Case, case
 from tests.cache.reference.layer_input import (
   GROUP,
+  SCALE,
   best,
   half,
   layer_input,
@@ -18,13 +20,15 @@ from tests.cache.reference.layer_input import (
 from tests.cache.test_forms import ALL
 from tokjax import budgets, recipes
 from tokjax.attention.block_memory import BlockMemory
+from tokjax.cache import evict as evict_lib
 from tokjax.cache.adaptive import Adaptive
 from tokjax.cache.combine import ByHead
 from tokjax.cache.entries import physical_bytes
 from tokjax.cache.kivi import Kivi
 from tokjax.cache.kv import KV
 from tokjax.cache.mixed import Mixed
-from tokjax.cache.reads import Pages, Persistent
+from tokjax.cache.persistent import Persistent
+from tokjax.cache.reads import Pages
 from tokjax.cache.retriever import Retriever
 from tokjax.cache.scores import key_norm
 from tokjax.cache.stores import Exact
@@ -138,14 +142,39 @@ def test_budgets_are_of_what_is_in_sight(method):
       assert held.max() < window
 
 
-def test_a_full_layer_selects_where_a_sliding_one_cannot(masked):
-  """Layer 0 is to select, and slides: layer 1 reads all and selects."""
-  slots = Slots(cache=KV(read=Persistent(budgets.Share(0.5), (0,))))
-  got = Case("tidaldecode", slots, window=(WINDOWS[0], None))
-  np.testing.assert_allclose(got.decoded[:, 0], masked[:, 0], **FINE)
+def test_layers_share_a_choice_with_those_of_their_window(masked):
+  """Layer 0 selects half; layer 1 takes it over, or reads all for its own."""
+  slots = lambda share: Slots(cache=KV(read=Persistent(share, (0,))))
+  half = budgets.Share(0.5)
+  apart = Case("tidaldecode", slots(half), window=(WINDOWS[0], None))
+  np.testing.assert_allclose(apart.decoded[:, 0], masked[:, 0], **FINE)
   np.testing.assert_allclose(
-    got.decoded[:, 1], case("full").decoded[:, 1], **FINE
+    apart.decoded[:, 1], case("full").decoded[:, 1], **FINE
   )
+  ring = Case("full", Slots(), window=WINDOWS[0]).decoded
+  every, few = (
+    Case("tidaldecode", slots(share), window=WINDOWS[0]).decoded
+    for share in (ALL, half)
+  )
+  np.testing.assert_allclose(every, ring, **FINE)
+  np.testing.assert_allclose(few[:, 0], ring[:, 0], **FINE)
+  assert np.abs(few[:, 1] - ring[:, 1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+  "keep, window, held",
+  [(0.5, None, 16), (0.5, 12, 6), (0.5, 99, 16), (0.25, 12, 4), (0.25, 3, 3)],
+)
+def test_a_fraction_is_one_of_the_window(keep, window, held):
+  """SnapKV protects the last 4 tokens, which a smaller budget is raised to."""
+  options = cases.options_of("snapkv")
+  evict = recipes.get("snapkv", keep=keep, **options).cache.evict
+  layer = dataclasses.replace(cases.layers()[0], window=window)
+  count, last = evict_lib.limits(evict, layer, 32, jnp.array([32, 2]))
+  sight = min(32, window or 32)
+  assert min(int(count[0]), sight) == held
+  assert evict_lib.room(evict, layer, 32) == held
+  assert (last == 4).all() and min(int(count[1]), 2) == 2
 
 
 def test_sizes_are_those_of_windows():

@@ -12,7 +12,7 @@ from experiments import benchmark, evaluate, launch, settings, sweep, typed
 from experiments import generate as generate_lib
 from experiments.command import Command, Option, UsageError
 from experiments.training import config as config_lib
-from tokjax.budgets import Share
+from tokjax.budgets import Count, Share, Sum
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KINDS = (
@@ -93,6 +93,27 @@ def test_values_are_read_by_type():
   assert made.recipe.options == (("r", 3),) and made.precision == "bfloat16"
   assert made.recipe.warmup.levels == 4 and made.model.registers == 2
   assert made.recipe.budget.keep == 0.5
+
+
+@pytest.mark.parametrize(
+  "text, budget", [("64", Count(64)), ("0.25", Share(0.25))]
+)
+def test_a_budget_is_a_number_of_tokens_or_a_fraction(text, budget):
+  given = parse("--config.recipe.name=h2o", "--config.recipe.options.heavy=8",
+                f"--config.recipe.options.recent={text}")  # fmt: skip
+  cache = config_lib.load(given.config).recipe.slots().cache
+  assert cache.evict.budget == Sum(Count(8), budget)
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [("many", "a number of tokens or a fraction"), ("1.5", "must lie in")],
+)
+def test_what_is_no_budget_is_refused(text, message):
+  given = parse("--config.recipe.name=h2o", "--config.recipe.options.heavy=8",
+                f"--config.recipe.options.recent={text}")  # fmt: skip
+  with pytest.raises(typed.ConfigError, match=f"'h2o': recent.*{message}"):
+    config_lib.load(given.config).recipe.slots()
 
 
 def test_another_choice_starts_its_entry_anew():

@@ -45,7 +45,7 @@ class Packed:
     v_rest: exact values, that of place p in row p - v_coded, `[*b, R + 1, D]`.
     v_coded: how many values are coded, `[*b]`.
     position: `[*b, room]`.
-    length: of the text, `[*b]`.
+    length: entries that came in, in a ring more than there are rows, `[*b]`.
   """
 
   k_bits: UInt8[Array, "*b c d8 bits"]

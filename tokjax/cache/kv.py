@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from tokjax import budgets
 from tokjax.attention import core
+from tokjax.attention.causal import Causal
 from tokjax.cache import answers as answers_lib
 from tokjax.cache import entries as entries_lib
 from tokjax.cache import evict as evict_lib
@@ -75,9 +76,10 @@ class Prompted:
     """Attention to the exact prompt; after the last chunk it is compressed."""
     space = workspace.add(state, arrivals)
     carry = {name: x for name, x in carry.items() if name != LSE}
-    out, carry = attend(
-      layer, arrivals, space.memory, params=params, carry=carry
-    )
+    memory = space.memory
+    if type(attend) is Causal:  # Others may look at more than is in sight.
+      memory = workspace.in_sight(space, layer, arrivals.q.shape[1])
+    out, carry = attend(layer, arrivals, memory, params=params, carry=carry)
     carry = dict(carry)
     notes, lse = carry.pop(NOTES, {}), carry.pop(LSE, None)
     if not last:
@@ -202,8 +204,7 @@ class KV(Prompted):
     return dataclasses.replace(self, read=self.read.with_keep(keep))
 
   def room(self, layer: Layer, prompt: int, decode: int) -> int:
-    """Places of each head; a sliding layer's store needs no more than a window.
-    """
+    """Places of each head; a sliding layer's store may need fewer."""
     prompt = layer.in_sight(prompt)
     if self.evict is None:
       return prompt + decode

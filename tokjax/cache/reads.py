@@ -22,9 +22,6 @@ from tokjax.cache.entries import Entries
 from tokjax.cache.stores import Parts
 from tokjax.layer import Carry, Layer
 
-# What a layer that should have chosen tokens, but could not, hands on.
-OVERDUE = ()
-
 
 @dataclasses.dataclass(frozen=True)
 class Query:
@@ -286,78 +283,3 @@ class Pages(ReadAll):
     """Static bound of the pages read."""
     tokens = layer.ask(budgets.table, self.budget, room)
     return max(int(tokens.max()) // self.page, self.least)
-
-
-@dataclasses.dataclass(frozen=True)
-class Persistent(ReadAll):
-  """Tokens that an earlier layer chose, for the same query head (TidalDecode).
-
-  The selecting layers and those below the first of them read everything; a
-  selecting layer hands on the entries with the largest logits, none forced.
-  Sliding layers hold other entries than the layers between them: they read all
-  of theirs, and where one of them is to select, the next layer without a window
-  does it instead.
-
-  Attributes:
-    budget: tokens that are handed on.
-    layers: the selecting layers, as numbers or fractions of the depth.
-  """
-
-  budget: Budget
-  layers: tuple[int | float, ...] = (2, 0.4)
-
-  dense = False
-
-  def with_keep(self, keep: float) -> "Persistent":
-    return dataclasses.replace(self, budget=self.budget.with_keep(keep))
-
-  def selecting(self, depth: int) -> tuple[int, ...]:
-    """The layers that choose, the first one first."""
-    of = lambda layer: budgets.block(layer, depth, "layers")
-    return tuple(sorted({of(layer) for layer in self.layers}))
-
-  def role(self, index: int, depth: int) -> str:
-    """What a layer does: "read all", "select" or "follow"."""
-    selecting = self.selecting(depth)
-    if index in selecting:
-      return "select"
-    return "follow" if index > selecting[0] else "read all"
-
-  def check(self, layer):
-    self.selecting(layer.depth)
-
-  def build(self, layer, entries, prompt, length):
-    table = layer.ask(budgets.table, self.budget, prompt)
-    return jnp.asarray(table)[length]
-
-  def __call__(self, query, entries, index, carry):
-    layer, role = query.layer, query.layer.ask(self.role)
-    if layer.window is not None:
-      out, weight, carry = ReadAll.__call__(self, query, entries, index, carry)
-      if role == "select":
-        carry = {**carry, "persistent": OVERDUE}
-      return out, weight, carry
-    if carry.get("persistent") == OVERDUE:
-      role = "select"
-    if role == "follow":
-      if "persistent" not in carry:
-        raise ValueError(
-          f"Persistent: no earlier layer chose for these heads of layer"
-          f" {layer.index}; read the same heads with it in layer"
-          f" {self.selecting(layer.depth)[0]}"
-        )
-      at, valid = carry["persistent"]
-      return attend_to(query, entries, at, valid), None, carry
-    logits = query.logits(entries)
-    seen = query.seen(entries)[:, :, None, None]
-    out, weight = query.attention(entries, logits, seen)
-    if role == "select":
-      tokens = layer.ask(budgets.table, self.budget, entries.room)
-      most = min(int(tokens.max()), entries.room)
-      pick = lambda x, seen, count: selection.top_k(
-        x, most, mask=seen, count=count
-      )
-      over = jax.vmap(jax.vmap(jax.vmap(pick, (0, None, None)), (0, 0, None)))
-      chosen = over(logits[:, :, :, 0], query.seen(entries), index)
-      carry = {**carry, "persistent": tuple(chosen)}
-    return out, weight, carry

@@ -109,6 +109,20 @@ def add(space: Workspace, arrivals: Arrivals) -> Workspace:
   )  # fmt: skip
 
 
+def in_sight(space: Workspace, layer: Layer, tokens: int) -> Memory:
+  """What the last `tokens` slots that were filled can see of the memory.
+
+  In a sliding layer these are fewer slots than all; distances of places are
+  those of positions, as in any prompt that comes in chunks.
+  """
+  size = layer.in_sight(space.prompt) + tokens
+  if size >= space.prompt:
+    return space.memory
+  start = jnp.maximum(space.filled - size, 0)
+  cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1)
+  return jax.tree.map(cut, space.memory)
+
+
 def _written(old, new, at):
   """`new [b, t, ...]` written into `old [b, n, ...]` from slot `at` on.
 

@@ -7,7 +7,8 @@ from tokjax.attention.landmark import Landmark
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.budgets import Budget
 from tokjax.cache.kv import KV
-from tokjax.cache.reads import Pages, Persistent
+from tokjax.cache.persistent import Persistent
+from tokjax.cache.reads import Pages
 from tokjax.cache.retriever import Retriever
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.free import ALL, Free
