@@ -2,9 +2,9 @@
 
     python -m scripts.bench_compile --recipes snapkv,h2o --depths 4,30
 
-Traces, compiles and runs a prompt and two steps of small decoders that differ in
-depth alone, and prints processor seconds less those of a second run, the number
-of compiled programs, and the ratio of the last depth to the first. Recipes
+Traces, compiles and runs a prompt and two steps of small decoders that differ
+in depth alone, and prints processor seconds less those of a second run, the
+number of compiled programs, and the ratio of the last depth to the first. Recipes
 whose layers differ (pyramids, reductions at several blocks) have a program for
 each kind of layer and grow.
 """
@@ -51,6 +51,7 @@ def seconds(recipe: str, depth: int) -> tuple[float, int]:
 
 
 def main() -> None:
+  """The command."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--recipes", default="full,snapkv,quest,kivi")
   parser.add_argument("--depths", default="4,30")
