@@ -4,9 +4,9 @@
 
 Traces, compiles and runs a prompt and two steps of small decoders that differ
 in depth alone, and prints processor seconds less those of a second run, the
-number of compiled programs, and the ratio of the last depth to the first. Recipes
-whose layers differ (pyramids, reductions at several blocks) have a program for
-each kind of layer and grow.
+number of compiled programs, and the ratio of the last depth to the first.
+Recipes whose layers differ (pyramids, reductions at several blocks) have a
+program for each kind of layer and grow.
 """
 
 import argparse
