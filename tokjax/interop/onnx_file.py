@@ -112,7 +112,7 @@ class OnnxFile:
     return found
 
   def constant(self, name: str) -> np.ndarray | None:
-    """A value that the graph holds under a stored name; None: it is computed."""
+    """A value in the graph, by its stored name; None: it is computed."""
     tensor = self._tensors.get(name)
     if tensor is None:
       node = self.producer(name)

@@ -230,9 +230,9 @@ def read_encoder(file: OnnxFile, problems: Problems) -> ViTConfig:
   names = [name.removeprefix(f"{BLOCK}.") for name in file.headers]
   blocks = {n.split(".")[0] for n in names if n.split(".")[0].isdigit()}
   heads = heads_of(file, width)
-  epsilons = {e for e in map(float, _epsilons(file))}
+  epsilons = set(_epsilons(file))
   for epsilon in sorted(epsilons)[1:]:
-    problems.found.append(f"epsilon={epsilon}: norms must have one and the same")
+    problems.found.append(f"epsilon={epsilon}: must be that of the other norms")
   for i in range(len(blocks)):
     ops = [node.op_type for node in file.within(f"{BLOCK}.{i}")]
     for op in ("Softmax", "Erf"):
