@@ -93,6 +93,8 @@ class DenseSubject:
 
   settings: Dense
   model: DenseModel
+  # Maps of the first batch by job, for the picture.
+  seen: dict[Job, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
   def origin(self) -> str:
@@ -135,6 +137,9 @@ class DenseSubject:
     for i, (batch, real) in enumerate(self.model.batches(size)):
       inputs = (self.model.params, jnp.asarray(batch), jax.random.key(i))
       each = [np.asarray(p.run(*inputs))[:real] for p in (*programs, whole)]
+      if not i:
+        made = zip((*programs, whole), each, strict=True)
+        self.seen.update({program.job: maps for program, maps in made})
       found.append([agreement(maps, each[-1]) for maps in each[:-1]])
     rows = []
     for program, (same, apart) in zip(
@@ -254,8 +259,9 @@ class DenseSubject:
     }
     notes = {job.method: found.get((job.method, job.keep), "") for job in jobs}
     dense_maps.draw(
-      self.model, jobs, settings.pictures, settings.threads, path, notes
-    )
+      self.model, jobs, settings.pictures, settings.threads, path, notes,
+      self.seen,
+    )  # fmt: skip
 
 
 def agreement(

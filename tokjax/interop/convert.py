@@ -98,6 +98,7 @@ def sizes_of(config: Config) -> dict[str, int]:
     names += ("vocabulary", "kv_heads", "head_dim")
     derived = {"heads": config.heads * config.features}
   else:
+    assert isinstance(config, ViTConfig)
     names += ("channels", "patch_size", "registers", "pooler", "projection")
     names += ("num_classes",)
     derived = {"image_size": config.num_patches}

@@ -107,7 +107,7 @@ class OnnxFile:
     found = {}
     for name in names:
       stored, turned = self._named[name]
-      value = self.constant(stored)
+      value = _values(self._tensors[stored])
       found[name] = value.T if turned else value
     return found
 

@@ -49,8 +49,8 @@ class Back:
         )
     if self.until == "sublayer" and self.fill in ("input", "last"):
       raise ValueError(
-        f"fill={self.fill!r}: behind a sub-layer what comes back is added to the"
-        " input already; use fill='zero' to leave dropped tokens as they are"
+        f"fill={self.fill!r}: behind a sub-layer what comes back is added to"
+        " the input already; use fill='zero' to leave dropped tokens as they are"
       )
 
 
