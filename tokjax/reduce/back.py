@@ -50,7 +50,7 @@ class Back:
     if self.until == "sublayer" and self.fill in ("input", "last"):
       raise ValueError(
         f"fill={self.fill!r}: behind a sub-layer what comes back is added to"
-        " the input already; use fill='zero' to leave dropped tokens as they are"
+        " the input already; fill='zero' leaves dropped tokens as they are"
       )
 
 
