@@ -37,6 +37,7 @@ class Dense(Sweep):
     subject: the model and its photographs; "dense".
     shares: costs the table compares at, as shares of the unreduced model's;
       it is sorted by the first.
+    options: of recipes, by name, instead of their defaults.
     pictures: number of images of `maps.png`.
   """
 
@@ -45,12 +46,13 @@ class Dense(Sweep):
   keeps: tuple[float, ...] = (0.75, 0.5, 0.25)
   batch_size: int = 6
   rounds: int = 3
-  shares: tuple[float, ...] = (0.8, 0.65, 0.5)
+  shares: tuple[float, ...] = (0.85, 0.75, 0.65)
+  options: dict[str, Any] = ()
   pictures: int = 3
 
   SUBJECTS = DENSE_MODELS
   STEM, PICTURE = "dense", "maps.png"
-  DEPENDS = ("subject", "batch_size")
+  DEPENDS = ("subject", "batch_size", "options")
   NOTHING = "none"
 
   def __post_init__(self):
@@ -60,10 +62,27 @@ class Dense(Sweep):
     if not self.shares:
       raise ValueError("shares=(): give at least one, to sort the table by")
 
+  def methods(self) -> tuple[str, ...]:
+    """See `Sweep.methods`.
+
+    Raises:
+      ConfigError: no such recipe or family, or `options` that a recipe does
+        not have.
+    """
+    for name, options in dict(self.options).items():
+      known = find(name).options
+      if unknown := [option for option in options if option not in known]:
+        raise typed.ConfigError(
+          f"options[{name!r}]: {unknown[0]!r} must be one of {known}"
+        )
+    return super().methods()
+
   def job(self, method: str, keep: float) -> Job:
-    """The recipe with `restore`."""
-    restores = "restore" in find(method).options
-    return Job(method, keep, (("restore", True),) if restores else ())
+    """The recipe with its options and `restore`."""
+    options = dict(dict(self.options).get(method, {}))
+    if "restore" in find(method).options:
+      options["restore"] = True
+    return Job(method, keep, tuple(sorted(options.items())))
 
   def prepare(self, workdir: pathlib.Path) -> "DenseSubject":
     """See `Sweep.prepare`."""

@@ -132,6 +132,13 @@ def test_the_shipped_config_and_its_recipes():
   assert {"expedit", "token_transforming", "random"} <= set(made.methods())
   assert made.job("tome", 0.5).options == (("restore", True),)
   assert "dynamicvit" not in made.methods()  # has to be trained
+  warm = dataclasses.replace(made, options={"expedit": {"temperature": 0.02}})
+  options = dict(warm.job("expedit", 0.5).options)
+  assert options == {"temperature": 0.02, "restore": True}
+  assert warm.fingerprint() != made.fingerprint()
+  wrong = dataclasses.replace(made, options={"expedit": {"temper": 1}})
+  with pytest.raises(typed.ConfigError, match="'temper' must be one of"):
+    wrong.methods()
 
 
 def test_photographs_that_packages_carry():
