@@ -21,9 +21,9 @@ from sklearn import datasets
 
 from experiments.sweeps.results import writable
 from experiments.sweeps.subject import Job
-from tokjax import interop, recipes
+from tokjax import interop, recipes, zoo
 from tokjax.analysis import gallery, merge_map, stand_in
-from tokjax.models import ViT, ViTConfig
+from tokjax.models import DenseViT, ViT, ViTConfig
 
 Path = str | pathlib.Path
 
@@ -67,7 +67,9 @@ def encoder(checkpoint: str | None, size: int, patch: int) -> Encoder:
     half = (0.5, 0.5, 0.5)
     how = interop.Preprocessing(mean=half, std=half, image_size=size)
     return Encoder(config, params, how, stand_in.NAME)
-  model, params, how = interop.load(checkpoint)
+  model, params, how = interop.load(zoo.resolve(checkpoint))
+  if isinstance(model, DenseViT):
+    model, params = ViT(model.config.backbone), params["backbone"]
   if not isinstance(model, ViT):
     raise ValueError(
       f"checkpoint={checkpoint!r}: is a {type(model).__name__}, no model of"
@@ -145,7 +147,7 @@ def main(
     recipe: see `tokjax.recipes.names()`.
     out: directory of the PNGs, one for each image.
     images: files; empty: the sample photographs.
-    checkpoint: folder or hub id; None: the stand-in.
+    checkpoint: folder, hub id or name of `tokjax models`; None: the stand-in.
     keep: fraction of tokens that remain; None: the recipe's own schedule.
     blocks: which to show, from 1; empty: all.
     size, patch: of the stand-in's image and patches, in pixels.
@@ -211,7 +213,7 @@ if __name__ == "__main__":
         Option("recipe", str, None, "See `tokjax recipes`.", required=True),
         Option("out", str, None, "Folder of the pictures.", required=True),
         Option("image", str, None, "A file; None: two photographs.", many=True),
-        Option("checkpoint", str, None, "Folder or hub id."),
+        Option("checkpoint", str, None, "Folder, hub id, `tokjax models`."),
         Option("keep", float, 0.2, "Fraction of tokens that remain."),
         Option("block", int, None, "To show, from 1; None: all.", many=True),
         Option("size", int, 384, "Of the image, without a checkpoint."),

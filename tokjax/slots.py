@@ -47,6 +47,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tokjax import budgets
 from tokjax.layer import Arrivals, Carry, Layer, Memory, Params
+from tokjax.reduce.back import RESTORE
 from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.stages import check
 from tokjax.signals import Question
@@ -304,6 +305,19 @@ class Slots:
   def reductions(self) -> int:
     """How many reductions there are, those of towers included."""
     return len(self.reduce) + sum(s.reductions for _, s in self.towers)
+
+  def restored(self) -> "Slots":
+    """The same slots, every reduction of which gives back what it took.
+
+    Behind the last block the grid of an encoder is full again, in its order: a
+    token that was merged is a copy of the token that it went into, one that was
+    dropped is as it was before that. Reductions that say themselves how tokens
+    come back are not changed.
+    """
+    reduces = tuple(
+      r if r.back else dataclasses.replace(r, back=RESTORE) for r in self.reduce
+    )
+    return dataclasses.replace(self, reduce=reduces)
 
   def with_keep(self, keep: float) -> "Slots":
     """The same slots turned so that about this fraction of tokens remains.

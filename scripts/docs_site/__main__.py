@@ -39,6 +39,7 @@ RESULTS = [
   {"Learned methods": "learned.md"},
   {"Vision-language models": "vlm.md"},
   {"Real models": "real_models.md"},
+  {"Dense prediction": "dense.md"},
   {"Speed": "speed.md"},
   {"GPU kernels": "gpu_kernels.md"},
   {"Accelerators": "measured/accelerators.md"},

@@ -10,7 +10,7 @@ import pytest
 from tests.recipes import reference_clustering as reference
 from tests.recipes.sites_merging import batch_of, reduce_once
 from tests.recipes.sites_pruning import rows
-from tokjax import matching
+from tokjax import matching, recipes
 from tokjax.plan import Assignment
 
 ARC = np.deg2rad(np.float32([0, 28, 60, 100]))
@@ -169,3 +169,53 @@ def test_token_transforming_has_pruning_and_merging_as_matrices():
   weight = source * size[None] / (source @ size)[:, None]
   merged = merge.weighted(size).apply(x)
   np.testing.assert_allclose(weight @ x, merged, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_relative_temperatures_do_not_see_the_scale_of_features(scale):
+  """Squared distances times scale ** 2; what is shared stays."""
+  x = jnp.asarray(rows(7, 24, 5))
+  options = dict(grid=(4, 6), cells=(2, 3), temperature=10.0, relative=True)
+  match = jax.jit(lambda x: matching.local_soft_kmeans(x, **options))
+  one, other = match(x), match(scale * x)
+  np.testing.assert_allclose(other.share, one.share, atol=2e-4)
+  np.testing.assert_allclose(other.back, one.back, atol=2e-4)
+  assert 0.5 < float(one.share.max(axis=0).mean()) < 0.99
+
+
+@pytest.mark.parametrize("apart", [0.02, 0.2])
+def test_relative_temperatures_do_not_see_how_alike_tokens_are(apart):
+  """Cosines near one, as in the first blocks of encoders, and further apart."""
+  noise = rows(8, 12, 64)
+  x = jnp.asarray(apart * noise / 8 + np.eye(64)[0])
+  share = matching.soft_assignment(
+    x, jnp.arange(3), temperature=0.1, relative=True
+  ).share
+  # Not spread evenly, whatever the distance.
+  assert 0.5 < float(share[:, 3:].max(axis=0).mean()) < 0.99
+
+
+def test_equal_tokens_have_no_distance_to_be_relative_to():
+  same = jnp.ones((8, 3))
+  share = matching.soft_assignment(
+    same, jnp.arange(2), temperature=0.1, relative=True
+  ).share
+  np.testing.assert_allclose(share, 0.5, atol=0.2)
+  plan = matching.local_soft_kmeans(
+    same, (2, 4), (1, 2), temperature=10.0, relative=True
+  )
+  assert np.isfinite(plan.share).all() and np.isfinite(plan.back).all()
+
+
+@pytest.mark.parametrize(
+  ("name", "published", "relative"),
+  [("expedit", 0.02, "sharpness"), ("token_transforming", 0.05, "softness")],
+)
+def test_a_temperature_that_is_given_is_absolute(name, published, relative):
+  rule = lambda **options: recipes.get(name, **options).reduce[0].rule
+  options = dict(rule(temperature=published).options)
+  assert options["temperature"] == published and not options["relative"]
+  assert dict(rule(**{relative: 3.0}).options)["relative"]
+  for wrong in ("temperature", relative):
+    with pytest.raises(ValueError, match=f"{wrong}=-1.0: must be positive"):
+      recipes.get(name, **{wrong: -1.0})

@@ -2,11 +2,16 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import pictures
+from tokjax import interop, recipes
+from tokjax.analysis import merge_map
+from tokjax.models import ViT, ViTConfig
 
 
 def test_draws_an_image_block_by_block(tmp_path):
@@ -20,6 +25,34 @@ def test_draws_an_image_block_by_block(tmp_path):
   assert path == tmp_path / "out" / "noise_tome.png"
   shown = np.asarray(Image.open(path).convert("RGB"))
   assert shown.shape[1] > 3 * 64
+
+
+@pytest.mark.parametrize("recipe", ["tome", "downsample"])
+def test_images_of_another_size_than_the_configured_one(tmp_path, recipe):
+  """As DINOv2 has it: a table for 518 pixels, images of 224."""
+  config = ViTConfig(
+    image_size=24, patch_size=4, width=16, depth=2, heads=2, mlp_dim=32,
+    layer_scale=True, num_classes=None,
+  )  # fmt: skip
+  init = jax.jit(ViT(config).init)
+  params = init(jax.random.key(0), np.zeros((1, 24, 24, 3)))["params"]
+  how = interop.Preprocessing((0.5,) * 3, (0.5,) * 3, 16)
+  folder = tmp_path / "dino"
+  interop.save(
+    folder, config, params, layout="Dinov2Model", preprocessing=how
+  )
+  (path,) = pictures.main(
+    recipe, tmp_path / "out", images=[noise(tmp_path / "a" / "n.png", 0)],
+    checkpoint=str(folder), keep=0.5,
+  )  # fmt: skip
+  assert np.asarray(Image.open(path)).shape[1] > 3 * 16
+  model, params, _ = interop.load(folder, slots=recipes.get(recipe, keep=0.5))
+  images = np.random.default_rng(0).normal(size=(1, 16, 16, 3))
+  (*_, last) = merge_map.look(
+    model, params, jnp.asarray(images, jnp.float32), jax.random.key(0)
+  )
+  # 4 x 4 patches, not 6 x 6, and 8 or 9 tokens of them.
+  assert last.index.shape == (1, 4, 4) and last.num_tokens[0] in (8, 9)
 
 
 def test_the_sample_photographs_are_the_default():

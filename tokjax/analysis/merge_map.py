@@ -130,8 +130,10 @@ def look(
     return out["tokens"].position, share
 
   position, found = run(params, images, key)
-  grid, front = model.config.grid, len(model.config.kinds)
-  smaller = position.shape[1] - front != model.config.num_patches
+  # Of these images, which may have another size than the configured one.
+  patch, front = model.config.patch_size, len(model.config.kinds)
+  grid = images.shape[1] // patch, images.shape[2] // patch
+  smaller = position.shape[1] - front != grid[0] * grid[1]
   if smaller and all(share is None for share in found):
     return [cells(position, grid)] * len(found)
   return [_of_shares(share, grid, len(images)) for share in found]

@@ -15,11 +15,12 @@ from tokjax.interop import tables
 from tokjax.interop.tables import Row
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
+from tokjax.models.dense_vit import DenseViT, DenseViTConfig
 from tokjax.models.positions import resize_table
 from tokjax.models.vit import ViT, ViTConfig
 from tokjax.models.vlm import Prompts, VisionLanguage, VisionLanguageConfig
 
-Config = ViTConfig | DecoderConfig | VisionLanguageConfig
+Config = ViTConfig | DecoderConfig | VisionLanguageConfig | DenseViTConfig
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 # Values that are looked at together, so that a check needs little memory.
 CHUNK = 2**24
@@ -68,10 +69,25 @@ def _(config: VisionLanguageConfig):
   return VisionLanguage(config), Prompts(row, row, row, row[0, :1], images)
 
 
+@specimen.register
+def _(config: DenseViTConfig):
+  cfg = config.backbone
+  shape = (1, *cfg.image_sides, cfg.channels)
+  return DenseViT(config), jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def parts_of(config: Config) -> dict[str, ViTConfig | DecoderConfig]:
+  """The configurations that a configuration is made of."""
+  if isinstance(config, VisionLanguageConfig):
+    return {"vision": config.vision, "language": config.language}
+  if isinstance(config, DenseViTConfig):
+    return {"backbone": config.backbone}
+  return {}
+
+
 def sizes_of(config: Config) -> dict[str, int]:
   """The fields of a configuration that are an axis of some parameter."""
-  if isinstance(config, VisionLanguageConfig):
-    parts = {"vision": config.vision, "language": config.language}
+  if parts := parts_of(config):
     return {
       f"{part}.{name}": size
       for part, own in parts.items()
@@ -82,6 +98,7 @@ def sizes_of(config: Config) -> dict[str, int]:
     names += ("vocabulary", "kv_heads", "head_dim")
     derived = {"heads": config.heads * config.features}
   else:
+    assert isinstance(config, ViTConfig)
     names += ("channels", "patch_size", "registers", "pooler", "projection")
     names += ("num_classes",)
     derived = {"image_size": config.num_patches}

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from tokjax.interop.convert import CheckpointError, Header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-GGUF = ".gguf"
+GGUF, ONNX = ".gguf", ".onnx"
 SHARDS = "model-*-of-*.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".h5", ".msgpack")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -43,7 +43,7 @@ def locate(source: str | pathlib.Path, revision: str | None = None):
   """The folder of a checkpoint; a hub id is downloaded (or found in cache).
 
   Args:
-    source: a folder, a GGUF file, or a hub id such as
+    source: a folder, a GGUF or ONNX file, or a hub id such as
       "facebook/deit-small-patch16-224".
     revision: branch, tag or commit on the hub.
 
@@ -51,17 +51,17 @@ def locate(source: str | pathlib.Path, revision: str | None = None):
     FileNotFoundError: neither a folder nor a hub id that can be reached.
   """
   folder = pathlib.Path(source).expanduser()
-  if folder.is_dir() or (folder.exists() and folder.suffix == GGUF):
+  if folder.is_dir() or (folder.exists() and folder.suffix in (GGUF, ONNX)):
     return folder
   if folder.exists():
     raise FileNotFoundError(
       f"{source!s} is a file; give the folder with config.json and {SINGLE},"
-      f" or a file that ends in {GGUF}"
+      f" or a file that ends in {GGUF} or {ONNX}"
     )
   if not HUB_ID.fullmatch(str(source)):
     raise FileNotFoundError(
       f"{source!s} is neither a folder nor a hub id (owner/name), nor a file"
-      f" that ends in {GGUF}"
+      f" that ends in {GGUF} or {ONNX}"
     )
   try:
     return pathlib.Path(

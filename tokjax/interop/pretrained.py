@@ -13,6 +13,7 @@ from tokjax.interop import (
   files,
   gguf_models,
   learned_parts,
+  onnx_models,
 )
 from tokjax.interop import labels as labels_lib
 from tokjax.interop.architectures_language import LANGUAGE
@@ -47,11 +48,11 @@ def load(
 
   `architectures` of config.json (timm: `architecture`) says what it is: a
   vision tower becomes a `ViT`, a language model a `Decoder`, LLaVA a
-  `VisionLanguage`.
+  `VisionLanguage`; an ONNX graph a `DenseViT`.
 
   Args:
     source: folder with config.json and safetensors, a GGUF file of a language
-      model, or a hub id.
+      model, an ONNX file of a dense one (see `onnx_models`), or a hub id.
     slots: the recipe. Parameters of its own are read from the folder if it was
       exported with them, see `save`; otherwise they are not among the result.
     dtype: of activations (of a language model also of caches).
@@ -63,7 +64,7 @@ def load(
       is an error.
 
   Returns:
-    The model, its parameters, and what makes its inputs. `ViT`: a
+    The model, its parameters, and what makes its inputs. `ViT`, `DenseViT`: a
     `Preprocessing` of images, for `model.apply({"params": params}, images)`;
     None if the folder does not state it. `Decoder`: a `Tokenizer`, for
     `model.apply({"params": params}, tokens)`; None if the folder has no
@@ -122,9 +123,11 @@ def inputs_of(
 
 
 def open_folder(folder: pathlib.Path) -> tuple[Layout, Any, Any]:
-  """Layout, configuration and tensors of a folder or GGUF file."""
+  """Layout, configuration and tensors of a folder or file."""
   if folder.suffix == files.GGUF and not folder.is_dir():
     return gguf_models.open_file(folder)
+  if folder.suffix == files.ONNX and not folder.is_dir():
+    return onnx_models.open_file(folder)
   whole = files.read_json(folder / "config.json")
   names = ("timm",)
   if "architecture" not in whole:

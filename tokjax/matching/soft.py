@@ -21,6 +21,7 @@ def soft_assignment(
   anchor: Int[Array, "m"],
   *,
   temperature: float,
+  relative: bool = False,
   mask: Bool[Array, "n"] | None = None,
   valid: Bool[Array, "m"] | None = None,
 ) -> Mixture:
@@ -35,11 +36,17 @@ def soft_assignment(
     features: what similarity is measured on, `[n, d]`.
     anchor: indices of the m tokens that outputs grow from.
     temperature: towards 0 every token goes to its nearest anchor.
+    relative: it is in units of the mean of 1 - cosine between tokens and
+      anchors, which differs by a factor of 20 between the blocks of one model.
     mask: padded tokens contribute to nothing.
     valid: False for anchors that this example does not have.
   """
   features = features.astype(jnp.float32)
-  logits = scores.cosine(features[anchor], features) / temperature
+  similarity = scores.cosine(features[anchor], features)
+  if relative:
+    pairs = _pairs(similarity, mask, valid)
+    temperature = temperature * _mean_distance(1 - similarity, pairs)
+  logits = similarity / temperature
   if valid is not None:
     # Finite, because an example may have no anchor at all.
     logits = jnp.where(valid[:, None], logits, jnp.finfo(logits.dtype).min)
@@ -53,6 +60,26 @@ def soft_assignment(
   return Mixture(weight, share, share.T, anchor, valid)
 
 
+def _pairs(
+  similarity: Float[Array, "m n"],
+  mask: Bool[Array, "n"] | None,
+  valid: Bool[Array, "m"] | None,
+) -> Bool[Array, "m n"]:
+  """Which anchors and tokens are real."""
+  pairs = jnp.ones(similarity.shape, bool)
+  pairs = pairs if mask is None else pairs & mask[None, :]
+  return pairs if valid is None else pairs & valid[:, None]
+
+
+def _mean_distance(
+  distance: Float[Array, "m n"], pairs: Bool[Array, "m n"]
+) -> Float[Array, ""]:
+  """Over some pairs, without a gradient; a tiny number where all are equal."""
+  total = jnp.sum(jnp.where(pairs, jnp.maximum(distance, 0.0), 0.0))
+  mean = total / jnp.maximum(pairs.sum(), 1)
+  return jax.lax.stop_gradient(jnp.maximum(mean, 1e-9))
+
+
 def local_soft_kmeans(
   features: Float[Array, "n d"],
   grid: tuple[int, ...],
@@ -60,6 +87,7 @@ def local_soft_kmeans(
   *,
   iterations: int = 5,
   temperature: float = 0.02,
+  relative: bool = False,
   window: int = 5,
   neighbours: int = 20,
   normalise: bool = False,
@@ -78,6 +106,8 @@ def local_soft_kmeans(
     cells: the smaller grid; outputs = their product.
     iterations: soft k-means steps.
     temperature: factor of the squared distance (tau in the paper).
+    relative: distances are in units of the mean squared distance between
+      tokens and the first centres that they see.
     window: side of the neighbourhood, in cells.
     neighbours: centres mixed by `restore`; ties all count.
     normalise: True makes restore weights sum to one, which preserves
@@ -88,6 +118,9 @@ def local_soft_kmeans(
   near = _same_neighbourhood(grid, cells, window)
   weight = share = jnp.asarray(pool)
   centre = weight @ features
+  if relative:
+    distance = scores.squared_distance(centre, features)
+    temperature = temperature / _mean_distance(distance, jnp.asarray(near))
   for _ in range(max(iterations, 1)):
     logits = -temperature * scores.squared_distance(centre, features)
     share = jax.nn.softmax(jnp.where(near, logits, -jnp.inf), axis=0)
@@ -110,7 +143,7 @@ def nearest_mix(
   features: Float[Array, "n d"],
   centre: Float[Array, "m d"],
   *,
-  temperature: float,
+  temperature: float | Float[Array, ""],
   neighbours: int,
   normalise: bool = False,
 ) -> Float[Array, "n m"]:

@@ -2,6 +2,8 @@
 
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
+from tokjax.models.dense_vit import DenseViT
+from tokjax.models.dense_vit import DenseViTConfig
 from tokjax.models.generation import Generator
 from tokjax.models.rotary import Rotary
 from tokjax.models.sampling import Sampler
@@ -14,6 +16,8 @@ from tokjax.models.vlm_generation import VisionLanguageGenerator
 __all__ = [
   "Decoder",
   "DecoderConfig",
+  "DenseViT",
+  "DenseViTConfig",
   "Generator",
   "Rotary",
   "Sampler",

@@ -14,6 +14,8 @@ WIDTH = 80
 COMMON = {
   "keep": "fraction of tokens that remains; turns the budgets",
   "budget": "how many tokens remain, and where; see tokjax.budgets",
+  "restore": "the grid is full again behind the last block: what was merged"
+  " takes its token, what was dropped its last state",
 }
 
 
@@ -97,7 +99,7 @@ def facts(recipe: Recipe) -> dict[str, str]:
 
 
 def options(recipe: Recipe) -> Iterator[Option]:
-  """The options: `keep` first, then those of the recipe's function."""
+  """The options: `keep`, those of the recipe's function, then `restore`."""
   _, meanings = documented(recipe)
   meanings = {**COMMON, **meanings}
   yield Option("keep", "float | None", "None", meanings["keep"])
@@ -106,6 +108,8 @@ def options(recipe: Recipe) -> Iterator[Option]:
       option.name, _kind(option.annotation), repr(option.default),
       meanings.get(option.name, ""),
     )  # fmt: skip
+  if "restore" in recipe.options:
+    yield Option("restore", "bool", "False", meanings["restore"])
 
 
 def documented(recipe: Recipe) -> tuple[str, dict[str, str]]:

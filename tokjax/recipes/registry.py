@@ -11,6 +11,8 @@ from tokjax.recipes.joining import compose as compose_slots
 from tokjax.slots import Slots
 
 FAMILIES = ("baseline", "vision", "vlm", "video", "llm", "cache", "bytes")
+# Of encoders: their recipes have the option `restore`.
+RESTORABLE = ("baseline", "vision")
 TRAINING = ("training-free", "learned", "both")
 
 
@@ -48,17 +50,28 @@ class Recipe:
 
   @property
   def options(self) -> tuple[str, ...]:
-    return tuple(inspect.signature(self.build).parameters)
+    own = tuple(inspect.signature(self.build).parameters)
+    return (*own, "restore") if self.family in RESTORABLE else own
 
   def __call__(self, *, keep: float | None = None, **options) -> Slots:
-    """Builds the slots; `keep` turns budgets to end at that fraction."""
+    """Builds the slots.
+
+    Args:
+      keep: turns budgets to end at that fraction.
+      **options: of the function; and of a recipe for encoders `restore`, True:
+        the grid is full again behind the last block, see `Slots.restored`.
+    """
     unknown = [name for name in options if name not in self.options]
     if unknown:
       raise UnknownOption(
         f"recipe {self.name!r}: unknown option {unknown[0]!r}; its options are"
         f" keep, {', '.join(self.options)}"
       )
+    restore = options.pop("restore", False)
+    if not isinstance(restore, bool):
+      raise ValueError(f"restore={restore!r}: must be True or False")
     slots = self.build(**options).named(self.name)
+    slots = slots.restored() if restore else slots
     return slots if keep is None else slots.with_keep(keep)
 
 
@@ -222,8 +235,9 @@ def get(name: str, **options: Any) -> Slots:
   Args:
     name: one of `names()`, or several joined by "+", in the order in which
       they act: "evit+tome", "fastv+snapkv+kivi".
-    **options: `keep` (fraction of tokens that remain at the end) and the
-      recipe's own; of several recipes each takes the options that it has.
+    **options: `keep` (fraction of tokens that remain at the end), for encoders
+      `restore` (see `Slots.restored`), and the recipe's own; of several
+      recipes each takes the options that it has.
 
   Raises:
     KeyError: no such recipe.

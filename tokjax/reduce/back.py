@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from tokjax.plan import Plan
 
-FILLS = ("copy", "zero", "input", "memory")
+FILLS = ("copy", "last", "zero", "input", "memory")
 JOINS = ("replace", "add")
 
 
@@ -21,15 +21,16 @@ class Back:
     until: "sublayer" (given back behind the attention that ran on the few),
       "end" (behind the last block), or a number of blocks.
     fill: what tokens take that are no anchor of an output: a "copy" of the
-      output they went into (zeros where they were dropped), "zero", their
-      value at the "input" of the reduction, or a "memory" that the caller
-      keeps from call to call (step caches).
+      output they went into (zeros where they were dropped), the same but
+      their "last" value where they were dropped, "zero", their value at the
+      "input" of the reduction (also where they were merged), or a "memory"
+      that the caller keeps from call to call (step caches).
     join: "replace": anchors take their outputs; "add": what comes back is
       added to the input of the reduction.
   """
 
   until: Literal["sublayer", "end"] | int = "end"
-  fill: Literal["copy", "zero", "input", "memory"] = "copy"
+  fill: Literal["copy", "last", "zero", "input", "memory"] = "copy"
   join: Literal["replace", "add"] = "replace"
 
   def __post_init__(self):
@@ -46,11 +47,15 @@ class Back:
         raise ValueError(
           f"{name}={getattr(self, name)!r}: must be one of {allowed}"
         )
-    if self.until == "sublayer" and self.fill == "input":
+    if self.until == "sublayer" and self.fill in ("input", "last"):
       raise ValueError(
-        "fill='input': behind a sub-layer what comes back is added to the input"
-        " already; use fill='zero' to leave dropped tokens as they are"
+        f"fill={self.fill!r}: behind a sub-layer what comes back is added to"
+        " the input already; fill='zero' leaves dropped tokens as they are"
       )
+
+
+# Behind the last block: the whole grid, for dense heads.
+RESTORE = Back("end", "last")
 
 
 def given_back(
@@ -66,11 +71,16 @@ def given_back(
     plan: from n tokens to m.
     few: what the function made of the m.
     back: how.
-    whole: the tokens before the plan, for `fill="input"` and `join="add"`.
+    whole: the tokens before the plan, for `fill="input"` or "last" and
+      `join="add"`.
     memory: for `fill="memory"`.
   """
   if back.fill == "copy":
     full = plan.restore(few)
+  elif back.fill == "last":
+    assert whole is not None
+    dropped, last = plan.dropped[:, None], whole.astype(few.dtype)
+    full = jnp.where(dropped, last, plan.restore(few))
   else:
     n = plan.num_sources
     at = plan.anchor

@@ -120,11 +120,6 @@ class Reduce:
         f"back={self.back}: only a reduction at 'attention' is given back"
         f" behind a sub-layer; this one is at {self.at!r}"
       )
-    if self.back is not None and not sublayer and self.at in INSIDE:
-      raise ValueError(
-        f"at={self.at!r}: what is given back behind blocks has to be taken"
-        " away at 'input', 'mlp' or 'output'"
-      )
     hash(self)
 
   @property

