@@ -29,6 +29,7 @@ SMALL = {
   "zipcache": dict(gap=16),
   "quest": dict(page=4, least=1, from_layer=0),
   "tidaldecode": dict(layers=(1,)),
+  "delta": dict(page=4, newest=1, layers=(1,)),
   "minference_a_shape": dict(first=4),
   "minference_vertical_slash": dict(
     queries=8,

@@ -63,6 +63,7 @@ SMALL = {
   "slack": 0,
   "leaders": ((0, 0), (0, 1)),
   "recent": 5,
+  "newest": 1,
 }
 
 

@@ -27,6 +27,7 @@ from tokjax.attention.retrieval import Chunk
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.attention.static import Band, Separators
 from tokjax.cache.reads import Pages
+from tokjax.cache.shared_pages import SharedPages
 from tokjax.layer import Arrivals, Layer, Memory
 from tokjax.models import Rotary
 
@@ -278,3 +279,21 @@ def test_heads_may_see_different_patterns():
     PerHead(patterns, ((0,),)).check(layer, 6)
   with pytest.raises(ValueError, match="changes .'bias'"):
     PerHead((FirstToken(2.0),), ((0, 0),))
+
+
+def test_delta_chooses_pages():
+  """Sums over pages, the newest forced; ties go to the earlier page."""
+  read = SharedPages(budgets.Count(4), page=2, newest=1, layers=(0,))
+  pick = lambda weight: read.choose(
+    jnp.asarray(weight), jnp.int32(len(weight)), 2, jnp.int32(2)
+  )
+  at, valid = pick([0.1, 0.2, 0.5, 0.0, 0.05, 0.05])
+  assert at[valid].tolist() == [2, 3, 4, 5]
+  at, valid = pick([0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.0])
+  assert at[valid].tolist() == [0, 1, 6]
+  assert SharedPages(budgets.Count(4)).selecting(28) == (2, 14, 22)
+  with pytest.raises(ValueError, match="page=0, newest=8"):
+    SharedPages(budgets.Count(4), page=0)
+  sliding = Layer(0, 1, window=4)
+  with pytest.raises(ValueError, match="cannot choose for others"):
+    read.check(sliding)

@@ -9,6 +9,7 @@ from tokjax.budgets import Budget
 from tokjax.cache.kv import KV
 from tokjax.cache.reads import Pages, Persistent
 from tokjax.cache.retriever import Retriever
+from tokjax.cache.shared_pages import SharedPages
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.free import ALL, Free
 from tokjax.reduce.reduction import Reduce
@@ -67,6 +68,37 @@ def tidaldecode(
     layers: the two that choose, as numbers or fractions of the depth.
   """
   return Slots(cache=KV(read=Persistent(budget, layers)))
+
+
+@recipe(
+  "delta",
+  family="llm",
+  paper="DELTA: Dynamic Layer-Aware Token Attention for Efficient Long-Context"
+  " Reasoning",
+  arxiv="2510.09883",
+  code="hoenza/DELTA",
+  evidence="hoenza/DELTA:DELTA/Engine/DELTA/page_score.py, page_selector_v2.py"
+  " (c354073), the selector run next to this one on the same scores",
+  deviations="the layers that choose are fractions of the depth ({2, 14, 22} of"
+  " 28); scores of pages are compared exactly, where the official selector"
+  " subtracts 1e-7 times the page's number",
+)
+def delta(
+  budget: Budget = budgets.Count(1024),
+  page: int = 16,
+  newest: int = 8,
+  layers: tuple[int | float, ...] = (2, 0.5, 0.79),
+) -> Slots:
+  """A few layers choose pages, which all heads of the layers above them read.
+
+  Args:
+    budget: tokens that a step reads, in whole pages.
+    page: tokens a page.
+    newest: last pages that are always read, inside the budget.
+    layers: those that choose, as numbers or fractions of the depth; where
+      attention changes most from layer to layer.
+  """
+  return Slots(cache=KV(read=SharedPages(budget, page, newest, layers)))
 
 
 @recipe(
