@@ -41,6 +41,7 @@ SMALL = {
   ),
   "xattention": dict(stride=4, block=16),
   "sepllm": dict(tokens=(0, 10), first=1, separators=16),
+  "dhsa": dict(block=8, first=4, near=8, exact=8),
   "infllm": dict(first=4, local=32, block=8, chunk=16),
   "actqkv": dict(first=4, local=32, block=8, chunk=16, least=1),
   "tokenselect": dict(first=4, local=32, chunk=16),

@@ -65,6 +65,10 @@ SMALL = {
   "recent": 5,
   "newest": 1,
   "densities": (1.0, 3.0),
+  "exact": 3,
+  "apart": 2,
+  "chunks_per_block": 1,
+  "certainty": -0.2,
 }
 
 

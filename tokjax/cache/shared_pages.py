@@ -87,7 +87,8 @@ class SharedPages(ReadAll):
           f" read with it in layer {selecting[0]} too"
         )
       return attend_to_shared(query, entries, *carry[PAGES]), None, carry
-    out, weight, carry = ReadAll.__call__(self, query, entries, index, carry)
+    seen = query.seen(entries)[:, :, None, None]
+    out, weight = query.attention(entries, query.logits(entries), seen)
     most = int(self.counts(layer, entries.room).max())
     chosen = jax.vmap(lambda w, n, count: self.choose(w, n, most, count))(
       weight.max(axis=(1, 2, 3)), entries.length.max(axis=1), index
