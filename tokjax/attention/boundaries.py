@@ -28,7 +28,8 @@ def parameters(channels: int, key: PRNGKeyArray) -> dict[str, Array]:
     drawn = jax.random.normal(jax.random.fold_in(key, i), shape)
     made[name] = drawn * shape[0] ** -0.5
     made[f"{name}_bias"] = jnp.zeros(shape[1:])
-  made["norm"], made["norm_bias"] = jnp.ones((channels,)), jnp.zeros((channels,))
+  made["norm"] = jnp.ones((channels,))
+  made["norm_bias"] = jnp.zeros((channels,))
   return made
 
 

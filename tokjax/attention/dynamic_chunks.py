@@ -112,9 +112,10 @@ class DynamicChunks(Causal):
     q, k = (x.astype(jnp.float32).mean(axis=1) for x in (q, k))
     # Zeros in padding: sums and sizes are those of real tokens.
     routed = jnp.arange(t) < length - self.exact
-    q = jnp.pad(jnp.where(routed[:, None], q, 0.0), [(0, -t % self.block), (0, 0)])
-    routed = jnp.pad(routed, (0, -t % self.block)).reshape(-1, self.block)
-    q = q.reshape(-1, self.block, q.shape[-1]).sum(axis=1)
+    q, more = jnp.where(routed[:, None], q, 0.0), (0, -t % self.block)
+    q = jnp.pad(q, [more, (0, 0)]).reshape(-1, self.block, q.shape[1])
+    q = q.sum(axis=1)
+    routed = jnp.pad(routed, more).reshape(-1, self.block)
     q = q / jnp.sqrt(jnp.maximum(routed.sum(axis=1), 1))[:, None]
     real = jnp.arange(n) < length
     chunk = jnp.cumsum(starts)

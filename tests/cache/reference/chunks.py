@@ -31,7 +31,8 @@ def boundary_logit(made, k, i, n, w):
   return dense("last", hidden)[0]
 
 
-def dhsa(s, block=4, first=2, near=3, exact=3, w=4, apart=2, most=1, least=-0.2):
+def dhsa(s, block=4, first=2, near=3, exact=3):
+  w, apart, most, least = 4, 2, 1, -0.2
   made = {k: np.asarray(x, np.float64) for k, x in s.params["attend"].items()}
   n = s.n
   k = s.rk[:n].reshape(n, -1)
