@@ -26,6 +26,7 @@ SMALL = {
   "expected_attention": dict(sinks=1, future=64),
   "razor_attention": dict(first=1, window=budgets.Share(0.2)),
   "kivi": dict(group=16, residual=32),
+  "vidkv": dict(group=16, buffer=32),
   "zipcache": dict(gap=16),
   "quest": dict(page=4, least=1, from_layer=0),
   "tidaldecode": dict(layers=(1,)),

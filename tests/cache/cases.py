@@ -64,6 +64,7 @@ SMALL = {
   "leaders": ((0, 0), (0, 1)),
   "recent": 5,
   "newest": 1,
+  "buffer": 4,
   "densities": (1.0, 3.0),
   "exact": 3,
   "apart": 2,
