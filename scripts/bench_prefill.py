@@ -46,7 +46,6 @@ METHODS = {
   "quest": {"budget": BUDGET, "from_layer": 0},
   "infllm": {"local": 512},
   "actqkv": {"local": 512, "least": 1},
-  "dhsa": {"budget": BUDGET},
   "minference_a_shape": {},
   "minference_vertical_slash": {"vertical": PART, "slash": BUDGET},
   "xattention": {},
