@@ -3,10 +3,11 @@
 XL3M (Wang et al., 2024, arXiv 2405.17755) cuts a prompt into segments short
 enough for the model, asks the question at its end behind each of them alone,
 and answers from the segments behind which the prediction has the least entropy,
-in the order of the text. What is public is the abstract and two summaries: this
-is a reconstruction, and no fidelity is claimed. Choices of this project:
-segments do not overlap, and entropies are means over the question's tokens
-(`over="last"`: after the last one).
+in the order of the text. What is public is the abstract and three summaries,
+which speak of one distribution for each segment with the question: this is a
+reconstruction, and no fidelity is claimed. Choices of this project: segments do
+not overlap, and the distribution is that after the question's last token
+(`over="question"`: the mean over all of its tokens).
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def key_context(
   question: int,
   segment: int,
   keep: int,
-  over: Literal["question", "last"] = "question",
+  over: Literal["question", "last"] = "last",
 ) -> tuple[Int[Array, "b m"], Int[Array, "b"]]:
   """The prompt that is answered instead of a longer one.
 
@@ -91,7 +92,7 @@ def entropies(
   *,
   question: int,
   segment: int,
-  over: Literal["question", "last"] = "question",
+  over: Literal["question", "last"] = "last",
 ) -> Float[Array, "b s"]:
   """Entropy, in nats, of what is predicted behind each segment alone.
 
