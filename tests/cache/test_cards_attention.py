@@ -27,7 +27,7 @@ from tokjax.attention.retrieval import Chunk
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.attention.static import Band, Separators
 from tokjax.cache.reads import Pages
-from tokjax.cache.shared_pages import SharedPages
+from tokjax.cache.shared_pages import SharedPages, selecting_layers
 from tokjax.layer import Arrivals, Layer, Memory
 from tokjax.models import Rotary
 
@@ -297,3 +297,12 @@ def test_delta_chooses_pages():
   sliding = Layer(0, 1, window=4)
   with pytest.raises(ValueError, match="cannot choose for others"):
     read.check(sliding)
+
+
+def test_layers_that_choose_are_where_attention_changes():
+  maps = np.eye(12)[[0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]]  # At 4, 6, 9.
+  maps[9:] += maps[8]  # A smaller change than the others.
+  assert selecting_layers(jnp.asarray(maps), 3, apart=2) == (2, 4, 6)
+  assert selecting_layers(jnp.asarray(maps), 3, apart=3) == (2, 6, 9)
+  with pytest.raises(ValueError, match="count=4, apart=5: 12 layers"):
+    selecting_layers(jnp.asarray(maps), 4, apart=5)

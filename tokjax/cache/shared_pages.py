@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tokjax import budgets, selection
@@ -139,3 +140,36 @@ def attend_to_shared(
   seen = query.seen(own) & valid[:, None]
   out, _ = query.attention(own, query.logits(own), seen[:, :, None, None])
   return out
+
+
+def selecting_layers(
+  attention: Float[Array, "depth ..."], count: int = 3, apart: int = 4
+) -> tuple[int, ...]:
+  """Layers to choose pages: where attention is least like the layer below's.
+
+  Likeness is the cosine of the two maps. The third layer is always one of
+  them. The paper keeps the others from lying close together, how is not
+  public: here they are `apart` layers from each other at least.
+
+  Args:
+    attention: of sample texts in every layer, in the mean over heads.
+    count: how many layers.
+    apart: least distance of two of them.
+
+  Raises:
+    ValueError: there are not so many layers so far apart.
+  """
+  flat = np.asarray(attention, np.float64).reshape(len(attention), -1)
+  flat = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+  change = 1 - (flat[:-1] * flat[1:]).sum(axis=1)
+  chosen = [2]
+  for layer in 1 + np.argsort(-change, kind="stable"):
+    if len(chosen) < count and layer > 2:
+      if min(abs(layer - other) for other in chosen) >= apart:
+        chosen.append(int(layer))
+  if len(chosen) < count or len(flat) < 3:
+    raise ValueError(
+      f"count={count}, apart={apart}: {len(flat)} layers have no {count} from"
+      " the third one on that lie so far apart; lower one of the two"
+    )
+  return tuple(sorted(chosen))

@@ -92,6 +92,8 @@ def delta(
 ) -> Slots:
   """A few layers choose pages, which all heads of the layers above them read.
 
+  `tokjax.cache.shared_pages.selecting_layers` finds those layers.
+
   Args:
     budget: tokens that a step reads, in whole pages.
     page: tokens a page.
