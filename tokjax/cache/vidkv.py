@@ -58,7 +58,7 @@ class VidState:
     codes: of `coded` entries, a multiple of the group.
     k_rest, v_rest: exact ones, that of place p in row p - coded, `[*b, R, D]`.
     coded: `[*b]`.
-    position: `[*b, room]`.
+    position: `[*b, cap + R]`.
     length: `[*b]`.
   """
 
@@ -133,25 +133,36 @@ class VidKV:
         f"VidKV stores keys and values only, not {sorted(entries.extra)}; use"
         " Exact()"
       )
-    g, cap = self.group, max(room // self.group, 1) * self.group
-    entries = entries_lib.with_room(entries, max(room, cap) + g)
+    g, cap = self.group, self.rows(layer, room)
+    entries = entries_lib.with_room(entries, max(entries.room, cap) + g)
+
+    def newest(e):
+      first = jnp.maximum(e.length // g * g - cap, 0)
+      cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, cap + g)
+      return e.map(cut, e.length - first)
+
+    entries = entries_lib.over_heads(newest, entries)
     coded = entries.length // g * g
     cut = lambda x: x[:, :, :cap]
     codes = self.encode(layer, cut(entries.k), cut(entries.v), coded)
-    pad = [(0, 0), (0, self.buffer - g), (0, 0)]
 
     def rest(x, coded):
-      return jax.lax.dynamic_slice_in_dim(x, coded, g)
+      exact = jax.lax.dynamic_slice_in_dim(x, coded, g)
+      return jnp.pad(exact, [(0, self.buffer - g), (0, 0)])
 
-    k, v = (
-      jax.vmap(lambda x: jnp.pad(x, pad))(
-        entries_lib.over_heads(rest, x, coded)
-      )
-      for x in (entries.k, entries.v)
-    )
+    over = lambda x: entries_lib.over_heads(rest, x, coded)
+    behind = [(0, 0), (0, 0), (0, self.buffer - g)]
     return VidState(
-      codes, k, v, coded, entries.position[:, :, :room], entries.length
-    )
+      codes, over(entries.k), over(entries.v), coded,
+      jnp.pad(entries.position, behind), entries.length,
+    )  # fmt: skip
+
+  def rows(self, layer: Layer, room: int) -> int:
+    """Places of codes: whole groups, in a sliding layer those of its window."""
+    groups = max(room // self.group, 1)
+    if layer.window is not None:
+      groups = min(groups, -(-layer.window // self.group))
+    return groups * self.group
 
   def encode(
     self,
@@ -237,37 +248,41 @@ class VidKV:
   def _recoded(
     self, layer: Layer, s: VidState, due: Bool[Array, "b g"]
   ) -> VidState:
-    """With all entries of the heads that are due in codes."""
+    """With all entries of the heads that are due in codes.
+
+    The oldest ones go where there is no place; they are out of sight.
+    """
     shown = self.view(layer, s)
     cap = s.codes.k_bits.shape[2]
-    cut = lambda x: x[:, :, :cap]
-    new = self.encode(
-      layer, cut(shown.k), cut(shown.v), jnp.where(due, s.length, 0)
-    )
+    gone = jnp.where(due, jnp.maximum(s.length - cap, 0), 0)
+    cut = lambda x, gone: jax.lax.dynamic_slice_in_dim(x, gone, cap)
+    k, v = (entries_lib.over_heads(cut, x, gone) for x in (shown.k, shown.v))
+    length = s.length - gone
+    new = self.encode(layer, k, v, jnp.where(due, length, 0))
 
     def pick(new, old):
       return jnp.where(due.reshape(due.shape + (1,) * (old.ndim - 2)), new, old)
 
+    move = lambda x, gone: jnp.roll(x, -gone, axis=0)
     return dataclasses.replace(
       s,
       codes=jax.tree.map(pick, new, s.codes),
-      coded=jnp.where(due, s.length, s.coded),
+      coded=jnp.where(due, length, s.coded),
+      position=entries_lib.over_heads(move, s.position, gone),
+      length=length,
     )
 
   def view(self, layer: Layer, state: VidState) -> Entries:
-    behind = state.codes.k_bits.shape[2] + self.buffer
-
     def one(s):
       k, v = self._decoded(s.codes)
-      more = [(0, behind - k.shape[0]), (0, 0)]
       over = lambda x, rest: jax.lax.dynamic_update_slice_in_dim(
-        jnp.pad(x, more).astype(rest.dtype), rest, s.coded, 0
-      )
-      place = jnp.pad(s.position, (0, max(behind - len(s.position), 0)))
-      return over(k, s.k_rest), over(v, s.v_rest), place[:behind]
+        jnp.pad(x, [(0, self.buffer), (0, 0)]).astype(rest.dtype), rest,
+        s.coded, 0,
+      )  # fmt: skip
+      return over(k, s.k_rest), over(v, s.v_rest)
 
-    k, v, position = entries_lib.over_heads(one, state)
-    return Entries(k, v, position, state.length)
+    k, v = entries_lib.over_heads(one, state)
+    return Entries(k, v, state.position, state.length)
 
   def parts(self, layer: Layer, state: VidState) -> None:
     return None
