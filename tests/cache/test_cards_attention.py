@@ -26,7 +26,8 @@ from tokjax.attention.recalibrate import Calibrated, FirstToken
 from tokjax.attention.retrieval import Chunk
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.attention.static import Band, Separators
-from tokjax.cache.reads import Pages
+from tokjax.cache.entries import Entries
+from tokjax.cache.reads import Pages, Query, ReadAll
 from tokjax.cache.shared_pages import SharedPages, selecting_layers
 from tokjax.layer import Arrivals, Layer, Memory
 from tokjax.models import Rotary
@@ -294,9 +295,31 @@ def test_delta_chooses_pages():
   assert SharedPages(budgets.Count(4)).selecting(28) == (2, 14, 22)
   with pytest.raises(ValueError, match="page=0, newest=8"):
     SharedPages(budgets.Count(4), page=0)
-  sliding = Layer(0, 1, window=4)
-  with pytest.raises(ValueError, match="cannot choose for others"):
-    read.check(sliding)
+
+
+def test_a_full_layer_chooses_pages_where_a_sliding_one_cannot():
+  rng = np.random.default_rng(0)
+  x = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))
+  entries = Entries(
+    x(1, 1, 8, 2), x(1, 1, 8, 2), jnp.arange(8)[None, None], jnp.asarray([[8]])
+  )
+  read, q = SharedPages(budgets.Count(4), 2, 1, (0,)), x(1, 1, 1, 1, 2)
+
+  def at(index, carry, window=None):
+    layer = Layer(index, 3, head_dim=2, window=window)
+    query = Query(layer, q, jnp.asarray([7]), Causal())
+    dense = ReadAll()(query, entries, None, {})[0]
+    out, weight, carry = read(query, entries, jnp.asarray([2]), carry)
+    return jnp.allclose(out, dense), weight is not None, carry
+
+  *read_all, carry = at(0, {}, window=3)
+  assert read_all == [True, True]
+  *read_all, carry = at(1, carry)
+  assert read_all == [True, True]
+  *read_all, _ = at(2, carry)
+  assert read_all == [False, False]
+  with pytest.raises(ValueError, match="no layer below chose pages"):
+    at(2, {})
 
 
 def test_layers_that_choose_are_where_attention_changes():

@@ -14,8 +14,10 @@ from tokjax.cache.entries import Entries
 from tokjax.cache.reads import Query, ReadAll
 from tokjax.layer import Layer
 
-# In the carry of a step, from a selecting layer to those above it: pages.
+# In the carry of a step, from a selecting layer to those above it: pages, or
+# nothing where a layer should have chosen, but could not.
 PAGES = "shared pages"
+OVERDUE = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,8 @@ class SharedPages(ReadAll):
   attention that any query head pays it, that of a page the sum over its
   tokens. The newest pages are always chosen and count towards the budget; ties
   go to the earlier page. Layers up to the next selecting one read these pages;
-  layers below the first one read everything, sliding layers their window.
+  layers below the first one read everything. Sliding layers read their window;
+  where one of them is to select, the next layer without a window does it.
 
   Attributes:
     budget: tokens of the pages that are read, in whole pages, at least
@@ -59,14 +62,15 @@ class SharedPages(ReadAll):
     of = lambda layer: budgets.block(layer, depth, "layers")
     return tuple(sorted({of(layer) for layer in self.layers}))
 
+  def role(self, index: int, depth: int) -> str:
+    """What a layer does: "read all", "select" or "follow"."""
+    selecting = self.selecting(depth)
+    if index in selecting:
+      return "select"
+    return "follow" if index > selecting[0] else "read all"
+
   def check(self, layer):
-    selecting = self.selecting(layer.depth)
-    if layer.window is not None and layer.index in selecting:
-      raise ValueError(
-        f"layers={self.layers}: layer {layer.index} sees a window of"
-        f" {layer.window} tokens only and cannot choose for others; name layers"
-        " that see everything"
-      )
+    self.selecting(layer.depth)
 
   def counts(self, layer: Layer, prompt: int):
     """Pages that prompts of every length up to `prompt` may read."""
@@ -78,18 +82,26 @@ class SharedPages(ReadAll):
     return jnp.asarray(self.counts(layer, prompt))[length]
 
   def __call__(self, query, entries, index, carry):
-    layer, selecting = query.layer, self.selecting(query.layer.depth)
-    if layer.index < selecting[0] or layer.window is not None:
-      return ReadAll.__call__(self, query, entries, index, carry)
-    if layer.index not in selecting:
+    layer = query.layer
+    role = self.role(layer.index, layer.depth)
+    if layer.window is not None:
+      out, weight, carry = ReadAll.__call__(self, query, entries, index, carry)
+      if role == "select":
+        carry = {**carry, PAGES: OVERDUE}
+      return out, weight, carry
+    if carry.get(PAGES) == OVERDUE:
+      role = "select"
+    if role == "follow":
       if PAGES not in carry:
         raise ValueError(
           f"SharedPages: no layer below chose pages for layer {layer.index};"
-          f" read with it in layer {selecting[0]} too"
+          f" read with it in layer {self.selecting(layer.depth)[0]} too"
         )
       return attend_to_shared(query, entries, *carry[PAGES]), None, carry
     seen = query.seen(entries)[:, :, None, None]
     out, weight = query.attention(entries, query.logits(entries), seen)
+    if role == "read all":
+      return out, weight, carry
     most = int(self.counts(layer, entries.room).max())
     chosen = jax.vmap(lambda w, n, count: self.choose(w, n, most, count))(
       weight.max(axis=(1, 2, 3)), entries.length.max(axis=1), index
