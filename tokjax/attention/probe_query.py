@@ -105,14 +105,20 @@ def shares(
     densities: of every layer.
     least: see above.
   """
-  low = jnp.minimum(blocks, least)
-  high = jnp.minimum(blocks, 2 * count)
   left, found = count * len(densities), []
   for i, own in enumerate(densities):
     due = jnp.round(left * (own / sum(densities[i:]))).astype(jnp.int32)
-    found.append(jnp.maximum(jnp.minimum(due, high), low))
+    found.append(within(due, count, blocks, least))
     left = left - found[-1]
   return found
+
+
+def within(
+  due: Int[Array, ""], count: Int[Array, ""], blocks: Int[Array, ""], least: int
+) -> Int[Array, ""]:
+  """What a layer reads that `due` blocks are due to; see `shares`."""
+  most = jnp.minimum(blocks, 2 * count)
+  return jnp.maximum(jnp.minimum(due, most), jnp.minimum(blocks, least))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +173,11 @@ class ProbeQuery(BlockMemory):
 
   def share(self, layer, chunk, blocks):
     most, count = super().share(layer, chunk, blocks)
-    of = lambda given: shares(count, blocks, given, self.least)[layer.index]
-    alike = (1.0,) * layer.depth
-    own = jnp.where(
-      chunk.now > chunk.prompt, of(self.densities or alike), of(alike)
-    )
+    own = within(count, count, blocks, self.least)
+    if self.densities:
+      of_layers = shares(count, blocks, self.densities, self.least)
+      decoding = chunk.now > chunk.prompt
+      own = jnp.where(decoding, of_layers[layer.index], own)
     return max(2 * most, self.least), own
 
 
