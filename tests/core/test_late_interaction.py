@@ -46,7 +46,7 @@ def test_search_is_that_of_the_notebook_padded_or_not():
   run = jax.jit(
     jax.vmap(late.search, (0, 0, None, None, None)), static_argnums=4
   )
-  for k in (1, 5, 17):
+  for k in (1, 5):
     found = run(queries, mask, tokens, OWNER, k)
     for b, n in enumerate((4, 3, 1)):
       got = listed(jax.tree.map(lambda x, b=b: x[b], found))
@@ -60,8 +60,12 @@ def test_all_tokens_give_exact_late_interaction():
   rng = np.random.default_rng(1)
   tokens, query = (jnp.asarray(vectors(rng, n, 6)) for n in (17, 4))
   mask = jnp.asarray([True, True, False, True])
-  exact = late.exact_scores(query, mask, tokens, OWNER, 5)
-  got = listed(late.search(query, mask, tokens, OWNER, 17))
+  exact = jax.jit(late.exact_scores, static_argnums=4)(
+    query, mask, tokens, OWNER, 5
+  )
+  got = listed(
+    jax.jit(late.search, static_argnums=4)(query, mask, tokens, OWNER, 17)
+  )
   assert sorted(got) == [0, 1, 2, 4]
   assert exact[3] == -np.inf
   for d in got:
@@ -84,8 +88,8 @@ def test_training_scores_retrieved_tokens_alone():
   q, d = vectors(rng, 2, 3, 6), vectors(rng, 3, 4, 6)
   q_mask = np.array([[1, 1, 1], [1, 1, 0]], bool)
   d_mask = np.arange(4)[None] < np.array([4, 2, 3])[:, None]
-  for k in (1, 3, 9):
-    got = late.trained_scores(
+  for k in (1, 9):
+    got = jax.jit(late.trained_scores, static_argnums=4)(
       *map(jnp.asarray, (q, q_mask, np.where(d_mask[..., None], d, 9), d_mask)),
       k,
     )
@@ -109,9 +113,10 @@ def test_its_loss_pulls_the_right_document():
   def loss(d):
     return late.retrieval_loss(late.trained_scores(q, ones, d, ones, 4), 5.0)
 
-  before, slope = jax.value_and_grad(loss)(d)
+  both = jax.jit(jax.value_and_grad(loss))
+  before, slope = both(d)
   assert jnp.isfinite(slope).all()
-  assert loss(d - 0.1 * slope) < before
+  assert both(d - 0.1 * slope)[0] < before
 
 
 def test_k_is_refused():
