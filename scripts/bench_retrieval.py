@@ -1,6 +1,6 @@
 """Retrieval by tokens on docstrings: recall and time, XTR next to exact search.
 
-    python scripts/bench_retrieval.py [--seeds 3] [--steps 400] [--k 100]
+    python scripts/bench_retrieval.py [--seeds 3] [--steps 300] [--k 100]
 
 The corpus is the standard library: a document is a docstring without its first
 eight words, which are the query that has to find it. A small encoder of words
