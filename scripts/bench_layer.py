@@ -1,6 +1,6 @@
 """What a layer's attention to a prompt costs, in seconds of a CPU.
 
-    python scripts/bench_layer.py [--tokens 2048 4096 8192] [--budget 1024]
+    python scripts/bench_layer.py [--tokens 2048 4096 8192 16384] [--budget 1024]
 
 One layer (16 query heads, 4 key heads of 64), random queries, keys and values.
 Seconds of all cores together are counted, not those that pass: other programs
@@ -58,7 +58,7 @@ def main() -> None:
   """Measures and prints."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--tokens", type=int, nargs="+",
-                      default=[2048, 4096, 8192])  # fmt: skip
+                      default=[2048, 4096, 8192, 16384])  # fmt: skip
   parser.add_argument("--budget", type=int, default=1024)
   args = parser.parse_args()
   budget = budgets.Count(args.budget)
