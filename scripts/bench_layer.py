@@ -1,6 +1,6 @@
 """What a layer's attention to a prompt costs, in seconds of a CPU.
 
-    python scripts/bench_layer.py [--tokens 2048 4096 8192 16384] [--budget 1024]
+    python scripts/bench_layer.py [--tokens 2048 4096 8192] [--budget 1024]
 
 One layer (16 query heads, 4 key heads of 64), random queries, keys and values.
 Seconds of all cores together are counted, not those that pass: other programs
