@@ -26,9 +26,11 @@ SMALL = {
   "expected_attention": dict(sinks=1, future=64),
   "razor_attention": dict(first=1, window=budgets.Share(0.2)),
   "kivi": dict(group=16, residual=32),
+  "vidkv": dict(group=16, buffer=32),
   "zipcache": dict(gap=16),
   "quest": dict(page=4, least=1, from_layer=0),
   "tidaldecode": dict(layers=(1,)),
+  "delta": dict(page=4, newest=1, layers=(1,)),
   "minference_a_shape": dict(first=4),
   "minference_vertical_slash": dict(
     queries=8,
@@ -40,7 +42,9 @@ SMALL = {
   ),
   "xattention": dict(stride=4, block=16),
   "sepllm": dict(tokens=(0, 10), first=1, separators=16),
+  "dhsa": dict(block=8, first=4, near=8, exact=8),
   "infllm": dict(first=4, local=32, block=8, chunk=16),
+  "actqkv": dict(first=4, local=32, block=8, chunk=16, least=1),
   "tokenselect": dict(first=4, local=32, chunk=16),
   "longheads": dict(chunk=16),
 }

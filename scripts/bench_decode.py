@@ -41,6 +41,7 @@ METHODS = {
   "snapkv": {"budget": BUDGET},
   "adakv": {"budget": BUDGET},
   "quest": {"budget": BUDGET, "from_layer": 0},
+  "delta": {"budget": BUDGET, "layers": (0,)},
   "kivi": {},
 }
 DECODE = 64

@@ -45,6 +45,7 @@ METHODS = {
   "zipcache": {},
   "quest": {"budget": BUDGET, "from_layer": 0},
   "infllm": {"local": 512},
+  "actqkv": {"local": 512, "least": 1},
   "minference_a_shape": {},
   "minference_vertical_slash": {"vertical": PART, "slash": BUDGET},
   "xattention": {},

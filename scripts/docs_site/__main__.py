@@ -38,6 +38,7 @@ RESULTS = [
   {"Caches and attention": "kv.md"},
   {"Learned methods": "learned.md"},
   {"Vision-language models": "vlm.md"},
+  {"Retrieval by tokens": "retrieval.md"},
   {"Real models": "real_models.md"},
   {"Dense prediction": "dense.md"},
   {"Speed": "speed.md"},

@@ -63,6 +63,13 @@ SMALL = {
   "slack": 0,
   "leaders": ((0, 0), (0, 1)),
   "recent": 5,
+  "newest": 1,
+  "buffer": 4,
+  "densities": (1.0, 3.0),
+  "exact": 3,
+  "apart": 2,
+  "chunks_per_block": 1,
+  "certainty": -0.2,
 }
 
 

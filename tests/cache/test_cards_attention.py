@@ -26,7 +26,9 @@ from tokjax.attention.recalibrate import Calibrated, FirstToken
 from tokjax.attention.retrieval import Chunk
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.attention.static import Band, Separators
-from tokjax.cache.reads import Pages
+from tokjax.cache.entries import Entries
+from tokjax.cache.reads import Pages, Query, ReadAll
+from tokjax.cache.shared_pages import SharedPages, selecting_layers
 from tokjax.layer import Arrivals, Layer, Memory
 from tokjax.models import Rotary
 
@@ -278,3 +280,52 @@ def test_heads_may_see_different_patterns():
     PerHead(patterns, ((0,),)).check(layer, 6)
   with pytest.raises(ValueError, match="changes .'bias'"):
     PerHead((FirstToken(2.0),), ((0, 0),))
+
+
+def test_delta_chooses_pages():
+  """Sums over pages, the newest forced; ties go to the earlier page."""
+  read = SharedPages(budgets.Count(4), page=2, newest=1, layers=(0,))
+  pick = lambda weight: read.choose(
+    jnp.asarray(weight), jnp.int32(len(weight)), 2, jnp.int32(2)
+  )
+  at, valid = pick([0.1, 0.2, 0.5, 0.0, 0.05, 0.05])
+  assert at[valid].tolist() == [2, 3, 4, 5]
+  at, valid = pick([0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.0])
+  assert at[valid].tolist() == [0, 1, 6]
+  assert SharedPages(budgets.Count(4)).selecting(28) == (2, 14, 22)
+  with pytest.raises(ValueError, match="page=0, newest=8"):
+    SharedPages(budgets.Count(4), page=0)
+
+
+def test_a_full_layer_chooses_pages_where_a_sliding_one_cannot():
+  rng = np.random.default_rng(0)
+  x = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))
+  entries = Entries(
+    x(1, 1, 8, 2), x(1, 1, 8, 2), jnp.arange(8)[None, None], jnp.asarray([[8]])
+  )
+  read, q = SharedPages(budgets.Count(4), 2, 1, (0,)), x(1, 1, 1, 1, 2)
+
+  def at(index, carry, window=None):
+    layer = Layer(index, 3, head_dim=2, window=window)
+    query = Query(layer, q, jnp.asarray([7]), Causal())
+    dense = ReadAll()(query, entries, None, {})[0]
+    out, weight, carry = read(query, entries, jnp.asarray([2]), carry)
+    return jnp.allclose(out, dense), weight is not None, carry
+
+  *read_all, carry = at(0, {}, window=3)
+  assert read_all == [True, True]
+  *read_all, carry = at(1, carry)
+  assert read_all == [True, True]
+  *read_all, _ = at(2, carry)
+  assert read_all == [False, False]
+  with pytest.raises(ValueError, match="no layer below chose pages"):
+    at(2, {})
+
+
+def test_layers_that_choose_are_where_attention_changes():
+  maps = np.eye(12)[[0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]]  # At 4, 6, 9.
+  maps[9:] += maps[8]  # A smaller change than the others.
+  assert selecting_layers(jnp.asarray(maps), 3, apart=2) == (2, 4, 6)
+  assert selecting_layers(jnp.asarray(maps), 3, apart=3) == (2, 6, 9)
+  with pytest.raises(ValueError, match="count=4, apart=5: 12 layers"):
+    selecting_layers(jnp.asarray(maps), 4, apart=5)

@@ -27,6 +27,7 @@ from tokjax.cache.kivi import Kivi
 from tokjax.cache.kv import KV
 from tokjax.cache.reads import Pages
 from tokjax.cache.retriever import Retriever
+from tokjax.cache.shared_pages import SharedPages
 from tokjax.layer import Memory
 from tokjax.slots import Slots
 
@@ -65,6 +66,7 @@ WIDE = {
   "streaming_llm": recipes.get("streaming_llm", first=2, budget=ALL),
   "h2o": recipes.get("h2o", heavy=ALL, recent=ALL),
   "quest": Slots(cache=KV(read=Pages(ALL, 4, 1, 0))),
+  "delta": Slots(cache=KV(read=SharedPages(ALL, 4, 1, (0,)))),
   "xattention": Slots(attend=Antidiagonal(1.0, 2, 4)),
   "infllm": Slots(attend=BlockMemory(2, 64, ALL, 4, 2, 8), cache=Retriever()),
   "tokenselect": Slots(attend=SoftVote(2, 6, ALL, 4), cache=Retriever()),
@@ -235,6 +237,8 @@ def test_what_cannot_be_is_refused_with_the_reason():
           "stores tokens in groups")  # fmt: skip
   refused(Slots(cache=dataclasses.replace(trim, read=Pages(ALL))),
           "indexes entries by their place")  # fmt: skip
+  shared = SharedPages(ALL, layers=(0,))
+  refused(Slots(cache=dataclasses.replace(snap, read=shared)), "same places")
   refused(Slots(cache=KV(trim=Trim())), "needs evict=")
   refused(Slots(cache=KV(store=Kivi(2, 32, 128))), "no multiple of the group")
   act, linear = recipes.get("act").attend, recipes.get("lightning_attention")

@@ -1,6 +1,7 @@
 """Blocks of the distant past next to a window; see `retrieval`."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,13 +65,14 @@ class BlockMemory(Retrieval):
     return first, jnp.maximum(blocks, 0)
 
   def look(self, layer, chunk, memo):
-    mass, reps = memo
+    mass, reps, *more = memo
     c, n = chunk.q.shape[0], chunk.k.shape[0]
     before = chunk.now - chunk.valid.sum()
     first, blocks = self.layout(before)
     rest = first + blocks * self.block
     far_q = layer.rotate(chunk.q, jnp.full((c,), self.local - 1))
-    picked, valid = self.retrieve(layer, chunk, far_q, reps, blocks)
+    score, *more = self.relevance(layer, chunk, far_q, reps, blocks, *more)
+    picked, valid = self.retrieve(layer, chunk, score, blocks)
     place = jnp.arange(self.first)
     # Places that are read at the constant distance, and the window.
     far = jnp.concatenate([place, picked])
@@ -100,21 +102,40 @@ class BlockMemory(Retrieval):
     own = local & chunk.valid[:, None]
     given = jnp.where(own[None, None], weight[..., m:], 0.0).sum(axis=2)
     given = given.reshape(layer.heads, width).T
-    return out, (mass.at[near].add(given), reps)
+    return out, (mass.at[near].add(given), reps, *more)
 
-  def retrieve(
+  def relevance(
     self,
     layer: Layer,
     chunk: Chunk,
     q: Float[Array, "c h d"],
     reps: Float[Array, "m h d"],
     blocks: Int[Array, ""],
+    *more: Any,
+  ) -> tuple[Any, ...]:
+    """Scores `[m]` of blocks, of which `blocks` are there; the rest of a memo.
+
+    Here: products with the mean query, summed over heads.
+    """
+    return jnp.einsum("hd,mhd->m", mean_query(chunk, q), reps), *more
+
+  def share(
+    self, layer: Layer, chunk: Chunk, blocks: Int[Array, ""]
+  ) -> tuple[int, Int[Array, ""]]:
+    """How many blocks are read: a static bound, and this example's number."""
+    most = self.most(layer, chunk.k.shape[0]) // self.block
+    return most, self.entitled(layer, chunk) // self.block
+
+  def retrieve(
+    self,
+    layer: Layer,
+    chunk: Chunk,
+    score: Float[Array, "m"],
+    blocks: Int[Array, ""],
   ) -> tuple[Int[Array, "p"], Bool[Array, "p"]]:
     """Places of the tokens in the blocks that all heads together choose."""
-    score = jnp.einsum("hd,mhd->m", mean_query(chunk, q), reps)
-    most = min(self.most(layer, chunk.k.shape[0]) // self.block, len(reps))
-    count = self.entitled(layer, chunk) // self.block
-    number = jnp.arange(reps.shape[0])
+    most, count = self.share(layer, chunk, blocks)
+    number, most = jnp.arange(len(score)), min(most, len(score))
     top = selection.top_k(score, most, mask=number < blocks, count=count)
     start = self.first + top.index * self.block
     place = start[:, None] + jnp.arange(self.block)[None]
@@ -128,7 +149,7 @@ class BlockMemory(Retrieval):
 
   def digest(self, layer, chunk, memo):
     """Keys of the blocks that the chunk completes."""
-    mass, reps = memo
+    mass, reps, *more = memo
     before = chunk.now - chunk.valid.sum()
     old, new = self.layout(before)[1], self.layout(chunk.now)[1]
     n, m = chunk.k.shape[0], reps.shape[0]
@@ -140,7 +161,7 @@ class BlockMemory(Retrieval):
       part = lambda x, at=start: jax.lax.dynamic_slice_in_dim(x, at, self.block)
       key = self.representative(layer, part(mass), part(chunk.k))
       reps = reps.at[jnp.where(number < new, number, m)].set(key, mode="drop")
-    return mass, reps
+    return mass, reps, *more
 
   def representative(
     self, layer: Layer, mass: Float[Array, "s h"], k: Float[Array, "s g d"]

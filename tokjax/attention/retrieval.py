@@ -7,6 +7,7 @@ goes with any of them.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,9 @@ from tokjax.attention.causal import Causal, need_whole
 from tokjax.budgets import Budget
 from tokjax.layer import NOTES, Layer
 
-# What a method remembers of one example, without keys and values.
-Memo = tuple[Array, ...]
+# What a method remembers of one example, without keys and values: arrays, or
+# named tuples of them.
+Memo = tuple[Any, ...]
 
 
 @jax.tree_util.register_dataclass

@@ -190,6 +190,11 @@ class KV(Prompted):
         "merged entries carry counts, which only Exact() stores; use evict="
         " without merge or store=Exact()"
       )
+    if self.read.aligned and self.evict is not None:
+      raise ValueError(
+        f"{type(self.read).__name__} reads the same places in all heads, which"
+        " hold different tokens after evict=; leave out evict=, or use Pages()"
+      )
     if not self.read.dense and not self.store.rotated:
       raise ValueError(
         f"{type(self.read).__name__} scores rotated keys; use"

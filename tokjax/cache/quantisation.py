@@ -104,3 +104,52 @@ def decode(
 ) -> Float[Array, "*a"]:
   """code * step + low."""
   return codes.astype(step.dtype) * step + low
+
+
+def ternary(
+  x: Float[Array, "*a"], axis: int
+) -> tuple[UInt8[Array, "*a"], Float[Array, "*b"]]:
+  """Codes 0, 1, 2 of -1, 0, 1 times a scale, and that scale.
+
+  The scale is the mean size of a group along `axis`, which is kept with size 1;
+  what is not larger than half of it is 0.
+  """
+  scale = jnp.abs(x).mean(axis, keepdims=True)
+  large = jnp.abs(x) > 0.5 * scale
+  return jnp.where(large, jnp.where(x > 0, 2, 0), 1).astype(jnp.uint8), scale
+
+
+def signs(
+  x: Float[Array, "*a"], axis: int
+) -> tuple[UInt8[Array, "*a"], Float[Array, "*b"]]:
+  """Codes 0, 1 of -1, 1 times a scale, and that scale; 1 where x is 0.
+
+  The scale is the mean size of a group along `axis`, kept with size 1.
+  """
+  scale = jnp.abs(x).mean(axis, keepdims=True)
+  return (x >= 0).astype(jnp.uint8), scale
+
+
+def pack_ternary(codes: UInt8[Array, "*a n"]) -> UInt8[Array, "*a m"]:
+  """Five codes 0, 1, 2 a byte: 1.6 bits each."""
+  *lead, n = codes.shape
+  codes = jnp.pad(codes, [(0, 0)] * len(lead) + [(0, -n % 5)], mode="edge")
+  codes = codes.reshape(*lead, -1, 5)
+  return functools.reduce(
+    lambda total, i: total * 3 + codes[..., i],
+    range(3, -1, -1),
+    codes[..., 4],
+  )
+
+
+def unpack_ternary(
+  packed: UInt8[Array, "*a m"], n: int
+) -> UInt8[Array, "*a n"]:
+  """Undoes `pack_ternary` of n codes."""
+  three = jnp.uint8(3)
+  digits, rest = [], packed
+  for _ in range(5):
+    digits.append(rest % three)
+    rest = rest // three
+  codes = jnp.stack(digits, axis=-1)
+  return codes.reshape(*packed.shape[:-1], -1)[..., :n]

@@ -69,10 +69,12 @@ class Query:
 class ReadAll:
   """Reads all entries. The base of the other reads.
 
-  A read that is not `dense` gives no weights of all entries.
+  A read that is not `dense` gives no weights of all entries. One that is
+  `aligned` reads the same places in all heads, which hold the same tokens then.
   """
 
   dense = True
+  aligned = False
 
   def check(self, layer: Layer) -> None:
     """Raises ValueError for a layer that cannot be read like this."""

@@ -14,8 +14,8 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from tests.cache.reference import prompts, reads, retrieval, rules, scores
-from tests.cache.reference import stores
+from tests.cache.reference import chunks, probes, prompts, reads, retrieval
+from tests.cache.reference import rules, scores, stores
 from tests.cache.reference.layer_input import layer_input
 from tokjax import recipes
 
@@ -32,7 +32,7 @@ def find(name: str) -> Callable[..., Any] | None:
   if name in ("gemfilter", "promptdistill"):
     # They shorten the prompt outside of the layers; see test_prompt.py.
     return rules.full
-  modules = [rules, scores, stores, reads, prompts, retrieval]
+  modules = [rules, scores, stores, reads, prompts, retrieval, probes, chunks]
   if not is_own(name):
     beside = f"{_module(name)}_reference"
     found = importlib.util.find_spec(beside)

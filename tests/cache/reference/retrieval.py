@@ -105,8 +105,12 @@ def longheads(s, w=4):
   return chunked(s, look)
 
 
-def infllm(s, most_first=2, local=6, block=4, speakers=2):
-  """Far queries are turned to `local - 1`: the table's last entry is used."""
+def infllm(s, most_first=2, local=6, block=4, speakers=2, search=None):
+  """Far queries are turned to `local - 1`: the table's last entry is used.
+
+  `search(turned queries of the chunk, keys of the blocks, whether it decodes)`
+  gives the blocks.
+  """
   count = half(s.n) // block
   mass = np.zeros((HEADS, s.n + STEPS))
   reps = []
@@ -119,13 +123,15 @@ def infllm(s, most_first=2, local=6, block=4, speakers=2):
     first, blocks = layout(start)
     assert blocks == len(reps)
     rest = first + blocks * block
-    score = np.zeros(blocks)
-    for h in range(HEADS):
-      turned = [rope(s.q[i, h], local - 1) for i in range(start, stop)]
-      q = np.mean(turned, axis=0)
-      score += [q @ rep[h] for rep in reps]
+    turned = np.stack([rope(s.q[i], local - 1) for i in range(start, stop)])
+    if search is not None:
+      chosen = search(turned, reps, start >= s.n)
+    else:
+      q = turned.mean(axis=0)
+      score = [sum(q[h] @ rep[h] for h in range(HEADS)) for rep in reps]
+      chosen = best(score, count) if blocks else []
     far = list(range(first))
-    for c in best(score, count) if blocks else []:
+    for c in chosen:
       far += range(most_first + c * block, most_first + (c + 1) * block)
     outs = []
     for i in range(start, stop):

@@ -109,6 +109,49 @@ def zipcache(s, bits=(4, 2), plain=0.5, gap=4):
   return s.prompt(), np.stack(outs)
 
 
+def vidkv(s, bits=1.5, group=4, buffer=4):
+  """All heads' channels are chosen together; a full buffer codes everything."""
+  k, v = np.array(s.rk, np.float32), np.array(s.v, np.float32)
+
+  def code(count):
+    rows = k[:count].reshape(-1, WIDTH)
+    size = rows.max(axis=0) - rows.min(axis=0)
+    varying = sorted(best(size, int(WIDTH * (bits - 1))))
+    others = [c for c in range(WIDTH) if c not in varying]
+    for g in range(GROUPS):
+      for a in range(0, count, group):
+        tokens = slice(a, a + group)
+        for c in varying:
+          k[tokens, g, c] = coarse(k[tokens, g, c], 2)
+        spectrum = np.fft.fft(k[tokens, g][:, others], axis=1)
+        parts = []
+        for x in (spectrum.real, spectrum.imag):
+          parts.append(np.where(x >= 0, 1, -1) * np.abs(x).mean(axis=0))
+        back = np.fft.ifft(parts[0] + 1j * parts[1], axis=1).real
+        for i, c in enumerate(others):
+          k[tokens, g, c] = back[:, i]
+        for c in range(WIDTH):
+          x = v[tokens, g, c]
+          scale = np.abs(x).mean()
+          v[tokens, g, c] = np.sign(x) * (np.abs(x) > scale / 2) * scale
+
+  coded = s.n // group * group
+  if coded:
+    code(coded)
+  outs = []
+  for i in range(s.n, s.n + STEPS):
+    out = []
+    for h in range(HEADS):
+      g = h // GROUP
+      w = softmax([SCALE * s.rq[i, h] @ k[j, g] for j in range(i + 1)])
+      out.append(w @ v[: i + 1, g])
+    outs.append(np.stack(out))
+    if i + 1 - coded == buffer:
+      coded = i + 1
+      code(coded)
+  return s.prompt(), np.stack(outs)
+
+
 def cskv(s, window=4):
   """Two lists: features of full windows, exact rows of the one being filled."""
   made = {

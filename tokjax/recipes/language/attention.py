@@ -3,6 +3,7 @@
 from typing import Literal
 
 from tokjax import budgets
+from tokjax.attention.dynamic_chunks import DynamicChunks
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear, LinearState
 from tokjax.attention.recalibrate import Calibrated, FirstToken, Gated
@@ -110,6 +111,56 @@ def xattention(mass: float = 0.9, stride: int = 8, block: int = 128) -> Slots:
     block: tokens a block of queries or keys.
   """
   return Slots(attend=Antidiagonal(mass, stride, block))
+
+
+@recipe(
+  "dhsa",
+  family="llm",
+  paper="Long-Context Modeling with Dynamic Hierarchical Sparse Attention for"
+  " On-Device LLMs",
+  arxiv="2510.24606",
+  code="xiongsiheng/DHSA",
+  training="learned",
+  evidence="xiongsiheng/DHSA:legacy/utils/helper.py, legacy/boundary_predictor/"
+  "models.py, loss.py (cc8e9c7), run next to these on the same arrays",
+  deviations="of the tokens of a chunk that is kept in part those that come"
+  " first stay (torch.topk leaves it open); a token is attended to once, where"
+  " the official first blocks repeat their last one; sliding layers see their"
+  " whole window; layers do not share their tokens",
+)
+def dhsa(
+  budget: Budget = budgets.Count(1024),
+  block: int = 64,
+  first: int = 128,
+  near: int = 128,
+  exact: int = 64,
+  window: int = 4,
+  apart: int = 8,
+  chunks_per_block: int = 8,
+  certainty: float = 1.1,
+) -> Slots:
+  """Blocks of a prompt's queries see tokens of the chunks that they fit.
+
+  What finds the chunks is trained on a model that stays as it is, with
+  `contrast` and `focal_loss` of `tokjax.attention.boundaries`.
+
+  Args:
+    budget: tokens that a block sees.
+    block: queries a block.
+    first: first tokens that every block sees.
+    near: last tokens up to the end of a block that it sees.
+    exact: last queries of a prompt, which see everything.
+    window: tokens on either side of a place that are compared.
+    apart: ends of chunks lie farther apart than this.
+    chunks_per_block: bound of the number of chunks, for every `block` tokens.
+    certainty: logit above which a place may end a chunk.
+  """
+  return Slots(
+    attend=DynamicChunks(
+      budget, block, first, near, exact, window, apart, chunks_per_block,
+      certainty,
+    )
+  )  # fmt: skip
 
 
 @recipe(

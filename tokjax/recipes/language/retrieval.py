@@ -4,12 +4,14 @@ from tokjax import budgets
 from tokjax.attention.block_memory import BlockMemory
 from tokjax.attention.head_chunks import HeadChunks
 from tokjax.attention.landmark import Landmark
+from tokjax.attention.probe_query import ProbeQuery
 from tokjax.attention.soft_vote import SoftVote
 from tokjax.budgets import Budget
 from tokjax.cache.kv import KV
 from tokjax.cache.persistent import Persistent
 from tokjax.cache.reads import Pages
 from tokjax.cache.retriever import Retriever
+from tokjax.cache.shared_pages import SharedPages
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.free import ALL, Free
 from tokjax.reduce.reduction import Reduce
@@ -68,6 +70,39 @@ def tidaldecode(
     layers: the two that choose, as numbers or fractions of the depth.
   """
   return Slots(cache=KV(read=Persistent(budget, layers)))
+
+
+@recipe(
+  "delta",
+  family="llm",
+  paper="DELTA: Dynamic Layer-Aware Token Attention for Efficient Long-Context"
+  " Reasoning",
+  arxiv="2510.09883",
+  code="hoenza/DELTA",
+  evidence="hoenza/DELTA:DELTA/Engine/DELTA/page_score.py, page_selector_v2.py"
+  " (c354073), the selector run next to this one on the same scores",
+  deviations="the layers that choose are fractions of the depth ({2, 14, 22} of"
+  " 28); scores of pages are compared exactly, where the official selector"
+  " subtracts 1e-7 times the page's number",
+)
+def delta(
+  budget: Budget = budgets.Count(1024),
+  page: int = 16,
+  newest: int = 8,
+  layers: tuple[int | float, ...] = (2, 0.5, 0.79),
+) -> Slots:
+  """A few layers choose pages, which all heads of the layers above them read.
+
+  `tokjax.cache.shared_pages.selecting_layers` finds those layers.
+
+  Args:
+    budget: tokens that a step reads, in whole pages.
+    page: tokens a page.
+    newest: last pages that are always read, inside the budget.
+    layers: those that choose, as numbers or fractions of the depth; where
+      attention changes most from layer to layer.
+  """
+  return Slots(cache=KV(read=SharedPages(budget, page, newest, layers)))
 
 
 @recipe(
@@ -157,6 +192,52 @@ def infllm(
     chunk: queries that retrieve together, at most `local`.
   """
   attend = BlockMemory(first, local, budget, block, representatives, chunk)
+  return Slots(attend=attend, cache=Retriever())
+
+
+@recipe(
+  "actqkv",
+  family="llm",
+  paper="Activation-aware Probe-Query: Effective Key-Value Retrieval for"
+  " Long-Context LLMs Inference",
+  arxiv="2502.13542",
+  code="MrXiaoaa/ActQKV",
+  evidence="MrXiaoaa/ActQKV:benchmark/actqkv/attention/"
+  "context_manager_activate_3.py (175c84b), its statistics, probe and budgets"
+  " run next to these on the same arrays",
+  deviations="what queries usually are is remembered for each layer and text"
+  " (the official code shares one memory between all layers and texts, and"
+  " weighs queries alike in its first 1001 windows); how dense layers are is"
+  " measured beforehand and given, not followed while generating; the option of"
+  " a question that is known in advance is left out",
+)
+def actqkv(
+  first: int = 128,
+  local: int = 4096,
+  budget: Budget = budgets.Count(2048),
+  block: int = 128,
+  representatives: int = 4,
+  chunk: int = 512,
+  least: int = 32,
+  densities: tuple[float, ...] = (),
+) -> Slots:
+  """InfLLM's memory, searched by the unusual queries of a chunk.
+
+  `tokjax.attention.probe_query.densities_of` measures densities.
+
+  Args:
+    first: first tokens that are always read.
+    local: size of the window.
+    budget: tokens of the blocks that a layer reads in the mean.
+    block: tokens a block.
+    representatives: tokens whose mean key represents a block.
+    chunk: queries that retrieve together, at most `local`.
+    least: blocks that are read in any case.
+    densities: of each layer, by which decoding shares the budget; (): alike.
+  """
+  attend = ProbeQuery(
+    first, local, budget, block, representatives, chunk, least, densities
+  )
   return Slots(attend=attend, cache=Retriever())
 
 

@@ -6,6 +6,7 @@ from tokjax.cache.kv import KV
 from tokjax.cache.low_rank import LowRank
 from tokjax.cache.mixed import Mixed
 from tokjax.cache.shared import Following, SharedKeys
+from tokjax.cache.vidkv import VidKV
 from tokjax.recipes.registry import recipe
 from tokjax.slots import Slots
 
@@ -54,6 +55,35 @@ def zipcache(
     gap: generated tokens that are kept exact before they are coded.
   """
   return Slots(cache=Mixed(bits, plain, gap))
+
+
+@recipe(
+  "vidkv",
+  family="cache",
+  paper="Plug-and-Play 1.x-Bit KV Cache Quantization for Video Large Language"
+  " Models",
+  arxiv="2503.16257",
+  code="KD-TAO/VidKV",
+  evidence="KD-TAO/VidKV:transformers/src/transformers/vidkv_quant.py,"
+  " cache_utils.py (0e55c39), the quantisers run next to these on the same"
+  " arrays",
+  deviations="codes are read as the paper says (the release reads signs as 0"
+  " and 1, and ternary codes without their scale); half of the transform is"
+  " stored, from which the other follows; channels are chosen for each example,"
+  " not for the batch; bits that give no channel two bits are refused, where"
+  " the release takes 32 channels; text tokens are coded like visual ones, as"
+  " in the release, and protecting visual tokens by their similarity to text is"
+  " left out",
+)
+def vidkv(bits: float = 1.5, group: int = 32, buffer: int = 128) -> Slots:
+  """Varying key channels in 2 bits, others' transform in 1, values in three.
+
+  Args:
+    bits: of keys in the mean, from 1 to 2.
+    group: tokens that share a scale.
+    buffer: exact tokens from which on all are coded, a multiple of `group`.
+  """
+  return Slots(cache=KV(store=VidKV(bits, group, buffer)))
 
 
 @recipe(

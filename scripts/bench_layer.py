@@ -1,0 +1,79 @@
+"""What a layer's attention to a prompt costs, in seconds of a CPU.
+
+    python scripts/bench_layer.py [--tokens 2048 4096 8192] [--budget 1024]
+
+One layer (16 query heads, 4 key heads of 64), random queries, keys and values.
+Seconds of all cores together are counted, not those that pass: other programs
+on the machine change them little. Prints one tab-separated row for each length.
+"""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+
+from tokjax import budgets
+from tokjax.attention.block_memory import BlockMemory
+from tokjax.attention.causal import Causal
+from tokjax.attention.dynamic_chunks import DynamicChunks
+from tokjax.attention.probe_query import ProbeQuery
+from tokjax.layer import Arrivals, Layer, Memory
+
+LAYER = Layer(0, 1, heads=16, kv_heads=4, head_dim=64)
+
+
+def arrivals(tokens: int) -> Arrivals:
+  """A prompt of noise."""
+  of = lambda i, heads: jax.random.normal(
+    jax.random.key(i), (1, tokens, heads, LAYER.head_dim)
+  )
+  place = jnp.arange(tokens)[None]
+  return Arrivals(
+    of(0, LAYER.heads), of(1, LAYER.kv_heads), of(2, LAYER.kv_heads), place,
+    place >= 0,
+  )  # fmt: skip
+
+
+def seconds(attend, prompt: Arrivals) -> float:
+  """Of a CPU, for the better of two calls."""
+  made = attend.parameters(LAYER, 1, jax.random.key(3))
+  params = {} if made is None else {"attend": made}
+
+  @jax.jit
+  def run(prompt, params):
+    memory = Memory.of(prompt)
+    return attend(LAYER, prompt, memory, params=params, carry={})[0]
+
+  jax.block_until_ready(run(prompt, params))
+  found = []
+  for _ in range(2):
+    began = time.process_time()
+    jax.block_until_ready(run(prompt, params))
+    found.append(time.process_time() - began)
+  return min(found)
+
+
+def main() -> None:
+  """Measures and prints."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--tokens", type=int, nargs="+",
+                      default=[2048, 4096, 8192, 16384])  # fmt: skip
+  parser.add_argument("--budget", type=int, default=1024)
+  args = parser.parse_args()
+  budget = budgets.Count(args.budget)
+  methods = {
+    "full": Causal(),
+    "dhsa": DynamicChunks(budget),
+    "infllm": BlockMemory(128, 1024, budget),
+    "actqkv": ProbeQuery(128, 1024, budget, least=1),
+  }
+  print("tokens", *methods, sep="\t")
+  for tokens in args.tokens:
+    prompt = arrivals(tokens)
+    row = [seconds(attend, prompt) for attend in methods.values()]
+    print(tokens, *(f"{x:.2f}" for x in row), sep="\t", flush=True)
+
+
+if __name__ == "__main__":
+  main()

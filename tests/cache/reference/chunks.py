@@ -1,0 +1,69 @@
+"""Attention to chunks of varying length."""
+
+import numpy as np
+
+from tests.cache.cases import GROUPS, HEADS
+from tests.cache.reference.layer_input import half, kept_then_all, softmax
+
+
+def boundary_logit(made, k, i, n, w):
+  """Of the gap behind token i: attention over 2 w keys, halves compared."""
+  channels = k.shape[1]
+  rows = [k[j] if 0 <= j < n else np.zeros(channels)
+          for j in range(i - w + 1, i + w + 1)]  # fmt: skip
+  x = np.stack(rows)
+  dense = lambda name, x: x @ made[name] + made[f"{name}_bias"]
+  q, key, v = (dense(name, x) for name in ("query", "key", "value"))
+  y = np.zeros_like(x)
+  size = channels // 4
+  for h in range(4):
+    part = slice(h * size, (h + 1) * size)
+    for a in range(2 * w):
+      p = softmax(key[:, part] @ q[a, part] / np.sqrt(size))
+      y[a, part] = p @ v[:, part]
+  y = dense("out", y)
+  y = np.stack([(row - row.mean()) / np.sqrt(row.var() + 1e-5) for row in y])
+  y = y * made["norm"] + made["norm_bias"]
+  left, right = y[:w].mean(axis=0), y[w:].mean(axis=0)
+  cosine = left @ right / (np.linalg.norm(left) * np.linalg.norm(right))
+  features = [left, right, np.abs(left - right), left * right, [cosine]]
+  hidden = np.maximum(dense("hidden", np.concatenate(features)), 0)
+  return dense("last", hidden)[0]
+
+
+def dhsa(s, block=4, first=2, near=3, exact=3):
+  w, apart, most, least = 4, 2, 1, -0.2
+  made = {k: np.asarray(x, np.float64) for k, x in s.params["attend"].items()}
+  n = s.n
+  k = s.rk[:n].reshape(n, -1)
+  score = {i: boundary_logit(made, k, i, n, w) for i in range(w - 1, n - w)}
+  selected = [n - exact]
+  for i in sorted(score, key=lambda i: -score[i]):
+    if len(selected) >= most * (n // block):
+      break
+    if score[i] > least and i <= n - exact:
+      if all(abs(i - j) > apart for j in selected):
+        selected.append(i)
+  cuts = [0, *sorted(i + 1 for i in selected), n]
+  mean_q, mean_k = s.rq[:n].mean(axis=1), s.rk[:n].mean(axis=1)
+  represented = np.zeros((n, mean_k.shape[1]))
+  for a, b in zip(cuts, cuts[1:], strict=False):
+    represented[a:b] = mean_k[a:b].mean(axis=0) * np.sqrt(b - a)
+  outs = []
+  for i in range(n):
+    if i >= n - exact:
+      outs.append(s.dense(i))
+      continue
+    start = i // block * block
+    queries = mean_q[start : min(start + block, n - exact)]
+    query = queries.mean(axis=0) * np.sqrt(len(queries))
+    end = min(start + block, n)
+    value = represented[:end] @ query
+    value[max(end - near, 0) :] = np.inf
+    count = min(max(half(n), first + near), n)
+    kept = sorted(np.argsort(-value, kind="stable")[:count].tolist())
+    kept = [*range(min(first, end)), *kept[first:]]
+    seen = [j for j in kept if j <= i]
+    outs.append(s.out(i, [seen] * GROUPS))
+  assert len(outs[0]) == HEADS
+  return np.stack(outs), kept_then_all(s, [range(n)] * GROUPS)
