@@ -82,7 +82,7 @@ class DynamicChunks(Causal):
 
   def counts(self, layer: Layer, n: int):
     """Tokens that blocks of prompts of every length up to n see."""
-    of = budgets.table(self.budget, n, layer.index, layer.depth)
+    of = layer.ask(budgets.table, self.budget, n)
     return of.clip(self.first + self.near)
 
   def starts(

@@ -74,7 +74,7 @@ class SharedPages(ReadAll):
 
   def counts(self, layer: Layer, prompt: int):
     """Pages that prompts of every length up to `prompt` may read."""
-    tokens = budgets.table(self.budget, prompt, layer.index, layer.depth)
+    tokens = layer.ask(budgets.table, self.budget, prompt)
     return (tokens // self.page).clip(self.newest)
 
   def build(self, layer, entries, prompt, length):
@@ -82,8 +82,7 @@ class SharedPages(ReadAll):
     return jnp.asarray(self.counts(layer, prompt))[length]
 
   def __call__(self, query, entries, index, carry):
-    layer = query.layer
-    role = self.role(layer.index, layer.depth)
+    layer, role = query.layer, query.layer.ask(self.role)
     if layer.window is not None:
       out, weight, carry = ReadAll.__call__(self, query, entries, index, carry)
       if role == "select":
