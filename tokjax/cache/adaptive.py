@@ -183,10 +183,9 @@ class Adaptive(Prompted):
     # Every head multiplies all entries and hides those of the others: for a few
     # heads that is faster than sorting entries or adding them up by head.
     q = core.split(layer.rotate(a.q, a.position), g)[:, :, :, 0]
-    x = jnp.einsum(
-      "bgrd,bnd->bgrn", q, state.k, preferred_element_type=jnp.float32
-    )
-    x = core.cap(layer, x * layer.factor)
+    b, _, r, d = q.shape
+    x = core.logits(layer, q.reshape(b, 1, g * r, 1, d), state.k[:, None])
+    x = x.reshape(b, g, r, -1)
     bias = attend.bias(layer, state.position[:, None])
     if bias is not None:
       x = x + bias
