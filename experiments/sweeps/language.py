@@ -1,24 +1,28 @@
-"""Sweeps of language models: recall, perplexity, bytes and decode time."""
+"""Sweeps of language models: answers, perplexity, bytes and decode time."""
 
 import dataclasses
 import functools
 import math
 import pathlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar
 
-import jax
 import numpy as np
 
 from experiments import typed
-from experiments.sweeps import decoding, intervals, probes
-from experiments.sweeps.decoding import Shape
+from experiments.sweeps import asking, decoding, intervals, probes
+from experiments.sweeps.asking import Answers, Asker, Group, Programs
+from experiments.sweeps.compiled import Compiled, Compiler
+from experiments.sweeps.dense_prefill import Kept
 from experiments.sweeps.language_models import SOURCES, RecallAndText
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Loss, Plot, Table
 from experiments.sweeps.results import Results, Row
 from experiments.sweeps.subject import Job, Sweep, Unfit, find
 from tokjax.analysis import heatmaps, plots
+
+GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,15 @@ class Language(Sweep):
     grid: questions about long contexts.
     texts, context, steps: held-out texts, tokens of each that are the prompt,
       and tokens after it.
+    batch_size: the most examples of a batch.
+    tokens: the most tokens of a batch's prompts, so that batches of longer
+      prompts are smaller.
+    buckets: lengths that prompts are padded to, ascending; those that are
+      longer than all (or all, if there are none) are padded by an eighth at
+      most. Each has programs of its own.
+    memory: GiB for what dense prefills left; what does not fit is computed once
+      for every few recipes.
+    rounds: batches whose time is taken, of the longest prompts.
     picture_keep: keep ratio of the heat maps.
   """
 
@@ -45,26 +58,29 @@ class Language(Sweep):
   texts: int = 32
   context: int = 192
   steps: int = 64
+  tokens: int = 8192
+  buckets: tuple[int, ...] = ()
+  memory: float = 8.0
 
   SUBJECTS = SOURCES
   STEM, PICTURE = "kv_pareto", "recall.png"
   DEPENDS = (
-    "subject", "options", "grid", "batch_size", "texts", "context", "steps",
+    "subject", "options", "grid", "texts", "context", "steps",
   )  # fmt: skip
   NOTHING = "full"
+  TOGETHER: ClassVar[int | None] = 4
 
   def __post_init__(self):
     super().__post_init__()
-    self.at_least_one("context", "steps")
-    if self.texts < self.batch_size or self.texts % self.batch_size:
-      raise ValueError(
-        f"texts={self.texts}: must be a multiple of"
-        f" batch_size={self.batch_size}"
-      )
+    self.at_least_one("texts", "context", "steps", "tokens")
+    if self.memory < 0:
+      raise ValueError(f"memory={self.memory}: must not be negative")
+    if list(self.buckets) != sorted(set(self.buckets)) or 0 in self.buckets:
+      raise ValueError(f"buckets={self.buckets}: must be positive, ascending")
 
   def fingerprint(self) -> dict[str, Any]:
-    """See `Sweep.fingerprint`; rows had no intervals once."""
-    return {**super().fingerprint(), "intervals": True}
+    """See `Sweep.fingerprint`; rows had no intervals, and no tasks, once."""
+    return {**super().fingerprint(), "intervals": True, "tasks": True}
 
   def methods(self) -> tuple[str, ...]:
     """See `Sweep.methods`.
@@ -93,89 +109,94 @@ class Language(Sweep):
     return LanguageSubject(self, models)
 
 
-@dataclasses.dataclass(frozen=True)
-class Programs:
-  """A recipe on both models, compiled: for questions and for text."""
-
-  job: Job
-  recall: decoding.Program
-  text: decoding.Program
-
-
-class Answers(NamedTuple):
-  """What models answer with a recipe.
+class LanguageSubject:
+  """Language models under the settings of a sweep; a `Subject`.
 
   Attributes:
-    right: share of each question's answers that are right, `[seeds, probes]`.
-    nats: per token of each text, `[seeds, texts]`.
+    settings, models: of the sweep.
+    texts: whose likelihood is measured.
+    groups: batches of questions and texts, by model and length of prompts.
   """
 
-  right: np.ndarray
-  nats: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageSubject:
-  """Language models under the settings of a sweep; a `Subject`."""
-
-  settings: Language
-  models: RecallAndText
-
-  @property
-  def origin(self) -> str:
-    return self.models.origin
+  def __init__(self, settings: Language, models: RecallAndText):
+    self.settings, self.models = settings, models
+    self.origin = models.origin
+    self.texts = asking.texts_of(models, settings.context)
+    self.groups = asking.groups_of(
+      models, models.probes, self.texts, settings.batch_size, settings.tokens,
+      settings.buckets,
+    )  # fmt: skip
+    self._compiler, self._lock = Compiler(), threading.Lock()
+    self._full: Answers | None = None
 
   @functools.cached_property
-  def batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The timed batch of text: prompts, lengths, tokens fed and expected."""
-    n, size = self.settings.context, self.settings.batch_size
-    part = self.models.windows[:size].astype(np.int32)
-    length = np.full(size, n, np.int32)
-    return part[:, :n], length, part[:, n:-1], part[:, n + 1 :]
+  def _dense(self) -> dict[Group, Compiled]:
+    """The recorded prefill of each group."""
+    return {
+      group: decoding.compile_dense(
+        self.models.model(group.model), group.shape, self._compiler
+      )
+      for group in self.groups
+    }
+
+  @functools.cached_property
+  def _ask(self) -> Asker:
+    return Asker(
+      self.models, self.models.probes, self.texts, self.groups, self._dense,
+      Kept(int(self.settings.memory * GIB)), self.settings.rounds,
+    )  # fmt: skip
 
   def compile(self, job: Job) -> Programs:
     """See `Subject.compile`."""
-    settings, asked = self.settings, self.models.probes
-    longest = max(len(probe.prompt) for probe in asked)
-    ask = Shape(settings.batch_size, longest, len(asked[0].asked))
-    read = Shape(settings.batch_size, settings.context, settings.steps)
+    with self._lock:
+      dense = self._dense
     try:
       return Programs(
         job,
-        decoding.compile_one(self.models.recall, job, ask),
-        decoding.compile_one(self.models.text, job, read),
-      )
+        {
+          group: decoding.compile_one(
+            self.models.model(group.model), job, group.shape, dense[group],
+            self._compiler,
+          )
+          for group in self.groups
+        },
+      )  # fmt: skip
     except Unfit:
       raise
     except ValueError as error:
       raise Unfit(job, str(error)) from error
 
   def score(self, programs: Sequence[Programs], whole: Programs) -> list[Row]:
-    """Recall, nats per token, and the bytes of one text's cache.
+    """Answers, nats per token, bytes of one text's cache, and times.
 
     Means over seeds; intervals are those of `intervals.difference` to the full
     cache, question by question and text by text.
     """
-    full = self._answers(whole)
-    return [
-      self._score(p, full if p is whole else self._answers(p), full)
-      for p in programs
-    ]
+    if self._full is None:
+      (self._full,) = self._ask([whole], whole)
+    if list(programs) == [whole]:
+      return [self._row(self._full, self._full, same=True)]
+    found = self._ask(programs, whole)
+    return [self._row(own, self._full) for own in found]
 
-  def _score(self, program: Programs, own: Answers, full: Answers) -> Row:
-    text, size = program.text, self.settings.batch_size
-    tokens, length, _, _ = self.batch
-    logical = np.asarray(text.logical(text.start(tokens, length)))
-    single = np.array([probe.depth >= 0 for probe in self.models.probes])
+  def _row(self, own: Answers, full: Answers, same: bool = False) -> Row:
+    asked = self.models.probes
+    task = np.array([probe.task for probe in asked])
     row = {
-      **probes.recall_of(own.right.mean(axis=0), self.models.probes),
+      **probes.recall_of(own.right.mean(axis=0), asked),
       "nats_per_token": float(own.nats.mean()),
-      "logical_bytes": float(logical.mean()),
-      "physical_bytes": text.physical / size,
+      "logical_bytes": float(np.mean(own.logical)),
+      "physical_bytes": float(np.mean(own.physical)),
+      **self._times(own, same),
     }
+    name_of = np.array([text.task for text in self.texts])
+    for name in dict.fromkeys(name_of.tolist()):
+      row[f"nats_{name}"] = float(own.nats[:, name_of == name].mean())
+    points = 100 * (full.right - own.right)
     for name, moved in (
-      ("recall", 100 * (full.right - own.right)[:, single]),
-      ("multi_key_recall", 100 * (full.right - own.right)[:, ~single]),
+      ("recall", points[:, task == "single"]),
+      ("multi_key_recall", points[:, task == "keys"]),
+      ("tasks", points),
       ("nats", own.nats - full.nats),
     ):
       if moved.size:
@@ -184,35 +205,30 @@ class LanguageSubject:
         row[f"{name}_lost_by_seed"] = found.by_seed
     return row
 
-  def _answers(self, program: Programs) -> Answers:
-    """What the models answer with a recipe, seed by seed."""
-    right, nats = [], []
-    for recall, text in self.models.weights:
-      asked = dataclasses.replace(program.recall, params=recall)
-      right.append(decoding.ask(asked, self.models.probes))
-      reads = dataclasses.replace(program.text, params=text)
-      nats.append(decoding.read(reads, self.models.windows))
-    return Answers(np.stack(right), np.stack(nats))
+  def _times(self, own: Answers, same: bool) -> Row:
+    """Milliseconds by the best batch; ratios are medians over batches.
+
+    The full cache is compared with itself: 1, whatever the noise.
+    """
+    prefill, decode = np.array(own.prefill), np.array(own.decode)
+    if same:
+      prefill, decode = prefill[:, [1, 1]], decode[:, [1, 1]]
+    return {
+      "decode_ms": 1e3 * float((decode[:, 0] / own.steps).min()),
+      "decode_speedup": speedup(decode),
+      "prefill_ms": 1e3 * float(prefill[:, 0].min()),
+      "prefill_overhead": float(np.median(prefill[:, 0] / prefill[:, 1])) - 1,
+    }
 
   def calls(self, program: Programs) -> dict[str, Callable[[], Any]]:
-    """Prefill, and the decode steps after it."""
-    text, (tokens, length, fed, expected) = program.text, self.batch
-    leaves = jax.block_until_ready(text.start(tokens, length))
-    return {
-      "decode": lambda: text.steps(leaves, fed, expected),
-      "prefill": lambda: text.start(tokens, length),
-    }
+    """Nothing: the batches that are scored are timed."""
+    del program
+    return {}
 
   def speed(self, seconds: Mapping[str, np.ndarray]) -> Row:
-    """Milliseconds by the best round; ratios are medians over rounds."""
-    decode, prefill = seconds["decode"], seconds["prefill"]
-    own, whole = prefill.T
-    return {
-      "decode_ms": 1e3 * float(decode[:, 0].min()) / self.settings.steps,
-      "decode_speedup": speedup(decode),
-      "prefill_ms": 1e3 * float(own.min()),
-      "prefill_overhead": float(np.median(own / whole)) - 1,
-    }
+    """See `calls`."""
+    del seconds
+    return {}
 
   def plot(self, results: Results) -> Plot:
     """Recall and perplexity against bytes saved and time saved."""
