@@ -184,19 +184,19 @@ class Asker:
         params = weights[group.model == "text"]
         probes = [self._probes[number] for number in numbers]
         batch = Batch.of(probes, group.shape)
-        timed = seed == 0 and i < self._rounds
         own = [program.of[group] for program in programs]
-        record = self._record(
-          (seed, numbers), group, params, batch,
-          again=timed and not all(program.shared for program in own),
-        )  # fmt: skip
-        run = lambda program, batch=batch, record=record, group=group, p=params: (
-          self._run(program, group, p, batch, record)
-        )
-        full = run(whole.of[group])[2:] if timed else None
+        is_timed = seed == 0 and i < self._rounds
+        again = is_timed and not all(program.shared for program in own)
+        key = (seed, numbers)
+        record = self._record(key, group, params, batch, again)
+        full: list[float] = []
+        if is_timed:
+          _, _, *full = self._run(whole.of[group], group, params, batch, record)
         for program, answers in zip(own, found, strict=True):
-          state, said, *seconds = run(program)
-          if full is not None:
+          state, said, *seconds = self._run(
+            program, group, params, batch, record
+          )
+          if is_timed:
             answers.prefill.append((seconds[0], full[0]))
             answers.decode.append((seconds[1], full[1]))
             answers.steps.append(batch.count)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.sweeps.compiled import Compiled, Compiler, Shapes
 from tokjax.cache import workspace
@@ -139,7 +138,7 @@ def compile_states(
 
 def size_of(tree: Any) -> int:
   """Bytes of all arrays."""
-  return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 class Kept:

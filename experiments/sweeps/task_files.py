@@ -39,7 +39,8 @@ def probes_of(path: str, tokenizer: Any, grid: Grid) -> list[Probe]:
     else:
       found.append(probe)
   if longer:
-    print(f"{path}: {longer} prompts of more than {grid.longest} tokens left out")
+    most = grid.longest
+    print(f"{path}: {longer} prompts of more than {most} tokens left out")
   if not found:
     raise DataError(
       f"{path}: no question with a prompt of at most {grid.longest} tokens;"

@@ -31,8 +31,8 @@ NAMES = (
   "Alice", "Bob", "Carol", "David", "Erin", "Frank", "Grace", "Henry",
   "Irene", "Jack", "Karen", "Liam", "Maria", "Nora", "Oscar", "Paula",
 )  # fmt: skip
-# Lengths of the chain of `tracking`; common words, how often each stands there
-# in a hundred, and the tokens that are generated to name them.
+# Length of the chain of `tracking`; common words, how many of a hundred words
+# are one of them each, and the tokens that are generated to name them.
 HOPS, COMMON, PERCENT, STEPS = 3, 3, 12, 24
 
 
@@ -117,14 +117,14 @@ class TextTasks:
 
   def words(self, length: int) -> Probe:
     """A list of words; the text is no other."""
-    words = list(self._rng.permutation(self._words))
+    words = self._rng.permutation(self._words).tolist()
     common, rare = words[:COMMON], words[COMMON:]
     question = self.tokenizer.encode(WORDS.format(count=COMMON))
     room = length - (len(question) if self.grid.known else 0)
-    # As many as fit, at two tokens or more a word and its comma.
+    # More than fit, whose end is cut off.
     drawn = [
       common[at] if at < COMMON else rare[self._rng.integers(len(rare))]
-      for at in self._rng.integers(0, 100, room // 2) // PERCENT
+      for at in self._rng.integers(0, 100, room) // PERCENT
     ]
     prompt = self.tokenizer.encode(", ".join(drawn))[:room]
     first = question[-1:] if self.grid.known else question
