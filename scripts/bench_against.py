@@ -133,8 +133,8 @@ def markdown(rows: Sequence[Row]) -> str:
     lines.append("| " + " | ".join(map(str, cells)) + " |")
   lines += [
     "", "prefill, decode: times faster than transformers. peak: resident,"
-    " weights included. kept: entries of a key head. cold: from the loaded model"
-    " to the first token, compilation included.", "",
+    " weights included. kept: entries of a key head. cold: from the loaded"
+    " model to the first token, compilation included.", "",
   ]  # fmt: skip
   return "\n".join([*lines, *goals(rows), *skipped]) + "\n"
 

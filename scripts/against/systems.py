@@ -86,6 +86,8 @@ class Transformers:
       str(folder), dtype=getattr(torch, case.precision), **options
     ).eval()
     self._torch, self._press = torch, press
+    # kvpress reads the cache among the arguments.
+    self._cache = transformers.DynamicCache
     prompts = case.prompts(self._model.config.vocab_size)
     ids = np.zeros((case.batch, case.length), np.int64)
     mask = np.zeros_like(ids)
@@ -104,7 +106,8 @@ class Transformers:
     with self._torch.inference_mode(), pressed or contextlib.nullcontext():
       out = self._model(
         self._ids, attention_mask=self._mask if self._ragged else None,
-        position_ids=place, use_cache=True, logits_to_keep=1,
+        position_ids=place, past_key_values=self._cache(), use_cache=True,
+        logits_to_keep=1,
       )  # fmt: skip
     return out.past_key_values, out.logits[:, -1]
 
