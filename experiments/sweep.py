@@ -84,6 +84,7 @@ def _main(
     report.draw(results, plot, workdir / names[-1], subject.origin)
   names.append(config.PICTURE)
   subject.picture(results, methods, workdir / names[-1])
+  names = [name for name in names if (workdir / name).exists()]
   report.show(subject.table(results), results.unreachable)
   print(
     f"{time.perf_counter() - began:.0f} s; {workdir}/{names[0]},"

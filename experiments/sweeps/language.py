@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import pathlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +10,22 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from experiments import typed
-from experiments.sweeps import asking, decoding, intervals, probes
+from experiments.sweeps import (
+  asking,
+  decoding,
+  intervals,
+  language_report,
+  probes,
+)
 from experiments.sweeps.asking import Answers, Asker, Group, Programs
 from experiments.sweeps.compiled import Compiled, Compiler
 from experiments.sweeps.dense_prefill import Kept
 from experiments.sweeps.language_models import SOURCES, RecallAndText
 from experiments.sweeps.programs import speedup
-from experiments.sweeps.report import Loss, Plot, Table
+from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import Results, Row
 from experiments.sweeps.subject import Job, Sweep, Unfit, find
-from tokjax.analysis import heatmaps, plots
+from tokjax.analysis import heatmaps
 
 GIB = 2**30
 
@@ -184,6 +189,7 @@ class LanguageSubject:
     task = np.array([probe.task for probe in asked])
     row = {
       **probes.recall_of(own.right.mean(axis=0), asked),
+      "tasks": float(own.right.mean()),
       "nats_per_token": float(own.nats.mean()),
       "logical_bytes": float(np.mean(own.logical)),
       "physical_bytes": float(np.mean(own.physical)),
@@ -231,48 +237,23 @@ class LanguageSubject:
     return {}
 
   def plot(self, results: Results) -> Plot:
-    """Recall and perplexity against bytes saved and time saved."""
-    whole = results.whole
-    points = lambda name: lambda row: 100 * (whole[name] - row[name])
-    half = lambda name: lambda row: row[f"{name}_interval"]
-    worse = lambda row: row["nats_per_token"] - whole["nats_per_token"]
-    used = lambda row: 1 / _share("logical_bytes", row, whole)
-    allocated = lambda row: 1 / _share("physical_bytes", row, whole)
-    one = plots.Axis("points of recall lost, one needle", 2.0)
-    several = plots.Axis("points of recall lost, several", 2.0)
-    nats = plots.Axis("nats per token more, held-out text", 0.05)
-    return Plot(
-      title="What caches of fewer bytes lose",
-      savings={
-        "times fewer bytes that count": used,
-        "times fewer bytes allocated": allocated,
-        "times faster decode steps, measured": lambda r: r["decode_speedup"],
-      },
-      losses=[
-        Loss(one, points("recall"), half("recall")),
-        Loss(several, points("multi_key_recall"), half("multi_key_recall")),
-        Loss(nats, worse, half("nats")),
-      ],
-      reference="random_kv",
-    )
+    """See `Subject.plot`."""
+    return language_report.plot(results, self._others)
 
   def table(self, results: Results) -> Table:
-    """A line for each row, by keep and recall."""
-    whole = results.whole
-    rows = sorted(results.rows, key=lambda r: (-r["keep"], -r["recall"]))
-    return Table(
-      ("method", "keep", "recall", "first", "middle", "last", "several")
-      + ("perplexity", "used", "allocated", "decode", "prefill"),
-      [_cells(row, whole) for row in rows],
-      title=f"Full cache: recall {whole['recall']:.1%},"
-      f" several {whole['multi_key_recall']:.1%}, perplexity"
-      f" {math.exp(whole['nats_per_token']):.3f},"
-      f" {whole['physical_bytes'] / 1024:.0f} KiB a text,"
-      f" {whole['decode_ms']:.2f} ms a step",
-      caption="±: 95 % interval of what is lost against the full cache; first,"
-      " middle, last: recall by depth, over all lengths; used, allocated: bytes"
-      " as a share of the full cache's; decode, prefill: measured next to it",
-    )
+    """See `Subject.table`."""
+    return language_report.table(results, self._others, self._texts)
+
+  @property
+  def _others(self) -> list[str]:
+    """Tasks that are neither a needle nor several."""
+    tasks = dict.fromkeys(probe.task for probe in self.models.probes)
+    return [task for task in tasks if task not in ("single", "keys")]
+
+  @property
+  def _texts(self) -> list[str]:
+    """Names of the texts."""
+    return list(dict.fromkeys(text.task for text in self.texts))
 
   def picture(
     self, results: Results, methods: Sequence[str], path: pathlib.Path
@@ -280,6 +261,8 @@ class LanguageSubject:
     """Heat maps of recall by length and depth."""
     del methods
     keep, whole = self.settings.picture_keep, results.whole
+    if whole["recall"] is None:
+      return
     shown = [row for row in results.rows if row["keep"] in (1.0, keep)]
     heatmaps.draw_recall(
       {row["method"]: row["recall_map"] for row in shown},
@@ -288,31 +271,3 @@ class LanguageSubject:
       path,
       title=f"Recall of one needle, {keep:g} of the prompt kept",
     )
-
-
-def _share(name: str, row: Row, whole: Row) -> float:
-  """Bytes as a share of the full cache's."""
-  return row[name] / whole[name]
-
-
-def _cells(row: Row, whole: Row) -> list[str]:
-  columns = list(zip(*row["recall_map"], strict=True))
-  by_depth = [sum(column) / len(column) for column in columns]
-  middle = by_depth[len(by_depth) // 2]
-  return [
-    row["method"],
-    f"{row['keep']:g}",
-    _recall(row, "recall"),
-    *(f"{100 * x:.1f}" for x in (by_depth[0], middle, by_depth[-1])),
-    _recall(row, "multi_key_recall"),
-    f"{math.exp(row['nats_per_token']):.3f}",
-    f"{_share('logical_bytes', row, whole):.1%}",
-    f"{_share('physical_bytes', row, whole):.1%}",
-    f"{row['decode_speedup']:.2f}x",
-    f"{row['prefill_overhead']:+.0%}",
-  ]
-
-
-def _recall(row: Row, name: str) -> str:
-  """Percent, with the interval of what is lost."""
-  return f"{100 * row[name]:.1f} ±{row[f'{name}_interval']:.1f}"
