@@ -41,10 +41,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.picture_keep = values.keep
   if values.every:
     config.recipes, config.keeps = (), (0.25, 0.5, 0.125)
-  lengths = (values.length, values.length2)
+  lengths = tuple(n for n in (values.length, values.length2) if n)
+  # Half as many questions of each kind where there are eight times the rows.
+  count = 2 if values.every else 4
   config.grid = dict(
-    lengths=tuple(n for n in lengths if n), depths=(0.0, 0.5, 1.0), texts=4,
-    several=4, pairs=4, turns=3, also_known=4, values=4, tracking=4, words=4,
+    lengths=lengths, depths=(0.0, 0.5, 1.0), texts=count, several=4, pairs=4,
+    turns=3, also_known=count, values=count, tracking=count, words=count,
     known=False,
   )  # fmt: skip
   config.batch_size, config.texts, config.rounds = 4, 4, 3
@@ -55,6 +57,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       depths=(0.0,), texts=1, several=1, also_known=0, values=0, tracking=0,
       words=0,
     )  # fmt: skip
+    config.grid.turns = 1
     config.batch_size, config.texts, config.rounds = 1, 1, 2
     config.steps = 4
   return config
