@@ -10,7 +10,8 @@ kept entries. Every measurement is a process of its own, which loads the model,
 makes one pass to warm up and measures the second. Systems take turns within
 each round; a number is the median over rounds, a ratio the median over the
 rounds' ratios. transformers and kvpress run under `--python`, by default this
-one; what is not installed is skipped, and the reason printed. Writes
+one (kvpress 0.5 needs transformers below 5.3, so it has an environment of its
+own); what is not installed is skipped, and the reason printed. Writes
 `against.json` and `against.md`; a run that is stopped goes on where it was.
 """
 
