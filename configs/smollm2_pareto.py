@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     turns=3, also_known=count, values=count, tracking=count, words=count,
     known=False,
   )  # fmt: skip
-  config.batch_size, config.texts, config.rounds = 4, 4, 3
+  config.batch_size, config.texts, config.rounds = 4, count, 2
   config.context, config.steps = values.length, 32
   if values.runlocal:
     config.recipes = ("random_kv",)

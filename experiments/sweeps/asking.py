@@ -43,6 +43,11 @@ class Programs:
   job: Job
   of: Mapping[Group, Program]
 
+  @property
+  def identity(self) -> tuple[tuple[str, ...], ...]:
+    """Equal for recipes that compute the same on these prompts."""
+    return tuple(program.identity for program in self.of.values())
+
 
 @dataclasses.dataclass(frozen=True)
 class Answers:

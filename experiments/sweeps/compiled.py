@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,19 @@ class Shapes:
 
 
 @dataclasses.dataclass(frozen=True)
+class Executable:
+  """A compiled program.
+
+  Attributes:
+    key: equal for equal programs.
+    run: from leaves to leaves.
+  """
+
+  key: str
+  run: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Compiled:
   """A compiled function of pytrees.
 
@@ -47,23 +61,25 @@ class Compiled:
     out: shapes of what comes out.
   """
 
-  program: Any
+  program: Executable
   out: Shapes
 
   def __call__(self, *args: Any) -> Any:
-    return self.out.tree.unflatten(self.program(jax.tree.leaves(args)))
+    return self.out.tree.unflatten(self.program.run(jax.tree.leaves(args)))
 
 
 class Compiler:
   """Compiles functions; those that lower to the same program share it.
 
   Recipes often differ in what they keep of a prompt and not in how they decode,
-  and layers in their number only. Tracing is done each time, compiling once.
-  Safe to call in several threads.
+  and layers in their number only. Tracing is done each time, compiling once, as
+  long as a program is in use. Safe to call in several threads.
   """
 
   def __init__(self) -> None:
-    self._made: dict[str, Any] = {}
+    self._made: weakref.WeakValueDictionary[str, Executable] = (
+      weakref.WeakValueDictionary()
+    )
     self._locks: dict[str, threading.Lock] = {}
     self._lock = threading.Lock()
 
@@ -89,7 +105,8 @@ class Compiler:
     with self._lock:
       lock = self._locks.setdefault(text, threading.Lock())
     with lock:
-      if text not in self._made:
-        self._made[text] = lowered.compile()
+      program = self._made.get(text)
+      if program is None:
+        program = self._made[text] = Executable(text, lowered.compile())
     shapes = Shapes.of(lowered.out_info)
-    return Compiled(self._made[text], Shapes(shapes.leaves, trees[-1]))
+    return Compiled(program, Shapes(shapes.leaves, trees[-1]))

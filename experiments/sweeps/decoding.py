@@ -106,6 +106,12 @@ class Program:
     """Whether it begins with the record of a dense prefill."""
     return self.states is not None
 
+  @property
+  def identity(self) -> tuple[str, ...]:
+    """Equal for programs that compute the same."""
+    parts = [*(self.states or ()), self.prefill, self.decode]
+    return tuple(part.program.key for part in parts if part is not None)
+
   def start(
     self, params: Any, batch: Batch, record: State
   ) -> tuple[State, float]:

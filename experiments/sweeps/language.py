@@ -70,7 +70,8 @@ class Language(Sweep):
   SUBJECTS = SOURCES
   STEM, PICTURE = "kv_pareto", "recall.png"
   DEPENDS = (
-    "subject", "options", "grid", "texts", "context", "steps",
+    "subject", "options", "grid", "batch_size", "texts", "context", "steps",
+    "tokens", "buckets",
   )  # fmt: skip
   NOTHING = "full"
   TOGETHER: ClassVar[int | None] = 4
@@ -132,7 +133,7 @@ class LanguageSubject:
       settings.buckets,
     )  # fmt: skip
     self._compiler, self._lock = Compiler(), threading.Lock()
-    self._full: Answers | None = None
+    self._found: dict[Any, Answers] = {}
 
   @functools.cached_property
   def _dense(self) -> dict[Group, Compiled]:
@@ -177,12 +178,22 @@ class LanguageSubject:
     Means over seeds; intervals are those of `intervals.difference` to the full
     cache, question by question and text by text.
     """
-    if self._full is None:
-      (self._full,) = self._ask([whole], whole)
-    if list(programs) == [whole]:
-      return [self._row(self._full, self._full, same=True)]
-    found = self._ask(programs, whole)
-    return [self._row(own, self._full) for own in found]
+    if whole.identity not in self._found:
+      (self._found[whole.identity],) = self._ask([whole], whole)
+    # A budget that prompts do not reach changes nothing: asked once.
+    new = {
+      program.identity: program
+      for program in programs
+      if program.identity not in self._found
+    }
+    if new:
+      answers = self._ask(list(new.values()), whole)
+      self._found.update(zip(new, answers, strict=True))
+    full = self._found[whole.identity]
+    return [
+      self._row(self._found[p.identity], full, same=p is whole)
+      for p in programs
+    ]
 
   def _row(self, own: Answers, full: Answers, same: bool = False) -> Row:
     asked = self.models.probes

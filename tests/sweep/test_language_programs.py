@@ -91,6 +91,16 @@ def test_the_model_goes_on_by_itself(shared):
   assert (answers.token[:, 3] == 0).all()  # `count` steps and no more
 
 
+def test_recipes_that_compute_the_same_are_known(shared):
+  """A budget that no prompt reaches leaves the full cache's programs."""
+  lm, dense, compiler = shared
+  identity = lambda job: decoding.compile_one(
+    lm, job, SHAPE, dense, compiler
+  ).identity
+  assert identity(UNREDUCED) == identity(Job("full", None))
+  assert identity(UNREDUCED) != identity(job_of("snapkv"))
+
+
 def test_equal_programs_are_compiled_once():
   compiler, x = Compiler(), Shapes.of(jnp.zeros(3))
   one = compiler(lambda x: {"a": x + 1}, x)
@@ -99,6 +109,9 @@ def test_equal_programs_are_compiled_once():
   assert one.program is same.program and one.program is not other.program
   np.testing.assert_array_equal(one(jnp.ones(3))["a"], [2, 2, 2])
   np.testing.assert_array_equal(same(jnp.ones(3))[0], [2, 2, 2])
+  key = one.program.key
+  del one, same  # Then nobody holds it.
+  assert key not in compiler._made and other.program.key in compiler._made
 
 
 def test_short_prompts_do_not_cost_what_the_longest_do():
