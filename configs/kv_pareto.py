@@ -59,9 +59,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.subject = dict(
       name="checkpoint", checkpoint=values.checkpoint, precision="float32",
       data=dict(name="standard_library"),
+      more=(dict(name="language_reference"),),
     )  # fmt: skip
     config.grid = dict(
-      lengths=(512, 1024, 2048), texts=2, several=4, known=False
+      lengths=(512, 1024, 2048), texts=2, several=4, pairs=4, turns=3,
+      known=False,
     )
   else:
     config.subject = dict(
@@ -72,6 +74,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       config.subject.first = recall.get_config("length=48")
     config.grid = dict(lengths=(64, 128, 192), texts=8, several=16, known=False)
     config.options = SMALL
+    # Compiling costs more than padding on models of this size.
+    config.buckets = (208,)
   config.recipes = ()
   config.keeps = (0.5, 0.25, 0.125)
   config.batch_size, config.texts = 16, 32
@@ -83,7 +87,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.recipes, config.keeps = ("random_kv", "streaming_llm"), (0.5,)
     config.picture_keep, config.rounds, config.batch_size = 0.5, 2, 4
     config.grid.update(
-      lengths=(8, 16), depths=(0.0, 1.0), texts=1, several=2, pairs=4
+      lengths=(8, 16), depths=(0.0, 1.0), texts=1, several=2, pairs=4, turns=1
     )
+    config.buckets = (24,)
     config.texts, config.context, config.steps = 4, 16, 4
   return config

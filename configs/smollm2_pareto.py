@@ -2,11 +2,14 @@
 
 python -m tokjax models get smollm2
 python -m experiments.sweep --config configs/smollm2_pareto.py --workdir DIR
+python -m experiments.sweep --config configs/smollm2_pareto.py:every \\
+  --workdir DIR
 
-Needles of five digits in 1024 tokens of Python's standard library, judged by
-the whole answer, and the likelihood of that text. Eight methods with a quarter
-of the cache; about 45 minutes on two CPU cores, most of them compilation (see
-docs/real_models.md). A run that is stopped goes on where it was.
+Needles, several of them, chains of variables and common words in 1024 tokens of
+Python's standard library, and the likelihood of such code and of prose. Eight
+methods with a quarter of the cache, or every one with a half, a quarter and an
+eighth; see docs/real_models.md for how long that takes. A run that is stopped
+goes on where it was.
 """
 
 import ml_collections
@@ -26,20 +29,35 @@ RECIPES = (
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  """`arg`: "model=..." (of `tokjax models`), "keep=...", "length=..."."""
-  values = common.parse_arg(arg, model="smollm2", keep=0.25, length=1024)
+  """`arg`: "every", "model=..." (of `tokjax models`), "keep=...", "length=...".
+
+  "length2=..." adds a second length.
+  """
+  values = common.parse_arg(
+    arg, model="smollm2", keep=0.25, length=1024, length2=0, every=False
+  )
   config = kv_pareto.get_config(f"checkpoint={values.model}")
   config.recipes, config.keeps = RECIPES, (values.keep,)
   config.picture_keep = values.keep
+  if values.every:
+    config.recipes, config.keeps = (), (0.25, 0.5, 0.125)
+  lengths = tuple(n for n in (values.length, values.length2) if n)
+  # Half as many questions of each kind where there are eight times the rows.
+  count = 2 if values.every else 4
   config.grid = dict(
-    lengths=(values.length,), depths=(0.0, 0.5, 1.0), texts=4, several=4,
-    pairs=4, known=False,
+    lengths=lengths, depths=(0.0, 0.5, 1.0), texts=count, several=4, pairs=4,
+    turns=3, also_known=count, values=count, tracking=count, words=count,
+    known=False,
   )  # fmt: skip
-  config.batch_size, config.texts, config.rounds = 4, 8, 3
+  config.batch_size, config.texts, config.rounds = 4, count, 2
   config.context, config.steps = values.length, 32
   if values.runlocal:
     config.recipes = ("random_kv",)
-    config.grid.update(depths=(0.0,), texts=1, several=1)
+    config.grid.update(
+      depths=(0.0,), texts=1, several=1, also_known=0, values=0, tracking=0,
+      words=0,
+    )  # fmt: skip
+    config.grid.turns = 1
     config.batch_size, config.texts, config.rounds = 1, 1, 2
     config.steps = 4
   return config

@@ -86,6 +86,7 @@ def _main(
     report.draw(results, plot, workdir / names[-1], subject.origin)
   names.append(config.PICTURE)
   subject.picture(results, methods, workdir / names[-1])
+  names = [name for name in names if (workdir / name).exists()]
   report.show(subject.table(results), results.unreachable)
   print(
     f"{time.perf_counter() - began:.0f} s; {workdir}/{names[0]},"
@@ -110,18 +111,22 @@ def complete(
   if first:
     (row,) = rows_of([whole], whole, subject, config.rounds)
     results.save([{**row, "keep": 1.0}])
-  with Count(sum(map(len, rounds)), "programs") as count:
+  # Compiled, then measured.
+  with Count(2 * sum(map(len, rounds)), "steps") as count:
     for jobs in rounds:
       ready, unfit = programs.compile_round(
         subject.compile, jobs, config.threads, count
       )
-      results.save(rows_of(ready, whole, subject, config.rounds), unfit)
+      rows = rows_of(ready, whole, subject, config.rounds) if ready else []
+      results.save(rows, unfit)
+      for job in jobs:
+        count.step(f"measured {job.method} at {job.keep}")
 
 
 def todo(
   config: Sweep, methods: Sequence[str], results: Results
 ) -> list[list[Job]]:
-  """The jobs that are left, a round for each keep ratio.
+  """The jobs that are left, in rounds: each of one keep ratio.
 
   A recipe that no keep ratio changes has one row, at keep 1.
   """
@@ -133,8 +138,8 @@ def todo(
       here = keep in config.keeps if job.follows_keep() else keep == 1
       if here and not results.has(method, keep):
         jobs.append(job)
-    if jobs:
-      rounds.append(jobs)
+    size = config.TOGETHER or max(len(jobs), 1)
+    rounds += [jobs[at : at + size] for at in range(0, len(jobs), size)]
   return rounds
 
 

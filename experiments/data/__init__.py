@@ -5,7 +5,12 @@ from experiments.data.digits import Digits
 from experiments.data.errors import DataError
 from experiments.data.images import FolderImages, TfdsImages
 from experiments.data.recall import Recall
-from experiments.data.text import FolderText, StandardLibrary, TfdsText
+from experiments.data.text import (
+  FolderText,
+  LanguageReference,
+  StandardLibrary,
+  TfdsText,
+)
 
 DATA = {
   "digits": Digits,
@@ -13,6 +18,7 @@ DATA = {
   "tfds_images": TfdsImages,
   "folder_images": FolderImages,
   "standard_library": StandardLibrary,
+  "language_reference": LanguageReference,
   "tfds_text": TfdsText,
   "folder_text": FolderText,
   "recall": Recall,

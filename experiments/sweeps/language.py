@@ -1,24 +1,33 @@
-"""Sweeps of language models: recall, perplexity, bytes and decode time."""
+"""Sweeps of language models: answers, perplexity, bytes and decode time."""
 
 import dataclasses
 import functools
-import math
 import pathlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar
 
-import jax
 import numpy as np
 
 from experiments import typed
-from experiments.sweeps import decoding, intervals, probes
-from experiments.sweeps.decoding import Shape
+from experiments.sweeps import (
+  asking,
+  decoding,
+  intervals,
+  language_report,
+  probes,
+)
+from experiments.sweeps.asking import Answers, Asker, Group, Programs
+from experiments.sweeps.compiled import Compiled, Compiler
+from experiments.sweeps.dense_prefill import Kept
 from experiments.sweeps.language_models import SOURCES, RecallAndText
 from experiments.sweeps.programs import speedup
-from experiments.sweeps.report import Loss, Plot, Table
+from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import Results, Row
 from experiments.sweeps.subject import Job, Sweep, Unfit, find
-from tokjax.analysis import heatmaps, plots
+from tokjax.analysis import heatmaps
+
+GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +42,15 @@ class Language(Sweep):
     grid: questions about long contexts.
     texts, context, steps: held-out texts, tokens of each that are the prompt,
       and tokens after it.
+    batch_size: the most examples of a batch.
+    tokens: the most tokens of a batch's prompts, so that batches of longer
+      prompts are smaller.
+    buckets: lengths that prompts are padded to, ascending; those that are
+      longer than all (or all, if there are none) are padded by an eighth at
+      most. Each has programs of its own.
+    memory: GiB for what dense prefills left; what does not fit is computed once
+      for every few recipes.
+    rounds: batches whose time is taken, of the longest prompts.
     picture_keep: keep ratio of the heat maps.
   """
 
@@ -45,26 +63,30 @@ class Language(Sweep):
   texts: int = 32
   context: int = 192
   steps: int = 64
+  tokens: int = 8192
+  buckets: tuple[int, ...] = ()
+  memory: float = 8.0
 
   SUBJECTS = SOURCES
   STEM, PICTURE = "kv_pareto", "recall.png"
   DEPENDS = (
     "subject", "options", "grid", "batch_size", "texts", "context", "steps",
+    "tokens", "buckets",
   )  # fmt: skip
   NOTHING = "full"
+  TOGETHER: ClassVar[int | None] = 4
 
   def __post_init__(self):
     super().__post_init__()
-    self.at_least_one("context", "steps")
-    if self.texts < self.batch_size or self.texts % self.batch_size:
-      raise ValueError(
-        f"texts={self.texts}: must be a multiple of"
-        f" batch_size={self.batch_size}"
-      )
+    self.at_least_one("texts", "context", "steps", "tokens")
+    if self.memory < 0:
+      raise ValueError(f"memory={self.memory}: must not be negative")
+    if list(self.buckets) != sorted(set(self.buckets)) or 0 in self.buckets:
+      raise ValueError(f"buckets={self.buckets}: must be positive, ascending")
 
   def fingerprint(self) -> dict[str, Any]:
-    """See `Sweep.fingerprint`; rows had no intervals once."""
-    return {**super().fingerprint(), "intervals": True}
+    """See `Sweep.fingerprint`; rows had no intervals, and no tasks, once."""
+    return {**super().fingerprint(), "intervals": True, "tasks": True}
 
   def methods(self) -> tuple[str, ...]:
     """See `Sweep.methods`.
@@ -93,89 +115,105 @@ class Language(Sweep):
     return LanguageSubject(self, models)
 
 
-@dataclasses.dataclass(frozen=True)
-class Programs:
-  """A recipe on both models, compiled: for questions and for text."""
-
-  job: Job
-  recall: decoding.Program
-  text: decoding.Program
-
-
-class Answers(NamedTuple):
-  """What models answer with a recipe.
+class LanguageSubject:
+  """Language models under the settings of a sweep; a `Subject`.
 
   Attributes:
-    right: share of each question's answers that are right, `[seeds, probes]`.
-    nats: per token of each text, `[seeds, texts]`.
+    settings, models: of the sweep.
+    texts: whose likelihood is measured.
+    groups: batches of questions and texts, by model and length of prompts.
   """
 
-  right: np.ndarray
-  nats: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageSubject:
-  """Language models under the settings of a sweep; a `Subject`."""
-
-  settings: Language
-  models: RecallAndText
-
-  @property
-  def origin(self) -> str:
-    return self.models.origin
+  def __init__(self, settings: Language, models: RecallAndText):
+    self.settings, self.models = settings, models
+    self.origin = models.origin
+    self.texts = asking.texts_of(models, settings.context)
+    self.groups = asking.groups_of(
+      models, models.probes, self.texts, settings.batch_size, settings.tokens,
+      settings.buckets,
+    )  # fmt: skip
+    self._compiler, self._lock = Compiler(), threading.Lock()
+    self._found: dict[Any, Answers] = {}
 
   @functools.cached_property
-  def batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The timed batch of text: prompts, lengths, tokens fed and expected."""
-    n, size = self.settings.context, self.settings.batch_size
-    part = self.models.windows[:size].astype(np.int32)
-    length = np.full(size, n, np.int32)
-    return part[:, :n], length, part[:, n:-1], part[:, n + 1 :]
+  def _dense(self) -> dict[Group, Compiled]:
+    """The recorded prefill of each group."""
+    return {
+      group: decoding.compile_dense(
+        self.models.model(group.model), group.shape, self._compiler
+      )
+      for group in self.groups
+    }
+
+  @functools.cached_property
+  def _ask(self) -> Asker:
+    return Asker(
+      self.models, self.models.probes, self.texts, self.groups, self._dense,
+      Kept(int(self.settings.memory * GIB)), self.settings.rounds,
+    )  # fmt: skip
 
   def compile(self, job: Job) -> Programs:
     """See `Subject.compile`."""
-    settings, asked = self.settings, self.models.probes
-    longest = max(len(probe.prompt) for probe in asked)
-    ask = Shape(settings.batch_size, longest, len(asked[0].asked))
-    read = Shape(settings.batch_size, settings.context, settings.steps)
+    with self._lock:
+      dense = self._dense
     try:
       return Programs(
         job,
-        decoding.compile_one(self.models.recall, job, ask),
-        decoding.compile_one(self.models.text, job, read),
-      )
+        {
+          group: decoding.compile_one(
+            self.models.model(group.model), job, group.shape, dense[group],
+            self._compiler,
+          )
+          for group in self.groups
+        },
+      )  # fmt: skip
     except Unfit:
       raise
     except ValueError as error:
       raise Unfit(job, str(error)) from error
 
   def score(self, programs: Sequence[Programs], whole: Programs) -> list[Row]:
-    """Recall, nats per token, and the bytes of one text's cache.
+    """Answers, nats per token, bytes of one text's cache, and times.
 
     Means over seeds; intervals are those of `intervals.difference` to the full
     cache, question by question and text by text.
     """
-    full = self._answers(whole)
+    if whole.identity not in self._found:
+      (self._found[whole.identity],) = self._ask([whole], whole)
+    # A budget that prompts do not reach changes nothing: asked once.
+    new = {
+      program.identity: program
+      for program in programs
+      if program.identity not in self._found
+    }
+    if new:
+      answers = self._ask(list(new.values()), whole)
+      self._found.update(zip(new, answers, strict=True))
+    full = self._found[whole.identity]
     return [
-      self._score(p, full if p is whole else self._answers(p), full)
+      self._row(self._found[p.identity], full, same=p is whole)
       for p in programs
     ]
 
-  def _score(self, program: Programs, own: Answers, full: Answers) -> Row:
-    text, size = program.text, self.settings.batch_size
-    tokens, length, _, _ = self.batch
-    logical = np.asarray(text.logical(text.start(tokens, length)))
-    single = np.array([probe.depth >= 0 for probe in self.models.probes])
+  def _row(self, own: Answers, full: Answers, same: bool = False) -> Row:
+    asked = self.models.probes
+    task = np.array([probe.task for probe in asked])
     row = {
-      **probes.recall_of(own.right.mean(axis=0), self.models.probes),
+      **probes.recall_of(own.right.mean(axis=0), asked),
+      "tasks": float(own.right.mean()),
       "nats_per_token": float(own.nats.mean()),
-      "logical_bytes": float(logical.mean()),
-      "physical_bytes": text.physical / size,
+      "logical_bytes": float(np.mean(own.logical)),
+      "physical_bytes": float(np.mean(own.physical)),
+      **self._times(own, same),
     }
+    name_of = np.array([text.task for text in self.texts])
+    for name in dict.fromkeys(name_of.tolist()):
+      row[f"nats_{name}"] = float(own.nats[:, name_of == name].mean())
+    points = 100 * (full.right - own.right)
     for name, moved in (
-      ("recall", 100 * (full.right - own.right)[:, single]),
-      ("multi_key_recall", 100 * (full.right - own.right)[:, ~single]),
+      ("recall", points[:, task == "single"]),
+      ("multi_key_recall", points[:, task == "keys"]),
+      ("tasks", points),
       ("nats", own.nats - full.nats),
     ):
       if moved.size:
@@ -184,79 +222,49 @@ class LanguageSubject:
         row[f"{name}_lost_by_seed"] = found.by_seed
     return row
 
-  def _answers(self, program: Programs) -> Answers:
-    """What the models answer with a recipe, seed by seed."""
-    right, nats = [], []
-    for recall, text in self.models.weights:
-      asked = dataclasses.replace(program.recall, params=recall)
-      right.append(decoding.ask(asked, self.models.probes))
-      reads = dataclasses.replace(program.text, params=text)
-      nats.append(decoding.read(reads, self.models.windows))
-    return Answers(np.stack(right), np.stack(nats))
+  def _times(self, own: Answers, same: bool) -> Row:
+    """Milliseconds by the best batch; ratios are medians over batches.
+
+    The full cache is compared with itself: 1, whatever the noise.
+    """
+    prefill, decode = np.array(own.prefill), np.array(own.decode)
+    if same:
+      prefill, decode = prefill[:, [1, 1]], decode[:, [1, 1]]
+    return {
+      "decode_ms": 1e3 * float((decode[:, 0] / own.steps).min()),
+      "decode_speedup": speedup(decode),
+      "prefill_ms": 1e3 * float(prefill[:, 0].min()),
+      "prefill_overhead": float(np.median(prefill[:, 0] / prefill[:, 1])) - 1,
+    }
 
   def calls(self, program: Programs) -> dict[str, Callable[[], Any]]:
-    """Prefill, and the decode steps after it."""
-    text, (tokens, length, fed, expected) = program.text, self.batch
-    leaves = jax.block_until_ready(text.start(tokens, length))
-    return {
-      "decode": lambda: text.steps(leaves, fed, expected),
-      "prefill": lambda: text.start(tokens, length),
-    }
+    """Nothing: the batches that are scored are timed."""
+    del program
+    return {}
 
   def speed(self, seconds: Mapping[str, np.ndarray]) -> Row:
-    """Milliseconds by the best round; ratios are medians over rounds."""
-    decode, prefill = seconds["decode"], seconds["prefill"]
-    own, whole = prefill.T
-    return {
-      "decode_ms": 1e3 * float(decode[:, 0].min()) / self.settings.steps,
-      "decode_speedup": speedup(decode),
-      "prefill_ms": 1e3 * float(own.min()),
-      "prefill_overhead": float(np.median(own / whole)) - 1,
-    }
+    """See `calls`."""
+    del seconds
+    return {}
 
   def plot(self, results: Results) -> Plot:
-    """Recall and perplexity against bytes saved and time saved."""
-    whole = results.whole
-    points = lambda name: lambda row: 100 * (whole[name] - row[name])
-    half = lambda name: lambda row: row[f"{name}_interval"]
-    worse = lambda row: row["nats_per_token"] - whole["nats_per_token"]
-    used = lambda row: 1 / _share("logical_bytes", row, whole)
-    allocated = lambda row: 1 / _share("physical_bytes", row, whole)
-    one = plots.Axis("points of recall lost, one needle", 2.0)
-    several = plots.Axis("points of recall lost, several", 2.0)
-    nats = plots.Axis("nats per token more, held-out text", 0.05)
-    return Plot(
-      title="What caches of fewer bytes lose",
-      savings={
-        "times fewer bytes that count": used,
-        "times fewer bytes allocated": allocated,
-        "times faster decode steps, measured": lambda r: r["decode_speedup"],
-      },
-      losses=[
-        Loss(one, points("recall"), half("recall")),
-        Loss(several, points("multi_key_recall"), half("multi_key_recall")),
-        Loss(nats, worse, half("nats")),
-      ],
-      reference="random_kv",
-    )
+    """See `Subject.plot`."""
+    return language_report.plot(results, self._others)
 
   def table(self, results: Results) -> Table:
-    """A line for each row, by keep and recall."""
-    whole = results.whole
-    rows = sorted(results.rows, key=lambda r: (-r["keep"], -r["recall"]))
-    return Table(
-      ("method", "keep", "recall", "first", "middle", "last", "several")
-      + ("perplexity", "used", "allocated", "decode", "prefill"),
-      [_cells(row, whole) for row in rows],
-      title=f"Full cache: recall {whole['recall']:.1%},"
-      f" several {whole['multi_key_recall']:.1%}, perplexity"
-      f" {math.exp(whole['nats_per_token']):.3f},"
-      f" {whole['physical_bytes'] / 1024:.0f} KiB a text,"
-      f" {whole['decode_ms']:.2f} ms a step",
-      caption="±: 95 % interval of what is lost against the full cache; first,"
-      " middle, last: recall by depth, over all lengths; used, allocated: bytes"
-      " as a share of the full cache's; decode, prefill: measured next to it",
-    )
+    """See `Subject.table`."""
+    return language_report.table(results, self._others, self._texts)
+
+  @property
+  def _others(self) -> list[str]:
+    """Tasks that are neither a needle nor several."""
+    tasks = dict.fromkeys(probe.task for probe in self.models.probes)
+    return [task for task in tasks if task not in ("single", "keys")]
+
+  @property
+  def _texts(self) -> list[str]:
+    """Names of the texts."""
+    return list(dict.fromkeys(text.task for text in self.texts))
 
   def picture(
     self, results: Results, methods: Sequence[str], path: pathlib.Path
@@ -264,6 +272,8 @@ class LanguageSubject:
     """Heat maps of recall by length and depth."""
     del methods
     keep, whole = self.settings.picture_keep, results.whole
+    if whole["recall"] is None:
+      return
     shown = [row for row in results.rows if row["keep"] in (1.0, keep)]
     heatmaps.draw_recall(
       {row["method"]: row["recall_map"] for row in shown},
@@ -272,31 +282,3 @@ class LanguageSubject:
       path,
       title=f"Recall of one needle, {keep:g} of the prompt kept",
     )
-
-
-def _share(name: str, row: Row, whole: Row) -> float:
-  """Bytes as a share of the full cache's."""
-  return row[name] / whole[name]
-
-
-def _cells(row: Row, whole: Row) -> list[str]:
-  columns = list(zip(*row["recall_map"], strict=True))
-  by_depth = [sum(column) / len(column) for column in columns]
-  middle = by_depth[len(by_depth) // 2]
-  return [
-    row["method"],
-    f"{row['keep']:g}",
-    _recall(row, "recall"),
-    *(f"{100 * x:.1f}" for x in (by_depth[0], middle, by_depth[-1])),
-    _recall(row, "multi_key_recall"),
-    f"{math.exp(row['nats_per_token']):.3f}",
-    f"{_share('logical_bytes', row, whole):.1%}",
-    f"{_share('physical_bytes', row, whole):.1%}",
-    f"{row['decode_speedup']:.2f}x",
-    f"{row['prefill_overhead']:+.0%}",
-  ]
-
-
-def _recall(row: Row, name: str) -> str:
-  """Percent, with the interval of what is lost."""
-  return f"{100 * row[name]:.1f} ±{row[f'{name}_interval']:.1f}"

@@ -8,6 +8,7 @@ recall and one for text, which may be the same checkpoint.
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import jax
@@ -146,6 +147,8 @@ class RecallAndText:
     windows: held-out text for the second, ids `[texts, n]`.
     origin: where the weights come from, in words.
     others: weights of both from further seeds.
+    name: of the text.
+    more: further texts by name, as `windows`.
   """
 
   recall: LanguageModel
@@ -154,6 +157,12 @@ class RecallAndText:
   windows: np.ndarray
   origin: str
   others: tuple[tuple[Any, Any], ...] = ()
+  name: str = "text"
+  more: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def model(self, name: str) -> LanguageModel:
+    """The one called "recall" or "text"."""
+    return self.text if name == "text" else self.recall
 
   @property
   def weights(self) -> tuple[tuple[Any, Any], ...]:
@@ -230,13 +239,15 @@ class Checkpoint:
 
   Attributes:
     checkpoint, revision, precision: see `Pretrained`.
-    data: a text, one of `experiments.data`.
+    data: a text, one of `experiments.data`; needles stand in it.
+    more: further texts whose likelihood is measured.
   """
 
   checkpoint: str
   data: Annotated[Any, typed.OneOf(DATA)]
   revision: str | None = None
   precision: Literal["float32", "bfloat16"] = "float32"
+  more: tuple[Annotated[Any, typed.OneOf(DATA)], ...] = ()
 
   def prepare(
     self, workdir: pathlib.Path, grid: probes.Grid, texts: int, length: int
@@ -244,21 +255,38 @@ class Checkpoint:
     """Reads the checkpoint and as much text as is needed."""
     made = Pretrained(self.checkpoint, self.revision, self.precision)
     lm = made.prepare(workdir)
+    needed = max(texts * length, 4 * max(grid.lengths))
+    corpus, windows = self._windows(lm, self.data, needed, texts, length)
+    return RecallAndText(
+      lm,
+      lm,
+      probes.of_text(lm.tokenizer, corpus, grid),
+      windows,
+      self.checkpoint,
+      name=name_of(self.data),
+      more={
+        name_of(data): self._windows(lm, data, texts * length, texts, length)[1]
+        for data in self.more
+      },
+    )
+
+  def _windows(
+    self, lm: LanguageModel, data: Any, needed: int, texts: int, length: int
+  ) -> tuple[bytes, np.ndarray]:
+    """About as much text as is needed, and windows of it."""
     # At most about eight bytes a token, in all tokenizers that are used.
-    count = 8 * max(texts * length, 4 * max(grid.lengths))
-    corpus = bytes(self.data.corpus("test")[:count])
+    corpus = bytes(data.corpus("test")[: 8 * needed])
     ids = lm.tokenizer.encode(corpus.decode(errors="ignore"))
     if len(ids) < texts * length:
       raise DataError(
         f"data: has {len(ids)} tokens, {texts} texts of {length} are asked for"
       )
-    return RecallAndText(
-      lm,
-      lm,
-      probes.of_text(lm.tokenizer, corpus, grid),
-      np.asarray(ids[: texts * length]).reshape(texts, length),
-      self.checkpoint,
-    )
+    return corpus, np.asarray(ids[: texts * length]).reshape(texts, length)
+
+
+def name_of(data: Any) -> str:
+  """The name of a data set in configs."""
+  return next(name for name, kind in DATA.items() if kind is type(data))
 
 
 SOURCES = {"trained_pair": TrainedPair, "checkpoint": Checkpoint}

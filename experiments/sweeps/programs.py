@@ -47,7 +47,7 @@ def compile_round(
       unfit.append(row)
     else:
       ready.append(outcome)
-    count.step(f"{job.method} at {job.keep}")
+    count.step(f"compiled {job.method} at {job.keep}")
   return sorted(ready, key=lambda made: jobs.index(made.job)), unfit
 
 

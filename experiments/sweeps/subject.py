@@ -170,12 +170,14 @@ class Sweep:
   picture_keep: float = 0.5
 
   # Of a kind: choices of `subject.name`; names of the files; the settings that
-  # rows depend on; the recipe of its families that reduces nothing.
+  # rows depend on; the recipe of its families that reduces nothing; how many
+  # rows are made and saved together, None: all of a keep ratio.
   SUBJECTS: ClassVar[Mapping[str, type]]
   STEM: ClassVar[str]
   PICTURE: ClassVar[str]
   DEPENDS: ClassVar[tuple[str, ...]]
   NOTHING: ClassVar[str]
+  TOGETHER: ClassVar[int | None] = None
 
   def __post_init__(self):
     self.at_least_one("batch_size", "rounds", "threads")

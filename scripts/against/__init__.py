@@ -1,0 +1,1 @@
+"""What `scripts/bench_against.py` measures, and how."""

@@ -1,0 +1,149 @@
+"""Programs of the language sweep: what they share, and what they answer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.sweeps import asking, decoding, dense_prefill
+from experiments.sweeps.compiled import Compiler, Shapes
+from experiments.sweeps.decoding import Batch, Shape
+from experiments.sweeps.language_models import LanguageModel, RecallAndText
+from experiments.sweeps.probe import OWN, Probe
+from experiments.sweeps.subject import UNREDUCED, Job
+from tests.decoder import models
+from tokjax import recipes
+from tokjax.models import Generator, generation
+
+SHAPE = Shape(2, 12, 4)
+PROMPTS = [[3, 9, 4, 9, 7, 1, 5, 9, 4, 2, 8, 6], [5, 6, 7, 8, 9, 1, 2]]
+OPTIONS = {
+  "snapkv": dict(window=2, kernel=3), "kivi": dict(group=4, residual=4)
+}  # fmt: skip
+
+
+def language_model():
+  config = models.config(depth=1)
+  return LanguageModel(
+    config, models.params_of(config), jnp.float32, None, None, "here"
+  )
+
+
+@pytest.fixture(scope="module")
+def shared():
+  """The model, its recorded prefill, one compiler for all."""
+  lm, compiler = language_model(), Compiler()
+  return lm, decoding.compile_dense(lm, SHAPE, compiler), compiler
+
+
+def job_of(name, keep=0.5):
+  return Job(name, keep, tuple(sorted(OPTIONS.get(name, {}).items())))
+
+
+def batch_of(fed):
+  probes = [Probe(p, fed, [-1] * len(fed), 12, 0.0, 1) for p in PROMPTS]
+  return Batch.of(probes, SHAPE)
+
+
+@pytest.mark.parametrize("name", ["snapkv", "h2o", "kivi"])
+def test_a_shared_prefill_leaves_the_states_of_ones_own(shared, name):
+  lm, dense, compiler = shared
+  job, batch = job_of(name), batch_of([3])
+  program = decoding.compile_one(lm, job, SHAPE, dense, compiler)
+  assert program.shared
+  record = dense(lm.params, batch.tokens, batch.length)
+  state, _ = program.start(lm.params, batch, record)
+  found = decoding.whole_of(state)
+  own = generation.prefill(
+    lm.build(job.slots()), lm.params, batch.tokens, batch.length, SHAPE.steps
+  )
+  assert jax.tree.structure(found) == jax.tree.structure(own)
+  for a, b in zip(*map(jax.tree.leaves, (found, own)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_who_shares_the_dense_prefill():
+  """Caches that compress it; none that attends, reduces or learns."""
+  names = recipes.names("cache") + recipes.names("llm")
+  found = {n for n in names if dense_prefill.shares(recipes.get(n))}
+  assert found == {
+    "full", "random_kv", "snapkv", "pyramidkv", "adakv", "h2o", "knorm",
+    "expected_attention", "razor_attention", "kivi", "zipcache", "quest",
+    "tidaldecode",
+  }  # fmt: skip
+
+
+def test_the_model_goes_on_by_itself(shared):
+  """What is fed as `OWN` is greedy generation, for as long as asked."""
+  lm, dense, compiler = shared
+  program = decoding.compile_one(lm, UNREDUCED, SHAPE, dense, compiler)
+  model = lm.build(UNREDUCED.slots())
+  generator = Generator(model, lm.params, capacity=12, decode=8)
+  texts = [[*prompt, 3] for prompt in PROMPTS[1:]]
+  expected = np.array(generator.generate(texts, most=3))
+  batch = batch_of([3, OWN, OWN])
+  record = dense(lm.params, batch.tokens, batch.length)
+  state, _ = program.start(lm.params, batch, record)
+  answers, _ = program.answer(lm.params, state, batch)
+  np.testing.assert_array_equal(answers.token[1:, :3], expected)
+  assert (answers.token[:, 3] == 0).all()  # `count` steps and no more
+
+
+def test_recipes_that_compute_the_same_are_known(shared):
+  """A budget that no prompt reaches leaves the full cache's programs."""
+  lm, dense, compiler = shared
+  identity = lambda job: decoding.compile_one(
+    lm, job, SHAPE, dense, compiler
+  ).identity
+  assert identity(UNREDUCED) == identity(Job("full", None))
+  assert identity(UNREDUCED) != identity(job_of("snapkv"))
+
+
+def test_equal_programs_are_compiled_once():
+  compiler, x = Compiler(), Shapes.of(jnp.zeros(3))
+  one = compiler(lambda x: {"a": x + 1}, x)
+  same = compiler(lambda y: (y + 1,), x)
+  other = compiler(lambda x: {"a": x + 2}, x)
+  assert one.program is same.program and one.program is not other.program
+  np.testing.assert_array_equal(one(jnp.ones(3))["a"], [2, 2, 2])
+  np.testing.assert_array_equal(same(jnp.ones(3))[0], [2, 2, 2])
+  key = one.program.key
+  del one, same  # Then nobody holds it.
+  assert key not in compiler._made and other.program.key in compiler._made
+
+
+def test_short_prompts_do_not_cost_what_the_longest_do():
+  lm = language_model()
+  pair = RecallAndText(lm, lm, [], np.zeros((0, 4)), "here")
+  ask = lambda n, steps: Probe([1] * n, [1] * steps, [2] * steps, n, 0.0, 1)
+  questions = [ask(n, s) for n, s in ((500, 3), (64, 9), (512, 5), (60, 2))]
+  groups = asking.groups_of(pair, questions, [], 4, 700, ())
+  assert [(g.shape, g.batches) for g in groups] == [
+    (Shape(1, 512, 5), ((2,), (0,))), (Shape(2, 64, 9), ((1, 3),)),
+  ]  # fmt: skip
+  (one,) = asking.groups_of(pair, questions, [], 4, 9999, (600,))
+  assert one.shape == Shape(4, 600, 9)
+  for n in (1, 9, 100, 1024, 1025, 5000):
+    assert n <= asking.bucket(n, ()) <= max(9 * n / 8, n + asking.LEAST)
+
+
+def test_records_are_kept_as_far_as_there_is_room():
+  kept, made = dense_prefill.Kept(20), []
+
+  def make(name):
+    made.append(name)
+    return [jnp.zeros(3)]  # 12 bytes
+
+  for name in "abab":
+    kept.get(name, lambda name=name: make(name))
+  assert made == ["a", "b", "b"]
+
+
+def test_a_recording_is_no_cache(shared):
+  lm, dense, _ = shared
+  states = dataclasses.astuple(dense_prefill.RECORDING.cache)
+  assert states == (("token",),)
+  with pytest.raises(NotImplementedError):
+    dense_prefill.RECORDING.cache.bytes(None, None)
