@@ -196,7 +196,6 @@ class Adaptive(Prompted):
     own = state.head[:, None] == jnp.arange(g)[None, :, None]
     weight = core.softmax(x, (seen[:, None] & own)[:, :, None])
     out = jnp.einsum("bgrn,bnd->bgrd", weight.astype(state.v.dtype), state.v)
-    b = out.shape[0]
     out = out.astype(layer.dtype).reshape(b, 1, layer.heads, -1)
     return out, state, carry
 
