@@ -8,10 +8,17 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
-from experiments.sweeps.compiled import Compiled
-from experiments.sweeps.decoding import Batch, Program, Shape, State, timed
+from experiments.sweeps.decoding import (
+  Batch,
+  Dense,
+  Program,
+  Shape,
+  State,
+  timed,
+)
 from experiments.sweeps.dense_prefill import Kept
 from experiments.sweeps.language_models import RecallAndText
 from experiments.sweeps.probe import Probe
@@ -38,7 +45,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """A recipe, compiled for each group."""
+  """A recipe, built for each group."""
 
   job: Job
   of: Mapping[Group, Program]
@@ -165,7 +172,7 @@ class Asker:
     questions: Sequence[Probe],
     texts: Sequence[Probe],
     groups: Sequence[Group],
-    dense: Mapping[Group, Compiled],
+    dense: Mapping[Group, Dense],
     kept: Kept,
     rounds: int,
   ):
@@ -175,12 +182,14 @@ class Asker:
     self._dense, self._kept, self._rounds = dense, kept, rounds
     # The best time of a dense prefill of each group.
     self._ahead: dict[Group, float] = {}
+    self._warm: set[tuple[Group, tuple[str, ...]]] = set()
 
   def __call__(
     self, programs: Sequence[Programs], whole: Programs
   ) -> list[Answers]:
     """Answers with each recipe; `whole` is the full cache."""
     seeds = self._models.weights
+    self._warm_up([*programs, whole])
     found = [
       Answers.empty(len(seeds), self._questions, self._texts) for _ in programs
     ]
@@ -209,6 +218,22 @@ class Asker:
             self._note(answers, program, seed, numbers, state, said)
     return found
 
+  def _warm_up(self, every: Sequence[Programs]) -> None:
+    """Compiles what the batches that are timed run."""
+    timed_ones = itertools.islice(itertools.cycle(self._batches), self._rounds)
+    first = dict(reversed(list(timed_ones)))
+    for group, numbers in first.items():
+      params = self._models.weights[0][group.model == "text"]
+      probes = [self._probes[number] for number in numbers]
+      batch = Batch.of(probes, group.shape)._replace(count=1)
+      if group not in self._ahead:
+        jax.block_until_ready(self._dense[group](params, batch))
+      record = self._record((0, numbers), group, params, batch, again=False)
+      for program in (programs.of[group] for programs in every):
+        if (group, program.identity) not in self._warm:
+          self._run(program, group, params, batch, record)
+          self._warm.add((group, program.identity))
+
   def _turns(self, seed: int):
     """Batches by number; more of them where more have to be timed."""
     count = len(self._batches)
@@ -220,9 +245,7 @@ class Asker:
     """What the dense prefill of a batch left; its time is noted."""
 
     def make():
-      record, seconds = timed(
-        self._dense[group], params, batch.tokens, batch.length
-      )
+      record, seconds = timed(self._dense[group], params, batch)
       best = self._ahead.get(group, seconds)
       self._ahead[group] = seconds if again else min(best, seconds)
       return record

@@ -1,9 +1,7 @@
-"""Compiled programs, of which equal ones are compiled once."""
+"""Shapes of arguments, and keys that tell which programs are equal."""
 
 import dataclasses
 import hashlib
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,74 +37,34 @@ class Shapes:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Executable:
-  """A compiled program.
+def joined(parts: Sequence[Shapes]) -> Shapes:
+  """Shapes of a tuple of these."""
+  leaves = [x for part in parts for x in part.leaves]
+  tree = jax.tree_util.treedef_tuple([part.tree for part in parts])
+  return Shapes(leaves, tree)
 
-  Attributes:
-    key: equal for equal programs.
-    run: from leaves to leaves.
+
+def lowered(fn: Callable[..., Any], *given: Shapes) -> tuple[str, Shapes]:
+  """A key that equal programs share, and the shapes of what comes out.
+
+  Nothing is compiled. Recipes often differ in what they keep of a prompt and
+  not in how they decode.
   """
+  trees: list[Any] = []
 
-  key: str
-  run: Any
+  # Leaves in and out, as programs that differ in classes only are the same.
+  def flat(leaves):
+    left = iter(leaves)
+    args = [
+      shapes.tree.unflatten([next(left) for _ in shapes.leaves])
+      for shapes in given
+    ]
+    out, tree = jax.tree.flatten(fn(*args))
+    trees.append(tree)
+    return out
 
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-  """A compiled function of pytrees.
-
-  Attributes:
-    program: from leaves to leaves.
-    out: shapes of what comes out.
-  """
-
-  program: Executable
-  out: Shapes
-
-  def __call__(self, *args: Any) -> Any:
-    return self.out.tree.unflatten(self.program.run(jax.tree.leaves(args)))
-
-
-class Compiler:
-  """Compiles functions; those that lower to the same program share it.
-
-  Recipes often differ in what they keep of a prompt and not in how they decode,
-  and layers in their number only. Tracing is done each time, compiling once, as
-  long as a program is in use. Safe to call in several threads.
-  """
-
-  def __init__(self) -> None:
-    self._made: weakref.WeakValueDictionary[str, Executable] = (
-      weakref.WeakValueDictionary()
-    )
-    self._locks: dict[str, threading.Lock] = {}
-    self._lock = threading.Lock()
-
-  def __call__(self, fn: Callable[..., Any], *given: Shapes) -> Compiled:
-    """`fn` compiled for arguments of these shapes."""
-    trees: list[Any] = []
-
-    # Leaves in and out, as programs that differ in classes only are the same.
-    def flat(leaves):
-      left = iter(leaves)
-      args = [
-        shapes.tree.unflatten([next(left) for _ in shapes.leaves])
-        for shapes in given
-      ]
-      out, tree = jax.tree.flatten(fn(*args))
-      trees.append(tree)
-      return out
-
-    leaves = [x for shapes in given for x in shapes.leaves]
-    # Equal programs take equal arguments, whatever they read of them.
-    lowered = jax.jit(flat, keep_unused=True).lower(leaves)
-    text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-    with self._lock:
-      lock = self._locks.setdefault(text, threading.Lock())
-    with lock:
-      program = self._made.get(text)
-      if program is None:
-        program = self._made[text] = Executable(text, lowered.compile())
-    shapes = Shapes.of(lowered.out_info)
-    return Compiled(program, Shapes(shapes.leaves, trees[-1]))
+  leaves = [x for shapes in given for x in shapes.leaves]
+  # Equal programs take equal arguments, whatever they read of them.
+  program = jax.jit(flat, keep_unused=True).lower(leaves)
+  key = hashlib.sha256(program.as_text().encode()).hexdigest()
+  return key, Shapes(Shapes.of(program.out_info).leaves, trees[-1])

@@ -1,6 +1,5 @@
-"""A decoder with a recipe as two compiled programs: prefill and decode steps.
-
-`Program.ask` answers probes with them. Where a recipe compresses what a dense
+"""A decoder with a recipe: prefill and decode steps over batches of probes.
+ Where a recipe compresses what a dense
 prefill leaves, its prefill begins with a record of that, which is computed once
 for all of them; see `experiments.sweeps.dense_prefill`.
 """
@@ -17,11 +16,11 @@ import numpy as np
 import optax
 
 from experiments.sweeps import dense_prefill
-from experiments.sweeps.compiled import Compiled, Compiler, Shapes
+from experiments.sweeps.compiled import Shapes, joined, lowered
 from experiments.sweeps.language_models import LanguageModel
 from experiments.sweeps.probe import OWN, Probe
 from experiments.sweeps.subject import Job, Unfit
-from tokjax.models import Generator, generation
+from tokjax.models import Decoder, Generator, generation
 from tokjax.models.generation import Generation
 
 
@@ -72,8 +71,8 @@ class Answers(NamedTuple):
     loss: of the expected token, in nats.
   """
 
-  token: jax.Array
-  loss: jax.Array
+  token: Any
+  loss: Any
 
 
 # The states of all blocks, and the generation without them.
@@ -81,36 +80,54 @@ State = tuple[tuple[Any, ...], Generation]
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-  """A recipe on one language model, compiled for one shape.
+class Dense:
+  """The prefill of the plain model; its states are `dense_prefill.Recorded`.
 
   Attributes:
-    params: the weights.
-    shape: of the batch.
-    states: for each layer, from what a dense prefill recorded to the state of
-      the recipe's cache; None: the recipe has a prefill of its own.
-    prefill: that one, `(params, tokens [b, n], length [b]) -> State`.
-    decode: `(params, State, fed, expected, count) -> Answers`.
-    generator: for the cache's size.
+    model: with the recording cache.
+    shape: of batches.
+    out: shapes of what it leaves.
   """
 
-  params: Any
+  model: Decoder
   shape: Shape
-  states: list[Compiled] | None
-  prefill: Compiled | None
-  decode: Compiled
+  out: Shapes
+
+  @classmethod
+  def of(cls, lm: LanguageModel, shape: Shape) -> "Dense":
+    """For batches of a shape."""
+    model = lm.build(dense_prefill.RECORDING)
+    return cls(model, shape, _prefill_of(model, lm.params, shape)[1])
+
+  def __call__(self, params: Any, batch: Batch) -> State:
+    """What prompts leave."""
+    return _prefill(self.model, self.shape, params, batch.tokens, batch.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A recipe on one language model, for batches of one shape.
+
+  The compiled programs are those of the model's blocks, which the first batch
+  compiles: `tokjax.models.decoder_programs`.
+
+  Attributes:
+    shape: of the batch.
+    compress: for a layer, from what a dense prefill recorded to the state of
+      the recipe's cache; None: the recipe has a prefill of its own.
+    generator: the model with the recipe.
+    identity: equal for programs that compute the same.
+  """
+
+  shape: Shape
+  compress: dense_prefill.Compress | None
   generator: Generator
+  identity: tuple[str, ...]
 
   @property
   def shared(self) -> bool:
     """Whether it begins with the record of a dense prefill."""
-    return self.states is not None
-
-  @property
-  def identity(self) -> tuple[str, ...]:
-    """Equal for programs that compute the same."""
-    parts = [*(self.states or ()), self.prefill, self.decode]
-    return tuple(part.program.key for part in parts if part is not None)
+    return self.compress is not None
 
   def start(
     self, params: Any, batch: Batch, record: State
@@ -122,27 +139,59 @@ class Program:
       batch: the prompts.
       record: what their dense prefill left, for programs that share it.
     """
-    if self.prefill is not None:
-      return timed(self.prefill, params, batch.tokens, batch.length)
+    compress = self.compress
+    if compress is None:
+      return timed(
+        _prefill, self.generator.model, self.shape, params, batch.tokens,
+        batch.length,
+      )  # fmt: skip
     states, rest = record
-    compress = lambda: tuple(
-      make(found) for make, found in zip(self.states or [], states, strict=True)
+    made, seconds = timed(
+      lambda: tuple(compress(i, found) for i, found in enumerate(states))
     )
-    made, seconds = timed(compress)
     return (made, rest), seconds
 
   def answer(self, params: Any, state: State, batch: Batch):
-    """Answers at the steps after that, and the seconds they took."""
-    answers, seconds = timed(
-      self.decode, params, *state, batch.fed, batch.expected,
-      np.int32(batch.count),
-    )  # fmt: skip
-    return jax.tree.map(np.asarray, answers), seconds
+    """Answers at the steps after that, and the seconds they took.
+
+    Where `OWN` is fed, the model's last answer is.
+    """
+    # Steps take the buffers of states over, and there may be other questions.
+    states, rest = jax.tree.map(jnp.copy, state)
+    going, model = whole_of((states, rest)), self.generator.model
+    jax.block_until_ready(going)
+    said, begin = [], time.perf_counter()
+    for i in range(batch.count):
+      token = _fed(going.logits, batch.fed[:, i])
+      going = generation.decode_step(model, params, going, token)
+      said.append(_answers(going.logits, batch.expected[:, i]))
+    jax.block_until_ready(said)
+    seconds = time.perf_counter() - begin
+    out = Answers(
+      np.zeros(batch.fed.shape, np.int32), np.zeros(batch.fed.shape, np.float32)
+    )
+    for i, answers in enumerate(said):
+      for x, new in zip(out, answers, strict=True):
+        x[:, i] = new
+    return out, seconds
 
   def bytes(self, state: State) -> tuple[np.ndarray, float]:
     """Bytes that count, of each example, and bytes allocated for one."""
     size = self.generator.bytes(whole_of(state))
     return np.asarray(size.logical), size.physical / self.shape.batch
+
+
+@jax.jit
+def _fed(logits, given):
+  return jnp.where(given == OWN, logits.argmax(-1).astype(given.dtype), given)
+
+
+@jax.jit
+def _answers(logits, wanted) -> Answers:
+  loss = optax.softmax_cross_entropy_with_integer_labels(
+    logits, jnp.maximum(wanted, 0)
+  )
+  return Answers(logits.argmax(-1).astype(jnp.int32), loss)
 
 
 def timed(fn: Callable[..., Any], *args: Any) -> tuple[Any, float]:
@@ -152,24 +201,14 @@ def timed(fn: Callable[..., Any], *args: Any) -> tuple[Any, float]:
   return out, time.perf_counter() - begin
 
 
-def compile_dense(
-  lm: LanguageModel, shape: Shape, compiler: Compiler
-) -> Compiled:
-  """The prefill of the plain model; its states are `dense_prefill.Recorded`."""
-  return _prefill(lm.build(dense_prefill.RECORDING), lm.params, shape, compiler)
-
-
-def compile_one(
-  lm: LanguageModel, job: Job, shape: Shape, dense: Compiled, compiler: Compiler
-) -> Program:
-  """Builds the model with the recipe and compiles both programs.
+def build(lm: LanguageModel, job: Job, shape: Shape, dense: Dense) -> Program:
+  """Builds the model with the recipe; traces it, and compiles nothing.
 
   Args:
     lm: the language model.
     job: the recipe.
     shape: of batches.
     dense: the recorded prefill of the same model and shape.
-    compiler: of all programs.
 
   Raises:
     Unfit: the model cannot be built with the recipe, or not for this shape.
@@ -182,22 +221,20 @@ def compile_one(
     )
   except ValueError as error:
     raise Unfit(job, str(error)) from error
-  states = prefill = None
+  compress = None
   if dense_prefill.shares(model.slots):
     recorded, rest = dense.out.parts
-    states = dense_prefill.compile_states(
-      model, recorded, shape.steps, compiler
-    )
-    state = _joined([made.out for made in states]), rest
+    compress = dense_prefill.Compress.of(model, recorded, shape.steps)
+    keys, states = compress.lowered(recorded)
+    state = joined(states), rest
   else:
-    prefill = _prefill(model, params, shape, compiler)
-    state = prefill.out.parts
-  steps = _ints(shape.batch, shape.steps)
-  decode = compiler(
-    functools.partial(_decode, model), Shapes.of(params), *state, steps, steps,
-    _ints(),
+    key, out = _prefill_of(model, params, shape)
+    keys, state = (key,), out.parts
+  key, _ = lowered(
+    functools.partial(_step, model), Shapes.of(params), *state,
+    _ints(shape.batch),
   )  # fmt: skip
-  return Program(params, shape, states, prefill, decode, generator)
+  return Program(shape, compress, generator, (*keys, key))
 
 
 def whole_of(state: State) -> Generation:
@@ -206,44 +243,19 @@ def whole_of(state: State) -> Generation:
   return dataclasses.replace(rest, states=states)
 
 
-def _prefill(model, params, shape: Shape, compiler: Compiler) -> Compiled:
-  def run(params, tokens, length) -> State:
-    made = generation.prefill(model, params, tokens, length, shape.steps)
-    return made.states, dataclasses.replace(made, states=())
+def _prefill(model: Decoder, shape: Shape, params, tokens, length) -> State:
+  made = generation.prefill(model, params, tokens, length, shape.steps)
+  return made.states, dataclasses.replace(made, states=())
 
+
+def _prefill_of(model: Decoder, params, shape: Shape) -> tuple[str, Shapes]:
   prompt = _ints(*shape[:2]), _ints(shape.batch)
-  return compiler(run, Shapes.of(params), *prompt)
+  run = functools.partial(_prefill, model, shape)
+  return lowered(run, Shapes.of(params), *prompt)
 
 
-def _joined(parts: Sequence[Shapes]) -> Shapes:
-  """Shapes of a tuple of these."""
-  leaves = [x for part in parts for x in part.leaves]
-  tree = jax.tree_util.treedef_tuple([part.tree for part in parts])
-  return Shapes(leaves, tree)
-
-
-def _decode(model, params, states, rest, fed, expected, count) -> Answers:
-  """`count` steps; where `OWN` is fed, the model's last answer is."""
-
-  def step(i, carried):
-    state, answers = carried
-    given = jax.lax.dynamic_index_in_dim(fed, i, 1, keepdims=False)
-    own = state.logits.argmax(-1).astype(given.dtype)
-    token = jnp.where(given == OWN, own, given)
-    state = generation.decode_step(model, params, state, token)
-    wanted = jax.lax.dynamic_index_in_dim(expected, i, 1, keepdims=False)
-    loss = optax.softmax_cross_entropy_with_integer_labels(
-      state.logits, jnp.maximum(wanted, 0)
-    )
-    new = Answers(state.logits.argmax(-1).astype(jnp.int32), loss)
-    put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 1)
-    return state, jax.tree.map(put, answers, new)
-
-  empty = Answers(
-    jnp.zeros(fed.shape, jnp.int32), jnp.zeros(fed.shape, jnp.float32)
-  )
-  state = whole_of((states, rest))
-  return jax.lax.fori_loop(0, count, step, (state, empty))[1]
+def _step(model: Decoder, params, states, rest, token) -> Generation:
+  return generation.decode_step(model, params, whole_of((states, rest)), token)
 
 
 def _ints(*size: int) -> Shapes:

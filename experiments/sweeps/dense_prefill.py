@@ -4,7 +4,7 @@ A cache that compresses a prompt after exact attention to all of it changes
 nothing in the prefill itself. So the model is run once with a cache that
 records what every layer projects, and each such cache is then given these
 arrivals, layer by layer, and makes its own state of them. A layer's compression
-is a small program of its own; layers whose programs are the same share one.
+is a small program of its own, which alike layers share.
 """
 
 import dataclasses
@@ -12,12 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
-from experiments.sweeps.compiled import Compiled, Compiler, Shapes
+from experiments.sweeps import compiled
+from experiments.sweeps.compiled import Shapes
 from tokjax.cache import workspace
 from tokjax.cache.kv import KV, Prompted
 from tokjax.layer import LSE, Arrivals, Layer
 from tokjax.models import Decoder
+from tokjax.models.shared_programs import Shared
 from tokjax.slots import Bytes, Slots
 
 
@@ -100,40 +103,59 @@ def shares(slots: Slots) -> bool:
   )
 
 
-def compile_states(
-  model: Decoder, recorded: Shapes, decode: int, compiler: Compiler
-) -> list[Compiled]:
-  """For each layer, from what was recorded to the state of a recipe's cache.
+class Compress:
+  """For a layer, from what was recorded to the state of a recipe's cache.
+
+  Layers that the recipe treats alike share a compiled program.
 
   Args:
     model: with a recipe that `shares` the dense prefill.
-    recorded: of all layers.
+    tree: structure of what each layer recorded.
     decode: how many tokens can follow.
-    compiler: of the programs.
   """
-  cache: Any = KV() if model.slots.cache is None else model.slots.cache
-  needs = cache.needs
 
-  def states_of(layer: Layer) -> Callable[[Recorded], Any]:
-    def compress(found: Recorded):
-      a = found.arrivals
-      if "token" not in needs:
-        a = dataclasses.replace(a, token=None)
-      start = cache.init(layer, *a.valid.shape, decode)
-      _, state, carry = cache.prefill(
-        layer, start, a, attend=_Known(found.lse), params={}, carry={},
-        last=True,
-      )  # fmt: skip
-      if carry:
-        raise ValueError(f"{cache}: hands {list(carry)} on to later layers")
-      return state
+  def __init__(self, model: Decoder, tree: Any, decode: int):
+    self._layers, self._tree, self._decode = model.layers, tree, decode
+    self._cache: Any = KV() if model.slots.cache is None else model.slots.cache
+    self._shared = Shared(self._state)
 
-    return compress
+  @classmethod
+  def of(cls, model: Decoder, recorded: Shapes, decode: int) -> "Compress":
+    """`recorded`: of all layers."""
+    (tree,) = {part.tree for part in recorded.parts}
+    return cls(model, tree, decode)
 
-  return [
-    compiler(states_of(layer), found)
-    for layer, found in zip(model.layers, recorded.parts, strict=True)
-  ]
+  def __call__(self, layer: int, found: Recorded) -> Any:
+    """The state of a layer's cache."""
+    return self._shared(self._layers[layer], jax.tree.leaves(found))
+
+  def lowered(self, recorded: Shapes) -> tuple[list[str], list[Shapes]]:
+    """A key of every layer's program, and the shapes of the states."""
+    known: dict[Any, tuple[str, Shapes]] = {}
+    found = []
+    for layer, part in zip(self._layers, recorded.parts, strict=True):
+      call = self._shared.program(layer, part.leaves)
+      if call not in known:
+        number = Shapes.of(np.int32(layer.index))
+        known[call] = compiled.lowered(call, number, Shapes.of(part.leaves))
+      found.append(known[call])
+    return [key for key, _ in found], [out for _, out in found]
+
+  def _state(self, layer: Layer, leaves: list[Any]) -> Any:
+    found = self._tree.unflatten(leaves)
+    a = found.arrivals
+    if "token" not in self._cache.needs:
+      a = dataclasses.replace(a, token=None)
+    start = self._cache.init(layer, *a.valid.shape, self._decode)
+    _, state, carry = self._cache.prefill(
+      layer, start, a, attend=_Known(found.lse), params={}, carry={},
+      last=True,
+    )  # fmt: skip
+    if carry:
+      raise ValueError(
+        f"{self._cache}: hands {list(carry)} on to later layers"
+      )
+    return state
 
 
 def size_of(tree: Any) -> int:

@@ -18,7 +18,7 @@ from experiments.sweeps import (
   probes,
 )
 from experiments.sweeps.asking import Answers, Asker, Group, Programs
-from experiments.sweeps.compiled import Compiled, Compiler
+from experiments.sweeps.decoding import Dense
 from experiments.sweeps.dense_prefill import Kept
 from experiments.sweeps.language_models import SOURCES, RecallAndText
 from experiments.sweeps.programs import speedup
@@ -132,16 +132,14 @@ class LanguageSubject:
       models, models.probes, self.texts, settings.batch_size, settings.tokens,
       settings.buckets,
     )  # fmt: skip
-    self._compiler, self._lock = Compiler(), threading.Lock()
+    self._lock = threading.Lock()
     self._found: dict[Any, Answers] = {}
 
   @functools.cached_property
-  def _dense(self) -> dict[Group, Compiled]:
+  def _dense(self) -> dict[Group, Dense]:
     """The recorded prefill of each group."""
     return {
-      group: decoding.compile_dense(
-        self.models.model(group.model), group.shape, self._compiler
-      )
+      group: Dense.of(self.models.model(group.model), group.shape)
       for group in self.groups
     }
 
@@ -160,13 +158,12 @@ class LanguageSubject:
       return Programs(
         job,
         {
-          group: decoding.compile_one(
-            self.models.model(group.model), job, group.shape, dense[group],
-            self._compiler,
+          group: decoding.build(
+            self.models.model(group.model), job, group.shape, dense[group]
           )
           for group in self.groups
         },
-      )  # fmt: skip
+      )
     except Unfit:
       raise
     except ValueError as error:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.sweeps import asking, decoding, dense_prefill
-from experiments.sweeps.compiled import Compiler, Shapes
+from experiments.sweeps.compiled import Shapes, lowered
 from experiments.sweeps.decoding import Batch, Shape
 from experiments.sweeps.language_models import LanguageModel, RecallAndText
 from experiments.sweeps.probe import OWN, Probe
@@ -25,7 +25,7 @@ OPTIONS = {
 
 
 def language_model():
-  config = models.config(depth=1)
+  config = models.config(depth=2)
   return LanguageModel(
     config, models.params_of(config), jnp.float32, None, None, "here"
   )
@@ -33,9 +33,9 @@ def language_model():
 
 @pytest.fixture(scope="module")
 def shared():
-  """The model, its recorded prefill, one compiler for all."""
-  lm, compiler = language_model(), Compiler()
-  return lm, decoding.compile_dense(lm, SHAPE, compiler), compiler
+  """The model, and its recorded prefill."""
+  lm = language_model()
+  return lm, decoding.Dense.of(lm, SHAPE)
 
 
 def job_of(name, keep=0.5):
@@ -49,11 +49,11 @@ def batch_of(fed):
 
 @pytest.mark.parametrize("name", ["snapkv", "h2o", "kivi"])
 def test_a_shared_prefill_leaves_the_states_of_ones_own(shared, name):
-  lm, dense, compiler = shared
+  lm, dense = shared
   job, batch = job_of(name), batch_of([3])
-  program = decoding.compile_one(lm, job, SHAPE, dense, compiler)
+  program = decoding.build(lm, job, SHAPE, dense)
   assert program.shared
-  record = dense(lm.params, batch.tokens, batch.length)
+  record = dense(lm.params, batch)
   state, _ = program.start(lm.params, batch, record)
   found = decoding.whole_of(state)
   own = generation.prefill(
@@ -71,20 +71,20 @@ def test_who_shares_the_dense_prefill():
   assert found == {
     "full", "random_kv", "snapkv", "pyramidkv", "adakv", "h2o", "knorm",
     "expected_attention", "razor_attention", "kivi", "zipcache", "quest",
-    "tidaldecode",
+    "tidaldecode", "vidkv", "delta",
   }  # fmt: skip
 
 
 def test_the_model_goes_on_by_itself(shared):
   """What is fed as `OWN` is greedy generation, for as long as asked."""
-  lm, dense, compiler = shared
-  program = decoding.compile_one(lm, UNREDUCED, SHAPE, dense, compiler)
+  lm, dense = shared
+  program = decoding.build(lm, UNREDUCED, SHAPE, dense)
   model = lm.build(UNREDUCED.slots())
   generator = Generator(model, lm.params, capacity=12, decode=8)
   texts = [[*prompt, 3] for prompt in PROMPTS[1:]]
   expected = np.array(generator.generate(texts, most=3))
   batch = batch_of([3, OWN, OWN])
-  record = dense(lm.params, batch.tokens, batch.length)
+  record = dense(lm.params, batch)
   state, _ = program.start(lm.params, batch, record)
   answers, _ = program.answer(lm.params, state, batch)
   np.testing.assert_array_equal(answers.token[1:, :3], expected)
@@ -93,25 +93,19 @@ def test_the_model_goes_on_by_itself(shared):
 
 def test_recipes_that_compute_the_same_are_known(shared):
   """A budget that no prompt reaches leaves the full cache's programs."""
-  lm, dense, compiler = shared
-  identity = lambda job: decoding.compile_one(
-    lm, job, SHAPE, dense, compiler
-  ).identity
+  lm, dense = shared
+  identity = lambda job: decoding.build(lm, job, SHAPE, dense).identity
   assert identity(UNREDUCED) == identity(Job("full", None))
   assert identity(UNREDUCED) != identity(job_of("snapkv"))
 
 
-def test_equal_programs_are_compiled_once():
-  compiler, x = Compiler(), Shapes.of(jnp.zeros(3))
-  one = compiler(lambda x: {"a": x + 1}, x)
-  same = compiler(lambda y: (y + 1,), x)
-  other = compiler(lambda x: {"a": x + 2}, x)
-  assert one.program is same.program and one.program is not other.program
-  np.testing.assert_array_equal(one(jnp.ones(3))["a"], [2, 2, 2])
-  np.testing.assert_array_equal(same(jnp.ones(3))[0], [2, 2, 2])
-  key = one.program.key
-  del one, same  # Then nobody holds it.
-  assert key not in compiler._made and other.program.key in compiler._made
+def test_equal_programs_have_one_key():
+  x = Shapes.of(jnp.zeros(3))
+  one, _ = lowered(lambda x: {"a": x + 1}, x)
+  same, out = lowered(lambda y: (y + 1,), x)
+  other, _ = lowered(lambda x: {"a": x + 2}, x)
+  assert one == same != other
+  assert [leaf.shape for leaf in out.leaves] == [(3,)]
 
 
 def test_short_prompts_do_not_cost_what_the_longest_do():
@@ -142,7 +136,7 @@ def test_records_are_kept_as_far_as_there_is_room():
 
 
 def test_a_recording_is_no_cache(shared):
-  lm, dense, _ = shared
+  lm, dense = shared
   states = dataclasses.astuple(dense_prefill.RECORDING.cache)
   assert states == (("token",),)
   with pytest.raises(NotImplementedError):

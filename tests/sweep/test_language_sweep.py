@@ -93,13 +93,13 @@ def test_full_cache_reads_text_as_the_plain_model_does(done):
 def test_goes_on_where_it_was(done, monkeypatch):
   workdir, results = done
   compiled = []
-  compile_one = decoding.compile_one
+  build = decoding.build
 
-  def spy(lm, job, shape):
+  def spy(lm, job, shape, dense):
     compiled.append(job.method)
-    return compile_one(lm, job, shape)
+    return build(lm, job, shape, dense)
 
-  monkeypatch.setattr(decoding, "compile_one", spy)
+  monkeypatch.setattr(decoding, "build", spy)
   again = sweep.main(two_seeds(), workdir)
   assert not compiled and again.rows == results.rows
 

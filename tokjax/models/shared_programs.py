@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
@@ -148,4 +147,4 @@ class Shared:
 def shapes_of(tree: Any) -> Any:
   """What a compiled program depends on in its arguments; hashable."""
   leaves, structure = jax.tree.flatten(tree)
-  return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+  return structure, tuple((x.shape, x.dtype) for x in leaves)
