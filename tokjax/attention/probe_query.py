@@ -177,7 +177,7 @@ class ProbeQuery(BlockMemory):
     if self.densities:
       of_layers = shares(count, blocks, self.densities, self.least)
       decoding = chunk.now > chunk.prompt
-      own = jnp.where(decoding, of_layers[layer.number], own)
+      own = jnp.where(decoding, jnp.stack(of_layers)[layer.number], own)
     return max(2 * most, self.least), own
 
 
