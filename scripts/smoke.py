@@ -39,7 +39,7 @@ def configs(paths: list[str]) -> dict[str, object]:
 def fetched(config) -> str:
   """What a config needs that is not on every machine, empty if nothing."""
   subject = config.get("subject", config)
-  if subject.get("name") in ("pretrained", "checkpoint"):
+  if subject.get("name") in ("pretrained", "checkpoint", "dense"):
     return f"the checkpoint {subject.checkpoint}"
   data = subject.get("train", subject).get("data")
   if data is None:
