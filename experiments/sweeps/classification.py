@@ -13,12 +13,13 @@ import numpy as np
 from experiments import typed
 from experiments.sweeps import intervals, merges
 from experiments.sweeps.classifiers import CLASSIFIERS, Classifier
+from experiments.sweeps.forward import Program, compile_forward
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Loss, Plot, Table
 from experiments.sweeps.results import Results, Row
-from experiments.sweeps.subject import Job, Sweep, Unfit
+from experiments.sweeps.subject import Job, Sweep
 from tokjax import recipes
-from tokjax.analysis import cost, pareto, plots
+from tokjax.analysis import pareto, plots
 
 # What a method that chooses has to beat.
 REFERENCE = "random"
@@ -60,23 +61,6 @@ class Classification(Sweep):
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-  """A compiled forward pass.
-
-  Attributes:
-    job: what was compiled.
-    run: `run(params, images, key) -> log-probabilities [b, classes]`.
-    tokens: see `tokens_per_block`.
-    cost: of a batch, selection included, by the compiler's own analysis.
-  """
-
-  job: Job
-  run: Any
-  tokens: tuple[int, ...]
-  cost: cost.Cost
-
-
-@dataclasses.dataclass(frozen=True)
 class ClassificationSubject:
   """A classifier under the settings of a sweep; a `Subject`."""
 
@@ -94,22 +78,9 @@ class ClassificationSubject:
 
   def compile(self, job: Job) -> Program:
     """See `Subject.compile`."""
-    try:
-      model = self.classifier.build(job.slots())
-    except ValueError as error:
-      raise Unfit(job, str(error)) from error
-    tokens = []
-
-    @jax.jit
-    def forward(params, images, key):
-      logits, out = model.apply({"params": params}, images, key=key)
-      tokens[:] = tokens_per_block(out)  # static, known once this is traced
-      return jax.nn.log_softmax(logits.astype(jnp.float32))
-
-    arguments = (self.classifier.params, self.images, jax.random.key(0))
-    compiled = forward.lower(*arguments).compile()
-    spent = cost.measure(forward, *arguments, compiled=compiled)
-    return Program(job, compiled, tuple(tokens), spent)
+    inputs = self.classifier.params, self.images
+    log_p = lambda logits: jax.nn.log_softmax(logits.astype(jnp.float32))
+    return compile_forward(self.classifier, job, *inputs, of=log_p)
 
   def score(self, programs: Sequence[Program], whole: Program) -> list[Row]:
     """Accuracy, and drift from the unreduced model's answers.
@@ -269,26 +240,6 @@ class ClassificationSubject:
       self.classifier, jobs, settings.pictures, settings.threads, path
     )
 
-
-def tokens_per_block(out: Mapping[str, Any]) -> tuple[int, ...]:
-  """Tokens that each block computes on at its end, protected ones included.
-
-  Where a method gives its tokens back within the block, those in between.
-
-  Args:
-    out: what the model returned with its logits: "plans" of every block, and
-      "tokens" after the last.
-  """
-  every = [plan for plans in out["plans"] for plan in plans]
-  if not every:
-    return (out["tokens"].x.shape[1],) * len(out["plans"])
-  # What reaches the next plan shows whether the last one was undone.
-  reach = [plan.num_sources for plan in every] + [every[-1].num_outputs]
-  counts, passed = [], 0
-  for plans in out["plans"]:
-    passed += len(plans)
-    counts.append(min([p.num_outputs for p in plans] or [reach[passed]]))
-  return tuple(counts)
 
 
 def share_of(results: Results) -> Callable[[Row], float]:

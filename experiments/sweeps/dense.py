@@ -12,18 +12,15 @@ import numpy as np
 
 from experiments import typed
 from experiments.sweeps import dense_maps, intervals
-from experiments.sweeps.classification import (
-  at_shares,
-  ranking,
-  tokens_per_block,
-)
+from experiments.sweeps.classification import at_shares, ranking
 from experiments.sweeps.dense_models import DENSE_MODELS, DenseModel
+from experiments.sweeps.forward import Program, compile_forward
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Loss, Plot, Table
 from experiments.sweeps.results import Results, Row
-from experiments.sweeps.subject import Job, Sweep, Unfit, find
+from experiments.sweeps.subject import Job, Sweep, check_options, find
 from tokjax import recipes
-from tokjax.analysis import cost, plots
+from tokjax.analysis import plots
 
 # What a method that chooses has to beat.
 REFERENCE = "random"
@@ -69,12 +66,7 @@ class Dense(Sweep):
       ConfigError: no such recipe or family, or `options` that a recipe does
         not have.
     """
-    for name, options in dict(self.options).items():
-      known = find(name).options
-      if unknown := [option for option in options if option not in known]:
-        raise typed.ConfigError(
-          f"options[{name!r}]: {unknown[0]!r} must be one of {known}"
-        )
+    check_options(self.options)
     return super().methods()
 
   def job(self, method: str, keep: float) -> Job:
@@ -87,23 +79,6 @@ class Dense(Sweep):
   def prepare(self, workdir: pathlib.Path) -> "DenseSubject":
     """See `Sweep.prepare`."""
     return DenseSubject(self, self.subject.prepare(workdir))
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A compiled forward pass.
-
-  Attributes:
-    job: what was compiled.
-    run: `run(params, images, key) -> maps [b, height, width, outputs]`.
-    tokens: see `tokens_per_block`.
-    cost: of a batch, selection included, by the compiler's own analysis.
-  """
-
-  job: Job
-  run: Any
-  tokens: tuple[int, ...]
-  cost: cost.Cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,22 +102,7 @@ class DenseSubject:
 
   def compile(self, job: Job) -> Program:
     """See `Subject.compile`."""
-    try:
-      model = self.model.build(job.slots())
-    except ValueError as error:
-      raise Unfit(job, str(error)) from error
-    tokens = []
-
-    @jax.jit
-    def forward(params, images, key):
-      found, out = model.apply({"params": params}, images, key=key)
-      tokens[:] = tokens_per_block(out)  # static, known once this is traced
-      return found
-
-    arguments = (self.model.params, self.first, jax.random.key(0))
-    compiled = forward.lower(*arguments).compile()
-    spent = cost.measure(forward, *arguments, compiled=compiled)
-    return Program(job, compiled, tuple(tokens), spent)
+    return compile_forward(self.model, job, self.model.params, self.first)
 
   def score(self, programs: Sequence[Program], whole: Program) -> list[Row]:
     """Agreement with the unreduced model's map, image by image.

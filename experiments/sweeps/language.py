@@ -24,7 +24,7 @@ from experiments.sweeps.language_models import SOURCES, RecallAndText
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import Results, Row
-from experiments.sweeps.subject import Job, Sweep, Unfit, find
+from experiments.sweeps.subject import Job, Sweep, Unfit, check_options
 from tokjax.analysis import heatmaps
 
 GIB = 2**30
@@ -95,12 +95,7 @@ class Language(Sweep):
       ConfigError: no such recipe or family, or `options` that a recipe does
         not have.
     """
-    for name, options in dict(self.options).items():
-      known = find(name).options
-      if unknown := [option for option in options if option not in known]:
-        raise typed.ConfigError(
-          f"options[{name!r}]: {unknown[0]!r} must be one of {known}"
-        )
+    check_options(self.options)
     return super().methods()
 
   def job(self, method: str, keep: float) -> Job:

@@ -221,6 +221,16 @@ class Sweep:
     return {name: values[name] for name in self.DEPENDS}
 
 
+def check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises ConfigError for options that a recipe does not have."""
+  for name, given in dict(options).items():
+    known = find(name).options
+    if unknown := [option for option in given if option not in known]:
+      raise typed.ConfigError(
+        f"options[{name!r}]: {unknown[0]!r} must be one of {known}"
+      )
+
+
 def _training_free(families: Sequence[str]) -> list[str]:
   names = []
   for family in families:

@@ -1,6 +1,7 @@
 """TidalDecode: tokens that one layer chooses and later layers read, too."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,8 @@ from tokjax.cache.reads import ReadAll, attend_to
 CHOSEN = "persistent"
 
 
-@dataclasses.dataclass(frozen=True)
-class Persistent(ReadAll):
-  """Tokens that an earlier layer chose, for the same query head (TidalDecode).
-
-  The selecting layers and those below the first of them read everything; a
-  selecting layer hands on the entries with the largest logits, none forced.
-  Layers of different windows hold different entries, so that they share no
-  choice: the first of each kind behind a selecting layer selects for its kind.
+class Selecting(ReadAll):
+  """A read for which some layers choose, and those above follow them.
 
   Attributes:
     budget: tokens that are handed on.
@@ -28,11 +23,11 @@ class Persistent(ReadAll):
   """
 
   budget: Budget
-  layers: tuple[int | float, ...] = (2, 0.4)
+  layers: tuple[int | float, ...]
 
   dense = False
 
-  def with_keep(self, keep: float) -> "Persistent":
+  def with_keep(self, keep: float) -> Any:
     return dataclasses.replace(self, budget=self.budget.with_keep(keep))
 
   def selecting(self, depth: int) -> tuple[int, ...]:
@@ -49,6 +44,24 @@ class Persistent(ReadAll):
 
   def check(self, layer):
     self.selecting(layer.depth)
+
+
+@dataclasses.dataclass(frozen=True)
+class Persistent(Selecting):
+  """Tokens that an earlier layer chose, for the same query head (TidalDecode).
+
+  The selecting layers and those below the first of them read everything; a
+  selecting layer hands on the entries with the largest logits, none forced.
+  Layers of different windows hold different entries, so that they share no
+  choice: the first of each kind behind a selecting layer selects for its kind.
+
+  Attributes:
+    budget: tokens that are handed on.
+    layers: the selecting layers, as numbers or fractions of the depth.
+  """
+
+  budget: Budget
+  layers: tuple[int | float, ...] = (2, 0.4)
 
   def build(self, layer, entries, prompt, length):
     table = layer.ask(budgets.table, self.budget, prompt)

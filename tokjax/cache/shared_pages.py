@@ -11,6 +11,7 @@ from tokjax import budgets, selection
 from tokjax.budgets import Budget
 from tokjax.cache import entries as entries_lib
 from tokjax.cache.entries import Entries
+from tokjax.cache.persistent import Selecting
 from tokjax.cache.reads import Query, ReadAll
 from tokjax.layer import Layer
 
@@ -21,7 +22,7 @@ OVERDUE = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedPages(ReadAll):
+class SharedPages(Selecting):
   """All heads read the pages that an earlier layer attended to most (DELTA).
 
   A selecting layer reads everything. The score of a token is the largest
@@ -44,7 +45,6 @@ class SharedPages(ReadAll):
   newest: int = 8
   layers: tuple[int | float, ...] = (2, 0.5, 0.79)
 
-  dense = False
   aligned = True
 
   def __post_init__(self):
@@ -53,24 +53,6 @@ class SharedPages(ReadAll):
         f"page={self.page}, newest={self.newest}, layers={self.layers}: pages"
         " and their number must be 1 or more, and a layer has to choose"
       )
-
-  def with_keep(self, keep: float) -> "SharedPages":
-    return dataclasses.replace(self, budget=self.budget.with_keep(keep))
-
-  def selecting(self, depth: int) -> tuple[int, ...]:
-    """The layers that choose, the first one first."""
-    of = lambda layer: budgets.block(layer, depth, "layers")
-    return tuple(sorted({of(layer) for layer in self.layers}))
-
-  def role(self, index: int, depth: int) -> str:
-    """What a layer does: "read all", "select" or "follow"."""
-    selecting = self.selecting(depth)
-    if index in selecting:
-      return "select"
-    return "follow" if index > selecting[0] else "read all"
-
-  def check(self, layer):
-    self.selecting(layer.depth)
 
   def counts(self, layer: Layer, prompt: int):
     """Pages that prompts of every length up to `prompt` may read."""
