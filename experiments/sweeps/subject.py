@@ -18,6 +18,7 @@ import numpy as np
 from experiments import typed
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import WHOLE, Results, Row
+from experiments.training import config
 from tokjax import recipes
 from tokjax.slots import Slots
 
@@ -69,10 +70,12 @@ class Job:
     Raises:
       UnknownRecipe: no such recipe.
       UnknownOption: no such option of it.
+      ConfigError: an option of another type.
       ValueError: an option or keep ratio out of range.
     """
     keep = {} if self.keep is None else {"keep": self.keep}
-    return find(self.method)(**keep, **dict(self.options))
+    found = find(self.method)
+    return found(**keep, **config.options_of(found, dict(self.options)))
 
   def follows_keep(self) -> bool:
     """Whether a keep ratio changes the recipe."""

@@ -118,6 +118,29 @@ def option_of(hint: Any, value: Any, where: str) -> Any:
   return typed.convert(hint, value, where)
 
 
+def options_of(
+  recipe: recipes.Recipe | recipes.Joined, given: dict[str, Any]
+) -> dict[str, Any]:
+  """Options of a recipe, each as `option_of` makes it; unknown ones as given.
+
+  Raises:
+    ConfigError: see `option_of`.
+  """
+  hints = {
+    key: hint
+    for part in getattr(recipe, "parts", (recipe,))
+    for key, hint in typing.get_type_hints(
+      part.build, include_extras=True
+    ).items()
+  }
+  return {
+    key: option_of(hints[key], value, f"recipe {recipe.name!r}: {key}")
+    if key in hints
+    else value
+    for key, value in given.items()
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """Which recipe fills the model's slots while it trains.
@@ -175,19 +198,7 @@ class Recipe:
       found = recipes.find(self.name)
     except KeyError as error:
       raise typed.ConfigError(error.args[0]) from error
-    hints = {
-      key: hint
-      for recipe in getattr(found, "parts", (found,))
-      for key, hint in typing.get_type_hints(
-        recipe.build, include_extras=True
-      ).items()
-    }
-    given = {
-      key: option_of(hints[key], value, f"recipe {self.name!r}: {key}")
-      if key in hints
-      else value
-      for key, value in self.options
-    }
+    given = options_of(found, dict(self.options))
     if not isinstance(self.budget, Own):
       given["budget"] = self.budget
     if keep is not None:

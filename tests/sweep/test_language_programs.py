@@ -13,8 +13,9 @@ from experiments.sweeps.decoding import Batch, Shape
 from experiments.sweeps.language_models import LanguageModel, RecallAndText
 from experiments.sweeps.probe import OWN, Probe
 from experiments.sweeps.subject import UNREDUCED, Job
+from experiments.typed import ConfigError
 from tests.decoder import models
-from tokjax import recipes
+from tokjax import budgets, recipes
 from tokjax.models import Generator, generation
 
 SHAPE = Shape(2, 12, 4)
@@ -97,6 +98,14 @@ def test_recipes_that_compute_the_same_are_known(shared):
   identity = lambda job: decoding.build(lm, job, SHAPE, dense).identity
   assert identity(UNREDUCED) == identity(Job("full", None))
   assert identity(UNREDUCED) != identity(job_of("snapkv"))
+
+
+def test_options_of_a_sweep_become_what_the_recipe_states():
+  """A number of tokens is a budget, as in training."""
+  slots = Job("quest", None, (("budget", 64), ("page", 8))).slots()
+  assert slots.cache.read.budget == budgets.Count(64)
+  with pytest.raises(ConfigError, match="budget='many'.*number of tokens"):
+    Job("quest", None, (("budget", "many"),)).slots()
 
 
 def test_equal_programs_have_one_key():
