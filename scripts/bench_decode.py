@@ -69,7 +69,7 @@ def program(
   first_tokens = jnp.zeros((1, 2), jnp.int32)
   params = jax.jit(model.init)(jax.random.key(0), first_tokens)["params"]
   # Refuses what the method cannot do at this size.
-  Generator(model, params, capacity=context, decode=DECODE)
+  generator = Generator(model, params, capacity=context, decode=DECODE)
   prompt = jax.ShapeDtypeStruct((batch, context), jnp.int32)
   length = jax.ShapeDtypeStruct((batch,), jnp.int32)
   first = lambda params, tokens, length: generation.prefill(
@@ -87,7 +87,7 @@ def program(
 
   def step(going):
     token = jnp.ones((batch,), jnp.int32)
-    return generation.decode_step(model, params, going, token)
+    return generator.step(going, token)
 
   return model, step, going, size
 
@@ -100,7 +100,7 @@ def measure(
   for name in methods:
     model, step, going, size = program(name, context)
     going = jax.block_until_ready(step(step(going)))
-    compilations[name] = programs_of(model).compiled()
+    compilations[name] = programs_of(model).compiled() or 1  # One program.
     made[name] = [step, going, size, []]
   for _ in range(rounds):
     for entry in made.values():

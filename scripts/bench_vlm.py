@@ -107,9 +107,9 @@ def main() -> None:
   for _ in range(args.repeats + 1):
     for name, (generator, packed, room) in made.items():
       begin = time.perf_counter()
-      going = vlm_generation.prefill(
-        generator.model, params, packed, DECODE, None, room
-      )
+      whole = generator.language.one_program
+      run = vlm_generation.prefill_whole if whole else vlm_generation.prefill
+      going = run(generator.model, params, packed, DECODE, None, room)
       jax.block_until_ready(going)
       prefill.setdefault(name, []).append(time.perf_counter() - begin)
       held[name] = generator.bytes(going).physical
