@@ -121,11 +121,8 @@ def run_point(
 def environment(workdir: pathlib.Path) -> dict[str, str]:
   """Of a run: programs that another one compiled are read from `programs`.
 
-  Not with several devices on one CPU, where XLA crashes in such programs. A
-  folder that is set by `JAX_COMPILATION_CACHE_DIR` stays.
+  A folder that is set by `JAX_COMPILATION_CACHE_DIR` stays.
   """
-  if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-    return dict(os.environ)
   shared = rundir.shared_programs(workdir)
   return {**{k.upper(): str(v) for k, v in shared.items()}, **os.environ}
 

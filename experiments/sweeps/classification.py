@@ -132,8 +132,7 @@ class ClassificationSubject:
 
   def calls(self, program: Program) -> dict[str, Callable[[], Any]]:
     """See `Subject.calls`."""
-    inputs = (self.classifier.params, self.images, jax.random.key(0))
-    return {"forward": lambda: program.run(*inputs)}
+    return program.calls(self.classifier.params, self.images)
 
   def speed(self, seconds: Mapping[str, np.ndarray]) -> Row:
     """Images per second by the best round and the median one; speed-up."""

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 
 from experiments.sweeps import dense_prefill
-from experiments.sweeps.compiled import Shapes, joined, lowered
 from experiments.sweeps.language_models import LanguageModel
+from experiments.sweeps.lowered import Shapes, joined, key_of
 from experiments.sweeps.probe import OWN, Probe
 from experiments.sweeps.subject import Job, Unfit
 from tokjax.models import Decoder, Generator, generation
@@ -225,12 +225,12 @@ def build(lm: LanguageModel, job: Job, shape: Shape, dense: Dense) -> Program:
   if dense_prefill.shares(model.slots):
     recorded, rest = dense.out.parts
     compress = dense_prefill.Compress.of(model, recorded, shape.steps)
-    keys, states = compress.lowered(recorded)
+    keys, states = compress.keys_of(recorded)
     state = joined(states), rest
   else:
     key, out = _prefill_of(model, params, shape)
     keys, state = (key,), out.parts
-  key, _ = lowered(
+  key, _ = key_of(
     functools.partial(_step, model), Shapes.of(params), *state,
     _ints(shape.batch),
   )  # fmt: skip
@@ -251,7 +251,7 @@ def _prefill(model: Decoder, shape: Shape, params, tokens, length) -> State:
 def _prefill_of(model: Decoder, params, shape: Shape) -> tuple[str, Shapes]:
   prompt = _ints(*shape[:2]), _ints(shape.batch)
   run = functools.partial(_prefill, model, shape)
-  return lowered(run, Shapes.of(params), *prompt)
+  return key_of(run, Shapes.of(params), *prompt)
 
 
 def _step(model: Decoder, params, states, rest, token) -> Generation:

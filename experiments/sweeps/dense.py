@@ -18,7 +18,7 @@ from experiments.sweeps.forward import Program, compile_forward
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Loss, Plot, Table
 from experiments.sweeps.results import Results, Row
-from experiments.sweeps.subject import Job, Sweep, check_options, find
+from experiments.sweeps.subject import Job, OptionsSweep, find
 from tokjax import recipes
 from tokjax.analysis import plots
 
@@ -27,14 +27,13 @@ REFERENCE = "random"
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense(Sweep):
+class Dense(OptionsSweep):
   """Settings of a sweep of a dense model; every recipe restores the grid.
 
   Attributes:
     subject: the model and its photographs; "dense".
     shares: costs the table compares at, as shares of the unreduced model's;
       it is sorted by the first.
-    options: of recipes, by name, instead of their defaults.
     pictures: number of images of `maps.png`.
   """
 
@@ -44,7 +43,6 @@ class Dense(Sweep):
   batch_size: int = 6
   rounds: int = 3
   shares: tuple[float, ...] = (0.85, 0.75, 0.65)
-  options: dict[str, Any] = ()
   pictures: int = 3
 
   SUBJECTS = DENSE_MODELS
@@ -59,22 +57,12 @@ class Dense(Sweep):
     if not self.shares:
       raise ValueError("shares=(): give at least one, to sort the table by")
 
-  def methods(self) -> tuple[str, ...]:
-    """See `Sweep.methods`.
-
-    Raises:
-      ConfigError: no such recipe or family, or `options` that a recipe does
-        not have.
-    """
-    check_options(self.options)
-    return super().methods()
-
-  def job(self, method: str, keep: float) -> Job:
-    """The recipe with its options and `restore`."""
-    options = dict(dict(self.options).get(method, {}))
+  def options_of(self, method: str) -> dict[str, Any]:
+    """The recipe's options and `restore`."""
+    given = super().options_of(method)
     if "restore" in find(method).options:
-      options["restore"] = True
-    return Job(method, keep, tuple(sorted(options.items())))
+      given["restore"] = True
+    return given
 
   def prepare(self, workdir: pathlib.Path) -> "DenseSubject":
     """See `Sweep.prepare`."""
@@ -144,8 +132,7 @@ class DenseSubject:
 
   def calls(self, program: Program) -> dict[str, Callable[[], Any]]:
     """See `Subject.calls`."""
-    inputs = (self.model.params, self.first, jax.random.key(0))
-    return {"forward": lambda: program.run(*inputs)}
+    return program.calls(self.model.params, self.first)
 
   def speed(self, seconds: Mapping[str, np.ndarray]) -> Row:
     """Images per second by the best round; speed-up."""

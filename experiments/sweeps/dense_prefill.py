@@ -14,8 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.sweeps import compiled
-from experiments.sweeps.compiled import Shapes
+from experiments.sweeps.lowered import Shapes, key_of
 from tokjax.cache import workspace
 from tokjax.cache.kv import KV, Prompted
 from tokjax.layer import LSE, Arrivals, Layer
@@ -129,7 +128,7 @@ class Compress:
     """The state of a layer's cache."""
     return self._shared(self._layers[layer], jax.tree.leaves(found))
 
-  def lowered(self, recorded: Shapes) -> tuple[list[str], list[Shapes]]:
+  def keys_of(self, recorded: Shapes) -> tuple[list[str], list[Shapes]]:
     """A key of every layer's program, and the shapes of the states."""
     known: dict[Any, tuple[str, Shapes]] = {}
     found = []
@@ -137,7 +136,7 @@ class Compress:
       call = self._shared.program(layer, part.leaves)
       if call not in known:
         number = Shapes.of(np.int32(layer.index))
-        known[call] = compiled.lowered(call, number, Shapes.of(part.leaves))
+        known[call] = key_of(call, number, Shapes.of(part.leaves))
       found.append(known[call])
     return [key for key, _ in found], [out for _, out in found]
 

@@ -26,6 +26,11 @@ class Program:
   tokens: tuple[int, ...]
   cost: cost.Cost
 
+  def calls(self, params: Any, images: jax.Array) -> dict[str, Any]:
+    """What is timed."""
+    key = jax.random.key(0)
+    return {"forward": lambda: self.run(params, images, key)}
+
 
 def compile_forward(
   source: Any,

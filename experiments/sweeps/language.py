@@ -24,21 +24,19 @@ from experiments.sweeps.language_models import SOURCES, RecallAndText
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import Results, Row
-from experiments.sweeps.subject import Job, Sweep, Unfit, check_options
+from experiments.sweeps.subject import Job, OptionsSweep, Unfit
 from tokjax.analysis import heatmaps
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Language(Sweep):
+class Language(OptionsSweep):
   """Settings of a sweep of language models.
 
   Attributes:
     subject: models and questions; "trained_pair" or "checkpoint".
     keeps: fractions of the prompt that remain.
-    options: of recipes, by name, where their own defaults are made for longer
-      contexts or deeper models than the subject's.
     grid: questions about long contexts.
     texts, context, steps: held-out texts, tokens of each that are the prompt,
       and tokens after it.
@@ -58,7 +56,6 @@ class Language(Sweep):
   families: tuple[str, ...] = ("cache", "llm")
   keeps: tuple[float, ...] = (0.5, 0.25, 0.125)
   picture_keep: float = 0.25
-  options: dict[str, Any] = ()
   grid: probes.Grid = probes.Grid()
   texts: int = 32
   context: int = 192
@@ -87,21 +84,6 @@ class Language(Sweep):
   def fingerprint(self) -> dict[str, Any]:
     """See `Sweep.fingerprint`; rows had no intervals, and no tasks, once."""
     return {**super().fingerprint(), "intervals": True, "tasks": True}
-
-  def methods(self) -> tuple[str, ...]:
-    """See `Sweep.methods`.
-
-    Raises:
-      ConfigError: no such recipe or family, or `options` that a recipe does
-        not have.
-    """
-    check_options(self.options)
-    return super().methods()
-
-  def job(self, method: str, keep: float) -> Job:
-    """A recipe with its options."""
-    options = dict(dict(self.options).get(method, {}))
-    return Job(method, keep, tuple(sorted(options.items())))
 
   def prepare(self, workdir: pathlib.Path) -> "LanguageSubject":
     """See `Sweep.prepare`."""

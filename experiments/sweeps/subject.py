@@ -214,9 +214,14 @@ class Sweep:
     nothing = (WHOLE,) if self.recipes else (WHOLE, self.NOTHING)
     return tuple(name for name in names if name not in nothing)
 
+  def options_of(self, method: str) -> dict[str, Any]:
+    """Options of a recipe that the kind gives it."""
+    del method
+    return {}
+
   def job(self, method: str, keep: float) -> Job:
-    """A recipe at a keep ratio, with the options that the kind gives it."""
-    return Job(method, keep)
+    """A recipe at a keep ratio, with its options."""
+    return Job(method, keep, tuple(sorted(self.options_of(method).items())))
 
   def fingerprint(self) -> dict[str, Any]:
     """What rows depend on: with another value they have to be made again."""
@@ -224,14 +229,34 @@ class Sweep:
     return {name: values[name] for name in self.DEPENDS}
 
 
-def check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
-  """Raises ConfigError for options that a recipe does not have."""
-  for name, given in dict(options).items():
-    known = find(name).options
-    if unknown := [option for option in given if option not in known]:
-      raise typed.ConfigError(
-        f"options[{name!r}]: {unknown[0]!r} must be one of {known}"
-      )
+@dataclasses.dataclass(frozen=True)
+class OptionsSweep(Sweep):
+  """A sweep whose config may give options to recipes.
+
+  Attributes:
+    options: of recipes, by name, instead of their defaults.
+  """
+
+  options: dict[str, Any] = ()
+
+  def methods(self) -> tuple[str, ...]:
+    """See `Sweep.methods`.
+
+    Raises:
+      ConfigError: no such recipe or family, or `options` that a recipe does
+        not have.
+    """
+    for name, given in dict(self.options).items():
+      known = find(name).options
+      if unknown := [option for option in given if option not in known]:
+        raise typed.ConfigError(
+          f"options[{name!r}]: {unknown[0]!r} must be one of {known}"
+        )
+    return super().methods()
+
+  def options_of(self, method: str) -> dict[str, Any]:
+    """See `Sweep.options_of`."""
+    return dict(dict(self.options).get(method, {}))
 
 
 def _training_free(families: Sequence[str]) -> list[str]:

@@ -60,14 +60,19 @@ def not_local(folder: str | pathlib.Path) -> str:
   )
 
 
-def shared_programs(workdir: str | pathlib.Path) -> dict[str, Any]:
+def shared_programs(
+  workdir: str | pathlib.Path, seconds: float = 0.5
+) -> dict[str, Any]:
   """Options of JAX with which the runs in a directory share what they compile.
 
-  Programs that compile in less than half a second are not worth a file.
+  Programs that compile in less than `seconds` are not worth a file. Empty with
+  several devices on one CPU: XLA crashes in programs that it reads there.
   """
+  if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    return {}
   return {
     "jax_compilation_cache_dir": str(pathlib.Path(workdir) / "programs"),
-    "jax_persistent_cache_min_compile_time_secs": 0.5,
+    "jax_persistent_cache_min_compile_time_secs": seconds,
   }
 
 
@@ -75,16 +80,12 @@ def keep_programs() -> None:
   """Keeps compiled programs in the user's cache, for the next process.
 
   A folder that is set by `JAX_COMPILATION_CACHE_DIR` stays; an empty one keeps
-  nothing. Several devices on one CPU keep nothing: XLA crashes in such
-  programs.
+  nothing. The programs of blocks are small: they compile and load fast.
   """
-  several = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-  if several or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
-  for option, value in shared_programs(zoo.cache()).items():
+  for option, value in shared_programs(zoo.cache(), seconds=0.05).items():
     jax.config.update(option, value)
-  # The programs of blocks are small: they compile and load fast.
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def lock(workdir: pathlib.Path) -> TextIO:

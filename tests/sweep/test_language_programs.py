@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from experiments.sweeps import asking, decoding, dense_prefill
-from experiments.sweeps.compiled import Shapes, lowered
 from experiments.sweeps.decoding import Batch, Shape
 from experiments.sweeps.language_models import LanguageModel, RecallAndText
+from experiments.sweeps.lowered import Shapes, key_of
 from experiments.sweeps.probe import OWN, Probe
 from experiments.sweeps.subject import UNREDUCED, Job
 from experiments.typed import ConfigError
@@ -110,9 +110,9 @@ def test_options_of_a_sweep_become_what_the_recipe_states():
 
 def test_equal_programs_have_one_key():
   x = Shapes.of(jnp.zeros(3))
-  one, _ = lowered(lambda x: {"a": x + 1}, x)
-  same, out = lowered(lambda y: (y + 1,), x)
-  other, _ = lowered(lambda x: {"a": x + 2}, x)
+  one, _ = key_of(lambda x: {"a": x + 1}, x)
+  same, out = key_of(lambda y: (y + 1,), x)
+  other, _ = key_of(lambda x: {"a": x + 2}, x)
   assert one == same != other
   assert [leaf.shape for leaf in out.leaves] == [(3,)]
 

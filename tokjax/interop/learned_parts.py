@@ -20,7 +20,7 @@ from flax import traverse_util
 from tokjax import budgets
 from tokjax.interop import convert, files
 from tokjax.interop.convert import Config, Header
-from tokjax.models.decoder import Decoder, attend_of, cache_of, layers_of
+from tokjax.models.decoder import attend_of, cache_of, layers_of
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.slots import Slots, parameters
 
@@ -132,10 +132,11 @@ def add(
 def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
   """Names and shapes of the parameters of a model with its slots."""
   config, slots = model.config, model.slots
-  if isinstance(config, DecoderConfig) and not any(
+  within = slots.adapter_rank or any(
     r.learned is not None or r.combine is not None for r in slots.reduce
-  ):
-    return _of_decoder(config, slots)
+  )
+  if isinstance(config, DecoderConfig) and not within:
+    return _of_decoder(config, slots)  # Without a trace of every block.
   _, example = convert.specimen(model.config)
   if isinstance(model.config, DecoderConfig):
     length = min(PROMPT, model.config.length)
@@ -148,23 +149,14 @@ def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
 def _of_decoder(
   config: DecoderConfig, slots: Slots
 ) -> dict[str, tuple[int, ...]]:
-  """Without weights of reductions: blocks differ in their slots' alone."""
-  one = Decoder(
-    dataclasses.replace(config, depth=1, layers=config.layers[:1]),
-    Slots(adapter_rank=slots.adapter_rank),
-  )
-  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  key = jax.random.key(0)
-  plain = _named(jax.eval_shape(one.init, key, ids)["params"])
-  found = {}
+  """The plain model's, and what attention and caches learn in each block."""
+  found = dict(convert.shapes_of(config))
   for layer in layers_of(config, jnp.float32):
-    block = f"block_{layer.index}/"
-    found |= {n.replace("block_0/", block): s for n, s in plain.items()}
     learned = functools.partial(
       parameters, attend_of(slots), cache_of(slots), layer, config.width
     )
-    own = _named(jax.eval_shape(learned, key))
-    found |= {f"{block}slots/{name}": shape for name, shape in own.items()}
+    own = _named(jax.eval_shape(learned, jax.random.key(0)))
+    found |= {f"block_{layer.index}/slots/{n}": own[n] for n in own}
   return found
 
 

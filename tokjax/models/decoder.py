@@ -120,16 +120,8 @@ class Block(Reduces, nn.Module):
     """A chunk of prompts; returns passage, (state, carry) and answers."""
 
     def attend(arrivals):
-      y, after, handed = cache_of(self.slots).prefill(
-        self.facts,
-        state,
-        arrivals,
-        attend=attend_of(self.slots),
-        params=unfreeze(self.params),
-        carry=carry,
-        last=last,
-      )
-      return y, (after, handed)
+      y, *after = self._taken(arrivals, state, carry, last)
+      return y, tuple(after)
 
     return self._through(passage, reducer, attend)
 
@@ -167,16 +159,21 @@ class Block(Reduces, nn.Module):
     `gaps`: as in `Passage`.
     """
     arrivals = self._projected(rows.x, rows.position, rows.valid, rows.token)
-    y, state, carry = cache_of(self.slots).prefill(
+    arrivals = dataclasses.replace(arrivals, gaps=gaps)
+    y, state, carry = self._taken(arrivals, state, carry, last)
+    return self._attended(rows.x, y), state, carry
+
+  def _taken(self, arrivals: Arrivals, state: Any, carry: Carry, last: bool):
+    """What the cache makes of a chunk of prompts."""
+    return cache_of(self.slots).prefill(
       self.facts,
       state,
-      dataclasses.replace(arrivals, gaps=gaps),
+      arrivals,
       attend=attend_of(self.slots),
       params=unfreeze(self.params),
       carry=carry,
       last=last,
     )
-    return self._attended(rows.x, y), state, carry
 
   def decode(
     self, rows: Rows, state: Any, carry: Carry

@@ -61,7 +61,7 @@ class DecoderPrograms:
   """
 
   def __init__(self, model: Decoder):
-    self.model = model
+    self.model, self.layers = model, model.layers
     self.read = jax.jit(self._read)
     self.enter_prompts = jax.jit(self._entering)
     self.leave_prompts = jax.jit(self._leaving)
@@ -108,7 +108,7 @@ class DecoderPrograms:
     """
     reducer = Reducer(call.stages, ragged=True)
     carry, out, shifts = {}, [], []
-    for i, layer in enumerate(self.model.layers[:blocks]):
+    for i, layer in enumerate(self.layers[:blocks]):
       weights = params[f"block_{i}"]
       state = None if states is None else states[i]
       passage = passage.replace(plans=(*passage.plans, ()))
@@ -147,7 +147,7 @@ class DecoderPrograms:
       shifts: by how much positions in each block lag behind those of the text,
         where a recipe renumbers them; None: not at all.
     """
-    rest, layers = outside_blocks(params), self.model.layers
+    rest, layers = outside_blocks(params), self.layers
     rows, after = self._step_in(rest, tokens, position, valid)
     shifts = (None,) * len(layers) if shifts is None else shifts
     # Weights of another dtype make the same programs again, for that dtype.

@@ -44,7 +44,7 @@ def joined(parts: Sequence[Shapes]) -> Shapes:
   return Shapes(leaves, tree)
 
 
-def lowered(fn: Callable[..., Any], *given: Shapes) -> tuple[str, Shapes]:
+def key_of(fn: Callable[..., Any], *given: Shapes) -> tuple[str, Shapes]:
   """A key that equal programs share, and the shapes of what comes out.
 
   Nothing is compiled. Recipes often differ in what they keep of a prompt and
