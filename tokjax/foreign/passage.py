@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 
 from tokjax.foreign.recorder import Recorder
 from tokjax.foreign.refusals import check, needed
-from tokjax.models import reducer as reducer_lib
+from tokjax.models import passage as passage_lib
 from tokjax.models.answers import EncoderAnswers
 from tokjax.models.reducer import Reducer, key_bias, sequence_of_patches
 from tokjax.plan import Plan, move_batch
@@ -116,7 +116,7 @@ class Passage:
   """
 
   course: _Course
-  inner: reducer_lib.Passage
+  inner: passage_lib.Passage
   keys: Key[Array, "b"] | None = None
   layer: int = 0
   place: str = "leave"
@@ -232,10 +232,10 @@ class Passage:
     course = self.course
     return Reducer(course.stages, self.keys, ragged=course.ragged)
 
-  def _with(self, inner: reducer_lib.Passage, place: str) -> "Passage":
+  def _with(self, inner: passage_lib.Passage, place: str) -> "Passage":
     return dataclasses.replace(self, inner=inner, place=place)
 
-  def _with_features(self, x: Array) -> reducer_lib.Passage:
+  def _with_features(self, x: Array) -> passage_lib.Passage:
     if x.shape != self.x.shape:
       raise ValueError(
         f"x has shape {x.shape}, must be {self.x.shape} in block {self.layer}:"

@@ -36,8 +36,9 @@ from tokjax.models.decoder_slots import (
   start_passage,
   whole_sequence,
 )
+from tokjax.models.passage import Passage
 from tokjax.models.products import dot_general
-from tokjax.models.reducer import Passage, Reducer, Reduces
+from tokjax.models.reducer import Reducer, Reduces
 from tokjax.signals import Answers
 from tokjax.slots import Slots, parameters
 from tokjax.tokens import Kind

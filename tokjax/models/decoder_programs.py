@@ -30,7 +30,8 @@ from tokjax.models.decoder import (
   positions_of,
 )
 from tokjax.models.decoder_slots import arriving
-from tokjax.models.reducer import Passage, Reducer
+from tokjax.models.passage import Passage
+from tokjax.models.reducer import Reducer
 from tokjax.models.shared_programs import Shared, shapes_of
 from tokjax.reduce.stages import Stages
 

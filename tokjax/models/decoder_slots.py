@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from tokjax import signals
 from tokjax.models.decoder_config import DecoderConfig
-from tokjax.models.reducer import Passage, Reducer
+from tokjax.models.passage import Passage
+from tokjax.models.reducer import Reducer
 from tokjax.reduce.stages import Sequence, Stages, plan_stages
 from tokjax.slots import Slots, for_decoder
 from tokjax.tokens import Kind, Tokens

@@ -15,8 +15,8 @@ from tokjax.attention import dense
 from tokjax.models.activations import ACTIVATIONS
 from tokjax.models.adapters import LowRank
 from tokjax.models.answers import EncoderAnswers
+from tokjax.models.passage import Passage
 from tokjax.models.reducer import (
-  Passage,
   Reducer,
   Reduces,
   key_bias,

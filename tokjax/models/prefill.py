@@ -29,7 +29,8 @@ from tokjax.models.decoder_slots import (
   stages_of,
   start_passage,
 )
-from tokjax.models.reducer import Passage, Reducer
+from tokjax.models.passage import Passage
+from tokjax.models.reducer import Reducer
 from tokjax.reduce.stages import Stages
 from tokjax.slots import Slots
 

@@ -15,7 +15,8 @@ from tokjax import signals
 from tokjax.models import faults
 from tokjax.models import vlm_tower as tower
 from tokjax.models.activations import ACTIVATIONS
-from tokjax.models.reducer import Passage, Reduces
+from tokjax.models.passage import Passage
+from tokjax.models.reducer import Reduces
 from tokjax.slots import Slots
 from tokjax.tokens import Tokens
 

@@ -3,7 +3,8 @@
 from jaxtyping import Array, PRNGKeyArray
 
 from tokjax import signals
-from tokjax.models.reducer import Passage, Reducer
+from tokjax.models.passage import Passage
+from tokjax.models.reducer import Reducer
 from tokjax.reduce.stages import Sequence, Stages, plan_stages
 from tokjax.signals import Question
 from tokjax.slots import Slots
