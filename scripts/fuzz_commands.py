@@ -10,7 +10,7 @@ NUMBERS = ("nan", "inf", "-1", "abc", "", "1e400", "0x", "[]", "None?")
 # Module and flags; WORKDIR is a new folder, a set is a choice of values.
 WRONG = (
   ("train", DIGITS, "--config.recipe.keep", ("0", "1.0000001", "nan", "True")),
-  ("train", DIGITS, "--config.recipe.name", ("tomee", "", "None", "0")),
+  ("train", DIGITS, "--config.recipe.name", ("tomee", "", "nones", "0")),
   ("train", DIGITS, "--config.mesh.data", ("0", "3", "-2", "x", "True")),
   ("train", DIGITS, "--config.mesh.fsdp", ("0", "-1", "2")),
   ("train", DIGITS, "--config.batch_size", ("0", "-8", "4096", "x", "8.5")),

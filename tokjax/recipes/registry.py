@@ -193,8 +193,12 @@ def search(text: str) -> tuple[Recipe, ...]:
   every, asked = registered(), words(text)
   by_name = [r for r in every if r.name == text.replace("-", "_")]
   by_number = [r for r in every if r.arxiv and r.arxiv in text]
+  # "0" or "of" alone says nothing about a title.
   by_title = [
-    r for r in every if asked and asked <= words(f"{r.name} {r.paper}")
+    r
+    for r in every
+    if any(len(word) > 2 for word in asked)
+    and asked <= words(f"{r.name} {r.paper}")
   ]
   return tuple(by_name or by_number or by_title)
 
