@@ -1,8 +1,8 @@
 """Recipes whose windows are made for longer prompts, made to fit short ones.
 
 SnapKV protects the last 64 tokens of a prompt; a quarter of 100 tokens are 25.
-A model refuses that. A command, whose user asked for neither number, takes a
-smaller window instead, and says so.
+A model refuses that. A command or a sweep, whose user asked for neither number,
+takes a smaller window instead, and says so.
 """
 
 import dataclasses

@@ -45,10 +45,17 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """A recipe, built for each group."""
+  """A recipe, built for each group.
+
+  Attributes:
+    job: the recipe.
+    of: what was built.
+    fitted: which options were made smaller for short prompts, in words, or "".
+  """
 
   job: Job
   of: Mapping[Group, Program]
+  fitted: str = ""
 
   @property
   def identity(self) -> tuple[tuple[str, ...], ...]:

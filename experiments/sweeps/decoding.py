@@ -1,7 +1,8 @@
 """A decoder with a recipe: prefill and decode steps over batches of probes.
- Where a recipe compresses what a dense
-prefill leaves, its prefill begins with a record of that, which is computed once
-for all of them; see `experiments.sweeps.dense_prefill`.
+
+Where a recipe compresses what a dense prefill leaves, its prefill begins with a
+record of that, which is computed once for all of them; see
+`experiments.sweeps.dense_prefill`.
 """
 
 import dataclasses
@@ -15,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import small_prompts
 from experiments.sweeps import dense_prefill
 from experiments.sweeps.language_models import LanguageModel
 from experiments.sweeps.lowered import Shapes, joined, key_of
 from experiments.sweeps.probe import OWN, Probe
 from experiments.sweeps.subject import Job, Unfit
-from tokjax.models import Decoder, Generator, generation
+from experiments.training import config
+from tokjax.models import Decoder, Generator, generation, prefill
 from tokjax.models.generation import Generation
 
 
@@ -199,6 +202,27 @@ def timed(fn: Callable[..., Any], *args: Any) -> tuple[Any, float]:
   begin = time.perf_counter()
   out = jax.block_until_ready(fn(*args))
   return out, time.perf_counter() - begin
+
+
+def fitted(lm: LanguageModel, job: Job, shape: Shape) -> tuple[Job, str]:
+  """A recipe that fits prompts of this length, and in words what was changed.
+
+  See `small_prompts.fitted`. Options that the sweep was given stay.
+
+  Raises:
+    Unfit: the model cannot be built with the recipe, or not for this shape.
+  """
+
+  def check(slots):
+    prefill.check(lm.build(slots), shape.prompt, shape.steps, None)
+
+  try:
+    recipe, note = small_prompts.fitted(
+      config.Recipe(job.method, job.keep, options=job.options), check
+    )
+  except ValueError as error:
+    raise Unfit(job, str(error)) from error
+  return dataclasses.replace(job, options=tuple(recipe.options)), note
 
 
 def build(lm: LanguageModel, job: Job, shape: Shape, dense: Dense) -> Program:

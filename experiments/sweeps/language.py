@@ -24,7 +24,7 @@ from experiments.sweeps.language_models import SOURCES, RecallAndText
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import Results, Row
-from experiments.sweeps.subject import Job, OptionsSweep, Unfit
+from experiments.sweeps.subject import Job, OptionsSweep
 from tokjax.analysis import heatmaps
 
 GIB = 2**30
@@ -131,20 +131,15 @@ class LanguageSubject:
     """See `Subject.compile`."""
     with self._lock:
       dense = self._dense
-    try:
-      return Programs(
-        job,
-        {
-          group: decoding.build(
-            self.models.model(group.model), job, group.shape, dense[group]
-          )
-          for group in self.groups
-        },
-      )
-    except Unfit:
-      raise
-    except ValueError as error:
-      raise Unfit(job, str(error)) from error
+    built, notes = {}, {}
+    for group in self.groups:
+      lm, shape = self.models.model(group.model), group.shape
+      fitting, note = decoding.fitted(lm, job, shape)
+      built[group] = decoding.build(lm, fitting, shape, dense[group])
+      if note:
+        notes[shape.prompt] = note
+    said = (f"{size} tokens: {notes[size]}" for size in sorted(notes))
+    return Programs(job, built, "; ".join(said))
 
   def score(self, programs: Sequence[Programs], whole: Programs) -> list[Row]:
     """Answers, nats per token, bytes of one text's cache, and times.
@@ -165,7 +160,10 @@ class LanguageSubject:
       self._found.update(zip(new, answers, strict=True))
     full = self._found[whole.identity]
     return [
-      self._row(self._found[p.identity], full, same=p is whole)
+      {
+        **self._row(self._found[p.identity], full, same=p is whole),
+        "fitted": p.fitted,
+      }
       for p in programs
     ]
 

@@ -69,6 +69,11 @@ def table(
     " several: tasks in percent, then perplexity of texts; used, allocated:"
     " bytes as a share of the full cache's; decode, prefill: measured next to"
     " it",
+    notes=[
+      f"{row['method']} at keep {row['keep']:g}, {row['fitted']}"
+      for row in rows
+      if row.get("fitted")
+    ],
   )
 
 

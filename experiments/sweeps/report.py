@@ -56,12 +56,14 @@ class Table:
     header: names of the columns.
     rows: their cells.
     title, caption: lines above and below.
+    notes: lines at the end.
   """
 
   header: Sequence[str]
   rows: Sequence[Sequence[str]]
   title: str = ""
   caption: str = ""
+  notes: Sequence[str] = ()
 
 
 def draw(results: Results, plot: Plot, path: pathlib.Path, note: str) -> None:
@@ -88,7 +90,7 @@ def draw(results: Results, plot: Plot, path: pathlib.Path, note: str) -> None:
 
 
 def show(table: Table, unreachable: Sequence[Row] = ()) -> None:
-  """Prints the table, then a line for each row that cannot be."""
+  """Prints the table and its notes, then a line for each row that cannot be."""
   printed = rich.table.Table(
     box=rich.box.SIMPLE_HEAD,
     title=table.title or None,
@@ -102,8 +104,7 @@ def show(table: Table, unreachable: Sequence[Row] = ()) -> None:
   if not console.is_terminal:
     console = rich.console.Console(width=140)
   console.print(printed)
-  for row in unreachable:
-    console.print(
-      f"{row['method']} at keep {row['keep']}: {row['reason']}",
-      style="dim", highlight=False,
-    )  # fmt: skip
+  refused = (f"{row['method']} at keep {row['keep']}: {row['reason']}"
+             for row in unreachable)  # fmt: skip
+  for line in (*table.notes, *refused):
+    console.print(line, style="dim", highlight=False)

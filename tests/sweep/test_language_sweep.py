@@ -11,7 +11,7 @@ from tokenizers import models, pre_tokenizers
 from configs import kv_pareto
 from experiments import sweep, typed
 from experiments.sweeps import decoding, language_models, report
-from experiments.sweeps.subject import UNREDUCED
+from experiments.sweeps.subject import UNREDUCED, Job, Unfit
 from tests.interop import checkpoints
 
 
@@ -102,6 +102,28 @@ def test_goes_on_where_it_was(done, monkeypatch):
   monkeypatch.setattr(decoding, "build", spy)
   again = sweep.main(two_seeds(), workdir)
   assert not compiled and again.rows == results.rows
+
+
+def test_windows_shrink_where_prompts_are_short(done, capsys):
+  workdir, results = done
+  subject = sweep.load(two_seeds()).prepare(workdir)
+  job = Job("snapkv", 0.25)
+  programs = subject.compile(job)
+  for group in programs.of:
+    lm, prompt = subject.models.model(group.model), group.shape.prompt
+    fitted, _ = decoding.fitted(lm, job, group.shape)
+    window = dict(fitted.options)["window"]
+    # Half of what is kept at most, so that there is something to choose.
+    assert window <= prompt // 8 < 64
+    note = f"{prompt} tokens: recipe 'snapkv': window={window} instead of"
+    assert note in programs.fitted
+  results.rows.append(dict(results.rows[-1], method="snapkv", fitted="window"))
+  report.show(subject.table(results))
+  results.rows.pop()
+  assert "snapkv at keep 0.5, window" in capsys.readouterr().out
+  # What a user has set is not changed.
+  with pytest.raises(Unfit, match="fewer than the 64 that are protected"):
+    subject.compile(Job("snapkv", 0.25, (("window", 64),)))
 
 
 def test_options_that_a_recipe_lacks_are_refused_before_training(tmp_path):
