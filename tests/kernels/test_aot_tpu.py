@@ -1,79 +1,35 @@
 """The TPU kernels compile for every generation, within budgets, without TPU."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import (
-  aot,
-  block_sparse_attention,
-  decode_attention,
-  linear_attention,
-)
+from pallas_kernels import aot, decode_attention
 from pallas_kernels import layout as layouts
 from pallas_kernels.aot import llo, tpu
-from pallas_kernels.attention_mass import masses
 from pallas_kernels.block_sparse_attention import api
 from pallas_kernels.linear_attention import operands as linear_forms
 from pallas_kernels.linear_attention import tpu as linear_tpu
 from pallas_kernels.linear_attention import tpu_plan as linear_plan
+from scripts import tpu_table
+from scripts.tpu_programs import (
+  decode,
+  decode_operands,
+  gradient,
+  linear_gradient,
+  linear_operands,
+  lists,
+  mass_gradient,
+  shapes,
+)
 
 pytestmark = pytest.mark.skipif(
   tpu.missing() is not None, reason=str(tpu.missing())
 )
 
 GENERATIONS = tuple(tpu.TOPOLOGIES)
-
-
-def shapes(*sizes, dtype=jnp.bfloat16):
-  return jax.ShapeDtypeStruct(sizes, dtype)
-
-
-def lists(length, block, capacity, mask_fn=None, heads=1, by_key=None):
-  """A layout of shapes: what is in the lists does not matter here."""
-  rows = length // block
-  by_key = by_key or rows
-  ints = functools.partial(shapes, dtype=jnp.int32)
-  counts = ints(1, heads, rows)
-  return layouts.BlockLayout(
-    counts,
-    ints(1, heads, rows, capacity),
-    counts,
-    ints(1, heads, rows, 2),
-    ints(1, heads),
-    block_q=block,
-    block_k=block,
-    q_len=length,
-    k_len=length,
-    mask_fn=mask_fn,
-    transpose=layouts.BlockTranspose(
-      counts, ints(1, heads, rows, by_key), counts, ints(1, heads, rows, by_key)
-    ),
-  )
-
-
-def gradient(q, k, bias, layout, ids=None, **options):
-  """Gradients of q, k, v and bias: all three kernels in one program."""
-  if ids is not None:
-    layout = dataclasses.replace(layout, q_segments=ids, k_segments=ids)
-
-  def total(q, k, v, bias):
-    out, lse = block_sparse_attention(
-      q,
-      k,
-      v,
-      layout,
-      bias=bias,
-      return_lse=True,
-      implementation="tpu",
-      **options,
-    )
-    return jnp.sum(out.astype(jnp.float32)) + jnp.sum(lse)
-
-  return jax.grad(total, argnums=(0, 1, 2, 3))(q, k, k, bias)
 
 
 @pytest.mark.parametrize(
@@ -160,19 +116,6 @@ def test_stored_masks_and_tags_compile():
     assert aot.report(compiled).flops > 0
 
 
-def mass_gradient(q, k, bias, lines, layout):
-  """Gradients of both mass sums: four kernels."""
-
-  def total(q, k, bias, lines):
-    found = masses(
-      q, k, layout=layout, bias=bias, weights=lines, lse=lines,
-      implementation="tpu",
-    )  # fmt: skip
-    return sum(jnp.sum(x**2) for x in found)
-
-  return jax.value_and_grad(total, argnums=(0, 1, 2, 3))(q, k, bias, lines)
-
-
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_attention_mass_compiles_within_budgets(generation):
   length, heads, groups = 16384, 1, 1
@@ -195,58 +138,16 @@ def test_attention_mass_compiles_within_budgets(generation):
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_decode_compiles_and_moves_nothing_but_what_is_listed(generation):
   """A cache of 64k entries, heads first, of which 4k are listed."""
-  batch, heads, groups, n, listed = 4, 32, 8, 65536, 32
-  cache = shapes(batch, groups, n, 128)
-  ints = functools.partial(shapes, dtype=jnp.int32)
-
-  def decode(q, k, v, blocks, lengths):
-    return decode_attention(
-      q, k, v, blocks=blocks, lengths=lengths, causal=True, splits=2,
-      heads_first=True, return_lse=True, implementation="tpu",
-    )  # fmt: skip
-
+  batch, groups, listed = 4, 8, 32
   compiled = aot.compile_for(
-    tpu.device(generation), decode, shapes(batch, 2, heads, 128), cache, cache,
-    ints(batch, groups, listed), ints(batch),
-  )  # fmt: skip
+    tpu.device(generation), decode, *decode_operands(groups=groups)
+  )
   found = aot.report(compiled)
   assert found.temporaries < 2**21
   entries = batch * groups * listed * 128
   assert found.bytes_accessed == pytest.approx(
     entries * 2 * 128 * 2, rel=0.05, abs=2**22
   )
-
-
-def linear_operands(length, heads, groups, d, dv=None, dtype=jnp.bfloat16):
-  rows = lambda heads, width: shapes(1, length, heads, width, dtype=dtype)
-  dv = dv or d
-  return linear_forms.Operands(
-    rows(heads, d),
-    rows(groups, d),
-    rows(groups, dv),
-    shapes(1, heads, dtype=jnp.float32),
-    shapes(1, heads, d, dv, dtype=jnp.float32),
-  )
-
-
-def linear_gradient(operands, **options):
-  """All gradients of linear attention: both kernels in one program."""
-
-  def total(operands):
-    q, k, v, log_decay, state = operands
-    out, last = linear_attention(
-      q,
-      k,
-      v,
-      log_decay=log_decay,
-      initial_state=state,
-      return_state=True,
-      implementation="tpu",
-      **options,
-    )
-    return jnp.sum(out.astype(jnp.float32)) + jnp.sum(last)
-
-  return jax.value_and_grad(total)(operands)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -313,51 +214,31 @@ def test_short_heads_and_ragged_caches_are_refused():
     )
 
 
-_SCHEDULES = """
-import jax, jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-  splash_attention_kernel as splash, splash_attention_mask as masks)
-from pallas_kernels import aot, block_sparse_attention, layout
-from pallas_kernels.aot import tpu
-from tests.kernels import test_aot_tpu as tests
-
-n, block, device = 32768, {block}, tpu.device("{generation}")
-# One head and eight examples: heads first without moving anything.
-q = tests.shapes(8, n, 1, 128)
-total = lambda x: jnp.sum(x.astype(jnp.float32))
-of = lambda attend: jax.grad(lambda *qkv: total(attend(*qkv)), (0, 1, 2))
-ours = lambda q, k, v, layout: of(lambda *qkv: block_sparse_attention(
-  *qkv, layout, implementation="tpu"))(q, k, v)
-aot.compile_for(device, ours, q, q, q, tests.lists(n, block, 16, by_key=16))
-size = dict.fromkeys(
-  "block_q block_kv block_kv_compute block_q_dkv block_kv_dkv "
-  "block_kv_dkv_compute block_q_dq block_kv_dq".split(), block)
-stock = splash.make_splash_mha(
-  masks.MultiHeadMask([masks.CausalMask((n, n))] * 8), head_shards=1,
-  q_seq_shards=1, block_sizes=splash.BlockSizes(**size))
-q = tests.shapes(8, n, 128)
-aot.compile_for(device, lambda q, k, v: of(stock)(q, k, v), q, q, q)
-"""
-_PAIRS = {
-  "block_sparse_attention_forward.1": "splash_mha_fwd_residuals.1",
-  "block_sparse_attention_d_q.1": "splash_mha_dq_no_residuals.1",
-  "block_sparse_attention_d_kv.1": "splash_mha_dkv_no_residuals.1",
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("generation", "block"), [("v5e", 128), ("v6e", 512)])
 def test_the_matrix_unit_is_as_busy_as_in_splash(generation, block):
   """Bundles per block of scores, which all take the same products."""
   found = llo.schedules(
-    _SCHEDULES.format(generation=generation, block=block),
-    [*_PAIRS, *_PAIRS.values()],
+    "from scripts import tpu_programs;"
+    f" tpu_programs.compile_attention({generation!r}, {block})",
+    [*tpu_table.ATTENTION, *tpu_table.ATTENTION.values()],
   )
   # Shorter blocks are taken several at a time.
   together = 512 // block
-  for ours, stock in _PAIRS.items():
+  for ours, stock in tpu_table.ATTENTION.items():
     own, other = (llo.main_loop(found[name]) for name in (ours, stock))
     assert own.bundles / together <= other.bundles, (ours, own, other)
+
+
+def test_the_table_of_schedules_has_a_row_for_each_kernel():
+  loop = llo.Loop(2, 137, 0.99, 3)
+  names = (*tpu_table.ATTENTION, *tpu_table.ATTENTION.values())
+  found = {"v5e 128": dict.fromkeys((*names, *tpu_table.OTHERS), loop)}
+  page = tpu_table.document(found, {"v5e 131072 128 102": "12 MiB"})
+  assert "`decode_attention` | 137 | 99% | 3 | - | - | - |" in page
+  assert "| 137 | 99% | 3 | 137 | 99% | 3 |" in page
+  assert "| v5e | 131072 | 128 | 102 | 12 MiB |" in page
+  assert page.count("| v5e | 128 |") == 10
 
 
 def test_the_estimate_of_vmem_is_not_too_low():
