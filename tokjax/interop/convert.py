@@ -86,7 +86,7 @@ def _(config: DenseViTConfig):
   return DenseViT(config), jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def parts_of(config: Config) -> dict[str, Tower]:
+def parts_of(config: Config | Tower) -> dict[str, Tower]:
   """The configurations that a configuration is made of."""
   if isinstance(config, VisionLanguageConfig):
     return {"vision": config.vision, "language": config.language}
@@ -95,7 +95,7 @@ def parts_of(config: Config) -> dict[str, Tower]:
   return {}
 
 
-def sizes_of(config: Config | NativeResolutionConfig) -> dict[str, int]:
+def sizes_of(config: Config | Tower) -> dict[str, int]:
   """The fields of a configuration that are an axis of some parameter."""
   if parts := parts_of(config):
     return {

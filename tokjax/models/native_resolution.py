@@ -39,6 +39,8 @@ ANSWERS = (
   *signals.OF_TOKENS, signals.Rows, signals.Received, signals.Attention,
   signals.Queries, signals.Keys, signals.Values,
 )  # fmt: skip
+# Arrays from JAX or NumPy.
+Given = Array | np.ndarray
 # Merged patches of an image for which slots are checked when a model is built.
 USUAL = 1024
 
@@ -142,9 +144,9 @@ class Patches(NamedTuple):
       there is none, `[k, w, s]`.
   """
 
-  pixels: Float[Array, "*k n p"]
-  grid: Int[Array, "*k 2"]
-  windows: Int[Array, "k w s"] | None = None
+  pixels: Float[Given, "*k n p"]
+  grid: Int[Given, "*k 2"]
+  windows: Int[Given, "k w s"] | None = None
 
 
 def cells(
@@ -161,12 +163,14 @@ def cells(
   return jnp.where(real[..., None], place, 0), real
 
 
-def windows_of(grid: tuple[int, int], merge: int, window: int) -> np.ndarray:
+def windows_of(
+  grid: Int[np.ndarray, "2"], merge: int, window: int
+) -> np.ndarray:
   """The patches of each window of an image, -1 where there is none, `[w, s]`.
 
   Windows at the right and lower edge may be smaller.
   """
-  rows, columns = grid
+  rows, columns = map(int, grid)
   at = np.arange(rows * columns).reshape(
     rows // merge, columns // merge, merge, merge
   )

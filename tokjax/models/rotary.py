@@ -173,7 +173,7 @@ class Rotary:
     return (turned(x, angle) * self.scale).astype(x.dtype)
 
   def by_axis(
-    self, x: Float[Array, "*b t h d"], offset: Float[Array, "*b t a"]
+    self, x: Float[Array, "*b t h d"], offset: Int[Array, "*b t a"]
   ) -> Float[Array, "*b t h d"]:
     """Queries or keys turned on by other positions on each axis.
 

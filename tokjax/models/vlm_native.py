@@ -198,7 +198,7 @@ def batch(
   if config.window is None:
     return Patches(jnp.asarray(pixels), jnp.asarray(grid))
   cut = [
-    native_resolution.windows_of(tuple(x.grid), config.merge, config.window)
+    native_resolution.windows_of(x.grid, config.merge, config.window)
     for x in images
   ]
   # A power of two, so that few numbers of windows are compiled for.
