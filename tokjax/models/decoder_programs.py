@@ -226,6 +226,9 @@ class DecoderPrograms:
   def _block_step(self, layer, weights, rows, shift, carry, state):
     if shift is not None:
       rows = rows._replace(position=rows.position - shift[:, None])
+      if rows.offset is not None:
+        # Coordinates are not counted anew.
+        rows = rows._replace(offset=rows.offset + shift[:, None, None])
     return self._block(layer).apply(
       {"params": weights}, rows, state, carry, method="decode"
     )

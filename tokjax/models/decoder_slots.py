@@ -63,11 +63,11 @@ def check_slots(config: DecoderConfig, slots: Slots) -> None:
         f"{where} starts again with what remains, which does not go together"
         " with another reduction; use one of the two"
       )
-    if config.axes > 1 and (reduce.again or reduce.position == "renumber"):
+    if config.axes > 1 and reduce.again:
       raise ValueError(
-        f"{where} counts positions anew, and positions of this model have"
-        f" {config.axes} axes, of which those of an image are its rows and"
-        " columns; use a reduction with position='keep' and without again="
+        f"{where} makes a new prompt of what remains, and positions of this"
+        f" model have {config.axes} axes, on which what remains of an image has"
+        " no place in a text; use a reduction without again="
       )
     of_classes = [
       q for q in reduce.asks if getattr(q, "of", None) == signals.CLASS.of

@@ -9,6 +9,7 @@ leaves.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,7 @@ from tokjax.tokens import Kind
 BUCKETS = tuple(sorted({n << i for i in range(20) for n in (4, 6)}))
 
 
-def patches_of(image: Patches, config: NativeResolutionConfig) -> Patches:
+def patches_of(image: Any, config: NativeResolutionConfig) -> Patches:
   """The same image, checked.
 
   Raises:
@@ -131,7 +132,7 @@ def pack(
   config: VisionLanguageConfig,
   slots: Slots,
   prompts: Sequence[vlm_prompts.Ids],
-  images: Sequence[Sequence[Patches]],
+  images: Sequence[vlm_prompts.Images],
   buckets: tuple[int, ...],
   image_bucket: int,
 ) -> tuple[Prompts, Capacities]:
