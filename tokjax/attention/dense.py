@@ -18,7 +18,7 @@ def probabilities(
   *,
   bias: Float[Array, "b n"] | None = None,
   mask: Bool[Array, "b n"] | None = None,
-  seen: Bool[Array, "b h m n"] | None = None,
+  seen: Bool[Array, "b #h m n"] | None = None,
   policy: Float[Array, "b n"] | None = None,
 ) -> Float[Array, "b h m n"]:
   """Softmax over keys, in float32; a query that sees no key gets zeros.

@@ -13,13 +13,16 @@ from flax import traverse_util
 
 from tokjax.interop import tables
 from tokjax.interop.tables import Row
+from tokjax.models import vlm_native
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.dense_vit import DenseViT, DenseViTConfig
+from tokjax.models.native_resolution import NativeResolutionConfig, Patches
 from tokjax.models.positions import resize_table
 from tokjax.models.vit import ViT, ViTConfig
 from tokjax.models.vlm import Prompts, VisionLanguage, VisionLanguageConfig
 
+Tower = ViTConfig | NativeResolutionConfig | DecoderConfig
 Config = ViTConfig | DecoderConfig | VisionLanguageConfig | DenseViTConfig
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 # Values that are looked at together, so that a check needs little memory.
@@ -65,6 +68,13 @@ def _(config: DecoderConfig):
 @specimen.register
 def _(config: VisionLanguageConfig):
   cfg, row = config.vision, jnp.zeros((1, 2), jnp.int32)
+  if isinstance(cfg, NativeResolutionConfig):
+    side = cfg.window or cfg.merge
+    given = Patches(np.zeros((side**2, cfg.patch_features)), np.full(2, side))
+    images = vlm_native.batch([given], cfg, 1, (side // cfg.merge) ** 2)
+    return VisionLanguage(config), Prompts(
+      row, row, row, row[0, :1], images, row, row[0, :1]
+    )
   images = jnp.zeros((1, *cfg.image_sides, cfg.channels))
   return VisionLanguage(config), Prompts(row, row, row, row[0, :1], images)
 
@@ -76,7 +86,7 @@ def _(config: DenseViTConfig):
   return DenseViT(config), jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def parts_of(config: Config) -> dict[str, ViTConfig | DecoderConfig]:
+def parts_of(config: Config | Tower) -> dict[str, Tower]:
   """The configurations that a configuration is made of."""
   if isinstance(config, VisionLanguageConfig):
     return {"vision": config.vision, "language": config.language}
@@ -85,7 +95,7 @@ def parts_of(config: Config) -> dict[str, ViTConfig | DecoderConfig]:
   return {}
 
 
-def sizes_of(config: Config) -> dict[str, int]:
+def sizes_of(config: Config | Tower) -> dict[str, int]:
   """The fields of a configuration that are an axis of some parameter."""
   if parts := parts_of(config):
     return {
@@ -97,6 +107,9 @@ def sizes_of(config: Config) -> dict[str, int]:
   if isinstance(config, DecoderConfig):
     names += ("vocabulary", "kv_heads", "head_dim")
     derived = {"heads": config.heads * config.features}
+  elif isinstance(config, NativeResolutionConfig):
+    names += ("channels", "patch_size", "frames")
+    derived = {}
   else:
     assert isinstance(config, ViTConfig)
     names += ("channels", "patch_size", "registers", "pooler", "projection")

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from tokjax.interop.images import to_pillow
+from tokjax.interop.native_images import NativeResolutionPreprocessing
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.any_resolution import Crops, Size, best_size
@@ -64,4 +65,6 @@ class ImagesAndText:
   """
 
   tokenizer: Tokenizer | None
-  preprocessing: Preprocessing | AnyResolution | None
+  preprocessing: (
+    Preprocessing | AnyResolution | NativeResolutionPreprocessing | None
+  )

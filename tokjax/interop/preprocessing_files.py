@@ -94,20 +94,27 @@ def read(folder: pathlib.Path, channels: int = 3) -> Preprocessing | None:
     ConfigError: it asks for something that `Preprocessing` does not do.
   """
   whole = files.read_json(folder / "config.json")
-  model = whole.get("model_type")
-  if (folder / HF_FILE).exists():
-    return from_hf(files.read_json(folder / HF_FILE), model, channels)
-  if (folder / PROCESSOR_FILE).exists():
-    # transformers 5 saves the parts of a processor in one file.
-    parts = files.read_json(folder / PROCESSOR_FILE)
-    if parts.get("image_processor") is not None:
-      with fields.problems_of(PROCESSOR_FILE):
-        part = fields.mapping(parts, "image_processor")
-        return from_hf(part, model, channels)
+  if (found := stated(folder)) is not None:
+    part, file = found
+    with fields.problems_of(file):
+      return from_hf(part, whole.get("model_type"), channels)
   published = preprocessing_timm.part_of(whole)
   if {"mean", "std"} & published.keys():
     return preprocessing_timm.from_timm(published, channels)
   return None
+
+
+def stated(folder: pathlib.Path) -> tuple[Json, str] | None:
+  """What a folder of `transformers` states of images, and in which file."""
+  if (folder / HF_FILE).exists():
+    return files.read_json(folder / HF_FILE), HF_FILE
+  if not (folder / PROCESSOR_FILE).exists():
+    return None
+  # transformers 5 saves the parts of a processor in one file.
+  parts = files.read_json(folder / PROCESSOR_FILE)
+  with fields.problems_of(PROCESSOR_FILE):
+    part = fields.mapping(parts, "image_processor")
+  return (part, PROCESSOR_FILE) if part else None
 
 
 def processor_of(whole: Json, model_type: Any) -> str:
@@ -148,12 +155,17 @@ def from_hf(
     with problems.collect():
       values |= sizes_of(part)
     with problems.collect():
-      number = part["resample"]
-      if not fields.is_integer(number) or number not in RESAMPLE:
-        raise fields.wrong("resample", number, f"one of {RESAMPLE}")
-      values["interpolation"] = RESAMPLE[number]
+      values["interpolation"] = interpolation(part)
     values |= normalisation(part, channels, problems)
   return problems.build(Preprocessing, values)
+
+
+def interpolation(part: Json) -> str:
+  """The name of Pillow's number."""
+  number = part["resample"]
+  if not fields.is_integer(number) or number not in RESAMPLE:
+    raise fields.wrong("resample", number, f"one of {RESAMPLE}")
+  return RESAMPLE[number]
 
 
 def required_steps(part: Json, problems: Problems) -> None:

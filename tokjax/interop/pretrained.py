@@ -21,12 +21,13 @@ from tokjax.interop.architectures_vision import VISION
 from tokjax.interop.convert import Config
 from tokjax.interop.layout import Layout
 from tokjax.interop.llava import LLAVA
+from tokjax.interop.qwen_vl import QWEN_VL
 from tokjax.interop.timm import Timm
 from tokjax.slots import Slots
 
 PLAIN = Slots()
 LAYOUTS: dict[str, Layout] = {
-  **VISION, **LANGUAGE, **LLAVA, Timm.name: Timm(),
+  **VISION, **LANGUAGE, **LLAVA, **QWEN_VL, Timm.name: Timm(),
 }  # fmt: skip
 
 
@@ -47,8 +48,8 @@ def load(
   """A published model of any kind, built with slots.
 
   `architectures` of config.json (timm: `architecture`) says what it is: a
-  vision tower becomes a `ViT`, a language model a `Decoder`, LLaVA a
-  `VisionLanguage`; an ONNX graph a `DenseViT`.
+  vision tower becomes a `ViT`, a language model a `Decoder`, LLaVA and
+  Qwen-VL a `VisionLanguage`; an ONNX graph a `DenseViT`.
 
   Args:
     source: folder with config.json and safetensors, a GGUF file of a language

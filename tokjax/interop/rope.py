@@ -5,6 +5,7 @@ Both spellings are read: `rope_theta` with `rope_scaling`, as published, and
 versions of `transformers` read it.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -62,6 +63,8 @@ def attention_factor(part: Json, name: str) -> float | None:
   return stated
 
 
+# Of transformers 5.24, where config.json is silent.
+DEFAULT_SECTIONS = (16, 24, 24)
 FACTOR = Field("factor", "factor", fields.positive)
 LENGTH = Field("original_length", ORIGINAL, original_length)
 # The numbers of each rule.
@@ -110,6 +113,26 @@ def rotary(part: Json, layer_type: str = "full_attention") -> Rotary:
     if place.get("partial_rotary_factor") not in (None, 1):
       problems.found.append("partial_rotary_factor: only 1.0 is supported")
   return problems.build(Rotary, values)
+
+
+def multi_axis(part: Json) -> Rotary:
+  """Positions of several axes (Qwen2-VL); the type "mrope" is "default".
+
+  Raises:
+    ConfigError: as `rotary`.
+  """
+  entries = dict(rope_entries(part, "full_attention"))
+  sections = entries.pop("mrope_section", DEFAULT_SECTIONS)
+  if not isinstance(sections, list | tuple) or not all(
+    fields.is_integer(n) and n > 0 for n in sections
+  ):
+    raise fields.wrong("mrope_section", sections, "a list of integers above 0")
+  if entries.get("mrope_interleaved"):
+    raise ValueError("mrope_interleaved=True is not supported")
+  kind = entries.get("rope_type", entries.pop("type", None))
+  entries["rope_type"] = "default" if kind == "mrope" else kind
+  plain = rotary({**part, "rope_scaling": None, "rope_parameters": entries})
+  return dataclasses.replace(plain, sections=tuple(sections))
 
 
 def scaling_of(rotary: Rotary) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from tokjax.models.decoder_slots import (
   check_mask,
   check_slots,
   put_back,
+  split_position,
   stages_of,
   start_passage,
   whole_sequence,
@@ -54,6 +55,8 @@ class Rows(NamedTuple):
     x: hidden states, `[b, t, d]`.
     token, position, valid: see `tokjax.layer.Arrivals`.
     kind: of each token, one of `Kind`, `[b, t]`; None: all are TEXT.
+    offset: where positions have several axes, of each from `position`,
+      `[b, t, a]`; None: there is none, as in a text without images.
   """
 
   x: Float[Array, "b t d"]
@@ -61,6 +64,7 @@ class Rows(NamedTuple):
   position: Int[Array, "b t"]
   valid: Bool[Array, "b t"]
   kind: Int[Array, "b t"] | None = None
+  offset: Int[Array, "b t a"] | None = None
 
 
 class Block(Reduces, nn.Module):
@@ -159,8 +163,7 @@ class Block(Reduces, nn.Module):
 
     `gaps`: as in `Passage`.
     """
-    arrivals = self._projected(rows.x, rows.position, rows.valid, rows.token)
-    arrivals = dataclasses.replace(arrivals, gaps=gaps)
+    arrivals = dataclasses.replace(self._projected(rows), gaps=gaps)
     y, state, carry = self._taken(arrivals, state, carry, last)
     return self._attended(rows.x, y), state, carry
 
@@ -180,11 +183,10 @@ class Block(Reduces, nn.Module):
     self, rows: Rows, state: Any, carry: Carry
   ) -> tuple[Float[Array, "b 1 d"], Any, Carry]:
     """One token of each example; hidden states, state and carry."""
-    arrivals = self._projected(rows.x, rows.position, rows.valid, rows.token)
     y, state, carry = cache_of(self.slots).decode(
       self.facts,
       state,
-      arrivals,
+      self._projected(rows),
       attend=attend_of(self.slots),
       params=unfreeze(self.params),
       carry=carry,
@@ -202,21 +204,27 @@ class Block(Reduces, nn.Module):
     )
 
   def _arrive(self, passage: Passage) -> Arrivals:
-    tokens = passage.tokens
-    position = tokens.position[..., 0].astype(jnp.int32)
-    arrivals = self._projected(tokens.x, position, tokens.mask, passage.ids)
-    return dataclasses.replace(arrivals, gaps=passage.gaps)
+    tokens: Any = passage.tokens  # A decoder's always have a mask.
+    position, offset = split_position(tokens.position)
+    rows = Rows(
+      tokens.x, passage.ids, position, tokens.mask, offset=offset
+    )  # fmt: skip
+    return dataclasses.replace(self._projected(rows), gaps=passage.gaps)
 
-  def _projected(self, x, position, valid, token) -> Arrivals:
-    y = self.norm1(x)
+  def _projected(self, rows: Rows) -> Arrivals:
+    y = self.norm1(rows.x)
+    q, k, v = self.attention(y)
+    if rows.offset is not None:
+      rotary: Any = self.facts.rotary
+      q, k = (rotary.by_axis(x, rows.offset) for x in (q, k))
     needs = (*attend_of(self.slots).needs, *cache_of(self.slots).needs)
     return Arrivals(
-      *self.attention(y),
-      position=position,
-      valid=valid,
-      token=token if "token" in needs else None,
+      q, k, v,
+      position=rows.position,
+      valid=rows.valid,
+      token=rows.token if "token" in needs else None,
       x=y if "x" in needs else None,
-    )
+    )  # fmt: skip
 
   def _fed(self, x):
     """The MLP half of the block."""
@@ -266,6 +274,7 @@ class Decoder(nn.Module):
     mask: Bool[Array, "b n"] | None = None,
     kind: Int[Array, "b n"] | None = None,
     inputs: Float[Array, "b n d"] | None = None,
+    coordinates: Int[Array, "b n a"] | None = None,
     key: PRNGKeyArray | None = None,
     train: bool = False,
   ) -> tuple[Float[Array, "b n v"], dict[str, Any]]:
@@ -280,6 +289,7 @@ class Decoder(nn.Module):
         out at padding has no meaning.
       kind: of each token, one of `Kind`; None: all are TEXT.
       inputs: embeddings of the tokens that are not TEXT; see `enter`.
+      coordinates: positions on each axis; see `enter`.
       key: for recipes that are random.
       train: recipes that train with soft masks use that form.
 
@@ -297,7 +307,11 @@ class Decoder(nn.Module):
       tokens, valid = order.apply(tokens), order.apply(mask)
       kind = None if kind is None else order.apply(kind)
       inputs = None if inputs is None else order.apply(inputs)
-    rows = self.enter(tokens, positions_of(valid), valid, kind, inputs)
+      if coordinates is not None:
+        coordinates = order.apply(coordinates)
+    rows = self.enter(
+      tokens, positions_of(valid), valid, kind, inputs, coordinates
+    )
     slots = whole_sequence(self.slots, self.is_initializing())
     stages = stages_of(slots, self.config, tokens.shape[1], capacities_of(rows))
     if self.is_initializing():
@@ -331,11 +345,14 @@ class Decoder(nn.Module):
     valid: Bool[Array, "b t"],
     kind: Int[Array, "b t"] | None = None,
     inputs: Float[Array, "b t d"] | None = None,
+    coordinates: Int[Array, "b t a"] | None = None,
   ) -> Rows:
     """Embeds tokens; for those who call the blocks themselves.
 
     With `inputs`, tokens that are not TEXT have these embeddings, as they are;
-    their ids are not looked up.
+    their ids are not looked up. `position` orders tokens; `coordinates` are
+    what they are rotated to where positions have several axes, None: the same
+    on each.
     """
     x = self.embed(token)
     if self.config.embed_scale:
@@ -345,7 +362,15 @@ class Decoder(nn.Module):
         raise ValueError("inputs: needs kind=, which says whose they are")
       text = (kind == Kind.TEXT)[..., None]
       x = jnp.where(text, x, inputs.astype(x.dtype))
-    return Rows(x, token, position, valid, kind)
+    if coordinates is None:
+      return Rows(x, token, position, valid, kind)
+    if self.config.axes != coordinates.shape[-1] or self.config.axes == 1:
+      raise ValueError(
+        f"coordinates: has {coordinates.shape[-1]} axes; positions of this"
+        f" model have {self.config.axes}"
+      )
+    offset = coordinates - position[..., None]
+    return Rows(x, token, position, valid, kind, offset)
 
   def read(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
     """Logits of hidden states behind the last block."""

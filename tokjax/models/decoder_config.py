@@ -24,7 +24,8 @@ class DecoderConfig:
     layers: "full" or "sliding" for each block, repeated along the depth.
     window: keys a query of a sliding layer sees, itself included.
     rotary, local_rotary: positions; `local_rotary`: those of sliding layers
-      (Gemma 3), None: the same.
+      (Gemma 3), None: the same. Positions have as many axes as `sections` of
+      `rotary`, without sections one.
     activation: of the gate.
     epsilon: of the norms.
     qkv_bias, out_bias, mlp_bias: which projections have a bias.
@@ -104,6 +105,13 @@ class DecoderConfig:
       )
     if "sliding" in self.layers and self.window is None:
       yield f"window={self.window}: sliding layers need 1 or more"
+    if self.axes > 1 and 2 * sum(self.rotary.sections) != self.features:
+      yield (
+        f"rotary: sections={self.rotary.sections}: must sum to"
+        f" {self.features // 2}, half of the {self.features} features a head"
+      )
+    if self.local_rotary and self.local_rotary.sections != self.rotary.sections:
+      yield "local_rotary: must have the sections of rotary"
     if self.features < 4 and "dynamic" in (
       rotary.scaling for rotary in (self.rotary, self.local_rotary) if rotary
     ):
@@ -113,6 +121,11 @@ class DecoderConfig:
   def features(self) -> int:
     """Features of a head."""
     return self.head_dim or self.width // self.heads
+
+  @property
+  def axes(self) -> int:
+    """Axes of positions."""
+    return len(self.rotary.sections) or 1
 
   @property
   def attention_scale(self) -> float:

@@ -29,7 +29,7 @@ from tokjax.models.decoder import (
   cache_of,
   positions_of,
 )
-from tokjax.models.decoder_slots import arriving
+from tokjax.models.decoder_slots import arriving, split_position
 from tokjax.models.passage import Passage
 from tokjax.models.reducer import Reducer
 from tokjax.models.shared_programs import Shared, shapes_of
@@ -136,6 +136,7 @@ class DecoderPrograms:
     valid: Bool[Array, "b"],
     states: States,
     shifts: Shifts | None = None,
+    ahead: Int[Array, "b"] | None = None,
   ) -> tuple[Float[Array, "b v"], Int[Array, "b"], States]:
     """Logits of the token after these, the place of that one, and states.
 
@@ -147,9 +148,11 @@ class DecoderPrograms:
       states: of every block; their buffers are taken over.
       shifts: by how much positions in each block lag behind those of the text,
         where a recipe renumbers them; None: not at all.
+      ahead: by how much the coordinates of each text are ahead of places, where
+        positions have several axes; None: not at all.
     """
     rest, layers = outside_blocks(params), self.layers
-    rows, after = self._step_in(rest, tokens, position, valid)
+    rows, after = self._step_in(rest, tokens, position, valid, ahead)
     shifts = (None,) * len(layers) if shifts is None else shifts
     # Weights of another dtype make the same programs again, for that dtype.
     key = shapes_of((rows, states, shifts))
@@ -173,10 +176,10 @@ class DecoderPrograms:
       return self._quiet[key]
 
     def run(layer, weights, rows, state, carry):
-      position = rows.position[..., 0].astype(jnp.int32)
+      position, offset = split_position(rows.position)
       return self._block(layer).apply(
         {"params": weights},
-        rows._replace(position=position),
+        rows._replace(position=position, offset=offset),
         self._started(layer, state, rows.x, prompt, call.decode),
         carry,
         call.last,
@@ -223,6 +226,9 @@ class DecoderPrograms:
   def _block_step(self, layer, weights, rows, shift, carry, state):
     if shift is not None:
       rows = rows._replace(position=rows.position - shift[:, None])
+      if rows.offset is not None:
+        # Coordinates are not counted anew.
+        rows = rows._replace(offset=rows.offset + shift[:, None, None])
     return self._block(layer).apply(
       {"params": weights}, rows, state, carry, method="decode"
     )
@@ -242,11 +248,17 @@ class DecoderPrograms:
   def _read(self, rest, x) -> Any:
     return self.model.apply({"params": rest}, x, method="read")
 
-  def _entered(self, rest, tokens, position, valid):
+  def _entered(self, rest, tokens, position, valid, ahead):
     one = lambda x: x[:, None]
+    coordinates = None
+    if ahead is not None:
+      coordinates = jnp.broadcast_to(
+        one(one(position + ahead)), (len(tokens), 1, self.model.config.axes)
+      )
     rows = self.model.apply(
-      {"params": rest}, one(tokens), one(position), one(valid), method="enter"
-    )
+      {"params": rest}, one(tokens), one(position), one(valid),
+      coordinates=coordinates, method="enter",
+    )  # fmt: skip
     return rows, position + valid
 
   def _left(self, rest, x):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from tokjax import signals
 from tokjax.models.decoder_config import DecoderConfig
@@ -62,6 +62,12 @@ def check_slots(config: DecoderConfig, slots: Slots) -> None:
       raise ValueError(
         f"{where} starts again with what remains, which does not go together"
         " with another reduction; use one of the two"
+      )
+    if config.axes > 1 and reduce.again:
+      raise ValueError(
+        f"{where} makes a new prompt of what remains, and positions of this"
+        f" model have {config.axes} axes, on which what remains of an image has"
+        " no place in a text; use a reduction without again="
       )
     of_classes = [
       q for q in reduce.asks if getattr(q, "of", None) == signals.CLASS.of
@@ -152,7 +158,10 @@ def start_passage(reducer: Reducer, rows) -> Passage:
   b, n = rows.token.shape
   kind = rows.kind
   kind = jnp.full((b, n), Kind.TEXT, jnp.int32) if kind is None else kind
-  position = rows.position[..., None].astype(jnp.float32)
+  position = rows.position[..., None]
+  if rows.offset is not None:
+    position = jnp.concatenate([position, position + rows.offset], axis=-1)
+  position = position.astype(jnp.float32)
   size = jnp.ones((b, n), jnp.float32)
   tokens = Tokens(rows.x, size, position, kind, rows.valid)
   passage = reducer.start(tokens)
@@ -161,6 +170,21 @@ def start_passage(reducer: Reducer, rows) -> Passage:
   return passage.replace(
     ids=rows.token, length=length, shift=zero, attended=zero
   )
+
+
+def split_position(
+  position: Float[Array, "b n p"],
+) -> tuple[Int[Array, "b n"], Int[Array, "b n a"] | None]:
+  """What orders tokens, and offsets of the axes from it, if there are any.
+
+  Args:
+    position: of `Tokens` in a decoder: the place in the text, then coordinates.
+  """
+  position = position.astype(jnp.int32)
+  place, coordinates = position[..., 0], position[..., 1:]
+  if not coordinates.shape[-1]:
+    return place, None
+  return place, coordinates - place[..., None]
 
 
 def put_back(

@@ -40,6 +40,9 @@ class Generation:
     position: of the next token in its text, `[b]`.
     alive: False once a text is complete, `[b]`.
     shifts: see `tokjax.models.prefill.Prefilled`.
+    ahead: where positions have several axes, by how much those of the tokens to
+      come are ahead of `position`, `[b]` (an image of many tokens takes few
+      positions: then it is negative); None: not at all.
   """
 
   states: States
@@ -47,6 +50,7 @@ class Generation:
   position: Int[Array, "b"]
   alive: Bool[Array, "b"]
   shifts: tuple[Int[Array, "b"], ...] | None = None
+  ahead: Int[Array, "b"] | None = None
 
 
 def prefill(
@@ -96,9 +100,12 @@ def decode_step(
   `going` is used up. `decode_whole` is the same as one program.
   """
   logits, position, states = programs_of(model).decode(
-    params, token, going.position, going.alive, going.states, going.shifts
+    params, token, going.position, going.alive, going.states, going.shifts,
+    going.ahead,
+  )  # fmt: skip
+  return Generation(
+    states, logits, position, going.alive, going.shifts, going.ahead
   )
-  return Generation(states, logits, position, going.alive, going.shifts)
 
 
 prefill_whole = jax.jit(prefill, static_argnums=(0, 4, 5, 7))

@@ -104,16 +104,18 @@ class Passage:
 def renumbered(passage: Passage) -> Passage:
   """Positions counted anew from 0; the next token follows what remains.
 
-  That holds where the last token of a text was removed, too.
+  That holds where the last token of a text was removed, too. Only the place is
+  counted: coordinates on several axes stay with their tokens, since the rows and
+  columns of an image do not close up.
   """
   tokens = passage.tokens
   real = jnp.ones(tokens.kind.shape, bool)
   real = real if tokens.mask is None else tokens.mask
-  position = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
+  place = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
+  place = place[..., None].astype(tokens.position.dtype)
+  position = jnp.concatenate([place, tokens.position[..., 1:]], axis=-1)
   return passage.replace(
-    tokens=tokens.replace(
-      position=position[..., None].astype(tokens.position.dtype)
-    ),
+    tokens=tokens.replace(position=position),
     shift=passage.length - real.sum(axis=-1, dtype=jnp.int32),
     gaps=False,
   )

@@ -6,7 +6,7 @@ model.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 from jaxtyping import PRNGKeyArray
@@ -15,6 +15,7 @@ from tokjax import signals
 from tokjax.models import faults
 from tokjax.models import vlm_tower as tower
 from tokjax.models.activations import ACTIVATIONS
+from tokjax.models.decoder_layers import RMSNorm
 from tokjax.models.passage import Passage
 from tokjax.models.reducer import Reduces
 from tokjax.slots import Slots
@@ -27,6 +28,12 @@ class ProjectorConfig:
 
   Attributes:
     width: of the language model.
+    hidden: features between the layers; None: `width`.
+    norm: of features before the layers: "layer", or "rms" without a mean and a
+      bias.
+    parts: equal parts of the features that are normed each by itself: patches
+      that are merged.
+    epsilon: of the norm.
     activation: one of `tokjax.models.activations.ACTIVATIONS`.
     bias: whether the layers have one.
   """
@@ -34,9 +41,19 @@ class ProjectorConfig:
   width: int
   activation: str = "gelu"
   bias: bool = True
+  hidden: int | None = None
+  norm: Literal["none", "layer", "rms"] = "none"
+  parts: int = 1
+  epsilon: float = 1e-6
 
   def __post_init__(self):
-    faults.check(faults.integers(self, ("width",), 1))
+    sizes = ("width", "parts") + (("hidden",) if self.hidden else ())
+    faults.check(faults.integers(self, sizes, 1))
+    faults.check(faults.positives(self, ("epsilon",)))
+    if self.norm not in ("none", "layer", "rms"):
+      raise ValueError(
+        f"norm={self.norm!r}: must be 'none', 'layer' or 'rms'"
+      )
     if self.activation not in ACTIVATIONS:
       raise ValueError(
         f"activation={self.activation!r}: must be one of {sorted(ACTIVATIONS)}"
@@ -63,8 +80,12 @@ class Projector(Reduces, nn.Module):
 
   def setup(self):
     cfg = self.config
-    layer = lambda: nn.Dense(cfg.width, use_bias=cfg.bias, dtype=self.dtype)
-    self.linear1, self.linear2 = layer(), layer()
+    layer = lambda width: nn.Dense(width, use_bias=cfg.bias, dtype=self.dtype)
+    self.linear1, self.linear2 = layer(cfg.hidden or cfg.width), layer(cfg.width)
+    if cfg.norm == "layer":
+      self.norm = nn.LayerNorm(epsilon=cfg.epsilon, dtype=self.dtype)
+    elif cfg.norm == "rms":
+      self.norm = RMSNorm(cfg.epsilon, False, self.dtype)
     self.setup_reductions()
 
   def __call__(
@@ -74,6 +95,7 @@ class Projector(Reduces, nn.Module):
     front: int = 0,
     grid: tuple[int, ...] | None = None,
     key: PRNGKeyArray | None = None,
+    idle: bool = False,
   ) -> Tokens:
     """Visual tokens of width d to tokens of the language model's width.
 
@@ -82,8 +104,9 @@ class Projector(Reduces, nn.Module):
       front: so many at the head are no patches, and no reduction touches them.
       grid: sides of the grid that the patches form; None: none.
       key: for recipes that are random.
+      idle: images may be too small for a reduction to act.
     """
-    passage, reducer = tower.start(self.slots, tokens, front, grid, key)
+    passage, reducer = tower.start(self.slots, tokens, front, grid, key, idle)
     known = passage.answers
     for question in tower.asked(self.slots):
       known = known.add(question, tower.of_tokens(question, tokens))
@@ -93,6 +116,11 @@ class Projector(Reduces, nn.Module):
     return self.reduce_at("output", 0, passage, reducer).tokens
 
   def _projected(self, passage: Passage) -> Passage:
-    tokens = passage.tokens
-    x = ACTIVATIONS[self.config.activation](self.linear1(tokens.x))
+    tokens, cfg = passage.tokens, self.config
+    x = tokens.x
+    if cfg.norm != "none":
+      k, n, d = x.shape
+      x = self.norm(x.reshape(k, n, cfg.parts, d // cfg.parts))
+      x = x.reshape(k, n, d)
+    x = ACTIVATIONS[cfg.activation](self.linear1(x))
     return passage.replace(tokens=tokens.replace(x=self.linear2(x)))

@@ -37,6 +37,9 @@ class Rotary:
     attention_factor: "yarn": cosines and sines are multiplied by it; None:
       0.1 log(factor) + 1.
     truncate: "yarn": bounds are rounded outwards to whole features.
+    sections: positions of several axes (time, row and column in Qwen2-VL): how
+      many pairs of features turn by each axis, in order; (): positions have one
+      axis, which turns all. Where the axes agree both are the same.
   """
 
   base: float = 10_000.0
@@ -47,8 +50,20 @@ class Rotary:
   fast: float = 4.0
   attention_factor: float | None = None
   truncate: bool = True
+  sections: tuple[int, ...] = ()
 
   def __post_init__(self):
+    object.__setattr__(self, "sections", tuple(self.sections))
+    if not all(isinstance(n, int) and n > 0 for n in self.sections):
+      raise ValueError(
+        f"sections={self.sections}: must be integers of 1 or more, pairs of"
+        " features for each axis"
+      )
+    if self.sections and self.scaling == "dynamic":
+      raise ValueError(
+        "scaling='dynamic': changes with the length of a text, which positions"
+        f" of {len(self.sections)} axes do not tell; use another scaling"
+      )
     if self.scaling not in SCALINGS:
       raise ValueError(
         f"scaling={self.scaling!r}: must be one of {', '.join(SCALINGS)}"
@@ -154,10 +169,34 @@ class Rotary:
       frequency = frequency[..., None, :]
     else:
       frequency = frequency[(None,) * position.ndim]
-    angle = (position.astype(jnp.float32)[..., None] * frequency)[..., None, :]
-    cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate(
-      [first * cosine - second * sine, second * cosine + first * sine], axis=-1
-    )
-    return (turned * self.scale).astype(x.dtype)
+    angle = position.astype(jnp.float32)[..., None] * frequency
+    return (turned(x, angle) * self.scale).astype(x.dtype)
+
+  def by_axis(
+    self, x: Float[Array, "*b t h d"], offset: Int[Array, "*b t a"]
+  ) -> Float[Array, "*b t h d"]:
+    """Queries or keys turned on by other positions on each axis.
+
+    `self(self.by_axis(x, offset), position)` is `x` at the coordinates
+    `position + offset`. So attention and caches go on with one position, which
+    orders tokens, and never ask how many axes there are.
+
+    Args:
+      x: queries or keys.
+      offset: of the axes of `sections`, from the position that orders tokens.
+    """
+    axis = np.repeat(np.arange(len(self.sections)), self.sections)
+    frequency = self.frequencies(x.shape[-1])[(None,) * (offset.ndim - 1)]
+    angle = offset.astype(jnp.float32)[..., axis] * frequency
+    return turned(x, angle).astype(x.dtype)
+
+
+def turned(
+  x: Float[Array, "*b t h d"], angle: Float[Array, "*b t half"]
+) -> Float[Array, "*b t h d"]:
+  """Every pair of features turned by its angle, float32."""
+  cosine, sine = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate(
+    [first * cosine - second * sine, second * cosine + first * sine], axis=-1
+  )

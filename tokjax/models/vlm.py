@@ -15,7 +15,7 @@ many. `tokjax.models.vlm_prompts` lays prompts out,
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,12 @@ from tokjax.attention.padding import RealFirst
 from tokjax.models import vlm_tower
 from tokjax.models.decoder import Decoder, Rows, positions_of
 from tokjax.models.decoder_config import DecoderConfig
+from tokjax.models.native_resolution import (
+  USUAL,
+  NativeResolution,
+  NativeResolutionConfig,
+  Patches,
+)
 from tokjax.models.projector import Projector, ProjectorConfig
 from tokjax.models.vit import ViT, ViTConfig
 from tokjax.models.vlm_ahead import Ahead
@@ -42,7 +48,8 @@ class VisionLanguageConfig:
 
   Attributes:
     vision: of the encoder. Its blocks end where the features leave: 23 for
-      `hidden_states[-2]` of 24.
+      `hidden_states[-2]` of 24. One of native resolution takes `Patches`, its
+      language model has positions of three axes.
     projector: of the projector; its width is that of the language model.
     language: of the decoder.
     image_token: the id that stands for an image in a prompt.
@@ -52,7 +59,7 @@ class VisionLanguageConfig:
       from, see `tokjax.models.any_resolution`; (): an image is seen once.
   """
 
-  vision: ViTConfig
+  vision: ViTConfig | NativeResolutionConfig
   projector: ProjectorConfig
   language: DecoderConfig
   image_token: int
@@ -63,15 +70,10 @@ class VisionLanguageConfig:
   def __post_init__(self):
     points = tuple((height, width) for height, width in self.pinpoints)
     object.__setattr__(self, "pinpoints", points)
-    sides = self.vision.image_sides
-    if points and sides[0] != sides[1]:
-      raise ValueError(f"pinpoints: crops must be square, not {sides}")
-    wrong = [p for p in points if any(n % sides[0] or n < 1 for n in p)]
-    if wrong:
-      raise ValueError(
-        f"pinpoints={wrong}: must be multiples of {sides[0]}, the encoder's"
-        " image_size"
-      )
+    if isinstance(self.vision, NativeResolutionConfig):
+      self._check_native(self.vision)
+    else:
+      self._check_pinpoints(self.vision)
     if self.projector.width != self.language.width:
       raise ValueError(
         f"projector: has width {self.projector.width}; must be that of the"
@@ -84,6 +86,34 @@ class VisionLanguageConfig:
       )
     if self.pass_class and not self.vision.kinds:
       raise ValueError("pass_class=True: the encoder has no class token")
+
+  def _check_pinpoints(self, vision: ViTConfig) -> None:
+    sides = vision.image_sides
+    if self.pinpoints and sides[0] != sides[1]:
+      raise ValueError(f"pinpoints: crops must be square, not {sides}")
+    wrong = [p for p in self.pinpoints if any(n % sides[0] or n < 1 for n in p)]
+    if wrong:
+      raise ValueError(
+        f"pinpoints={wrong}: must be multiples of {sides[0]}, the encoder's"
+        " image_size"
+      )
+
+  def _check_native(self, vision: NativeResolutionConfig) -> None:
+    if self.pinpoints or self.ahead:
+      raise ValueError(
+        "pinpoints, ahead: are for encoders of one size of image, and this one"
+        " takes images at their own"
+      )
+    if self.language.axes != 3:
+      raise ValueError(
+        f"language: has positions of {self.language.axes} axes; a vision tower"
+        " of native resolution needs three: Rotary(sections=...)"
+      )
+    if self.projector.parts != vision.merged:
+      raise ValueError(
+        f"projector: has parts={self.projector.parts}; must be the patches that"
+        f" are merged, {vision.merged}"
+      )
 
   @property
   def depth(self) -> int:
@@ -103,18 +133,41 @@ class Prompts:
       after the other, `[b, n]`.
     length: real tokens of each prompt, `[b]`.
     images: pixels of the images of all prompts, or of their crops, `[k, height,
-      width, c]`; None: no prompt has any.
+      width, c]`; or patches; None: no prompt has any.
+    origin: where positions have three axes, the position of a TEXT token on
+      all of them, and of VISUAL ones that of the first of their image,
+      `[b, n]`.
+    following: then also the position of the token after each prompt, `[b]`.
   """
 
   tokens: Int[Array, "b n"]
   kind: Int[Array, "b n"]
   place: Int[Array, "b n"]
   length: Int[Array, "b"]
-  images: Float[Array, "k height width c"] | None = None
+  images: Float[Array, "k height width c"] | Patches | None = None
+  origin: Int[Array, "b n"] | None = None
+  following: Int[Array, "b"] | None = None
 
   @property
   def valid(self) -> Bool[Array, "b n"]:
     return jnp.arange(self.tokens.shape[1])[None] < self.length[:, None]
+
+
+class Placed(NamedTuple):
+  """Visual tokens at their places in prompts.
+
+  Attributes:
+    inputs: their embeddings, `[b, n, d]`; None: there are no images.
+    real: False for visual tokens that are padding, `[b, n]`.
+    seen: what the encoder returned.
+    coordinates: positions of all tokens on each axis, `[b, n, a]`; None: there
+      is one axis.
+  """
+
+  inputs: Float[Array, "b n d"] | None
+  real: Bool[Array, "b n"]
+  seen: dict[str, Any] | None = None
+  coordinates: Int[Array, "b n a"] | None = None
 
 
 class VisionLanguage(nn.Module):
@@ -139,6 +192,7 @@ class VisionLanguage(nn.Module):
     self.vision = vision_tower(cfg, self.slots, self.dtype)
     of = self.slots.tower
     if cfg.ahead:
+      assert isinstance(cfg.vision, ViTConfig)
       self.ahead = Ahead(cfg.vision, without_class(of("ahead")), self.dtype)
     self.projector = Projector(cfg.projector, of("projector"), self.dtype)
     self.language = self.decoder
@@ -170,17 +224,17 @@ class VisionLanguage(nn.Module):
       What `Decoder` returns; `out` also holds "vision", what the encoder
       returned (None without images).
     """
-    inputs, real, seen = self._placed(prompts, key, train)
-    mask = prompts.valid & real
+    placed = self._placed(prompts, key, train)
+    mask = prompts.valid & placed.real
     logits, out = self.language(
-      prompts.tokens, mask=mask, kind=prompts.kind, inputs=inputs,
-      key=_part(key, 2), train=train,
+      prompts.tokens, mask=mask, kind=prompts.kind, inputs=placed.inputs,
+      coordinates=placed.coordinates, key=_part(key, 2), train=train,
     )  # fmt: skip
-    return logits, {**out, "vision": seen}
+    return logits, {**out, "vision": placed.seen}
 
   def see(
     self,
-    images: Float[Array, "k height width c"],
+    images: Float[Array, "k height width c"] | Patches,
     key: PRNGKeyArray | None = None,
     train: bool = False,
   ) -> tuple[Tokens, dict[str, Any]]:
@@ -188,9 +242,16 @@ class VisionLanguage(nn.Module):
 
     Also what the encoder returned. m follows from the configuration and the
     slots alone; a mask says which are real where a recipe adapts to the image.
+    Of `Patches` m also follows from their padding, and the real ones come
+    first.
     """
     _, out = self.vision(images, key=_part(key, 0), train=train)
     cfg = self.config.vision
+    if isinstance(cfg, NativeResolutionConfig):
+      tokens = self.projector(out["tokens"], key=_part(key, 1), idle=True)
+      order = RealFirst.of(tokens.mask)
+      return jax.tree.map(order.apply, tokens), out
+    assert not isinstance(images, Patches)
     tokens, front = out["tokens"], len(cfg.kinds)
     rows, columns = (side // cfg.patch_size for side in images.shape[1:3])
     grid_of = lambda tokens, front: (
@@ -211,22 +272,25 @@ class VisionLanguage(nn.Module):
     self, prompts: Prompts, key: PRNGKeyArray | None = None
   ) -> Rows:
     """Prompts as they enter the language model, padding at their end."""
-    inputs, real, _ = self._placed(prompts, key)
-    token, kind, valid = prompts.tokens, prompts.kind, prompts.valid & real
-    if inputs is not None:
+    placed = self._placed(prompts, key)
+    found = (
+      prompts.tokens, prompts.kind, prompts.valid & placed.real, placed.inputs,
+      placed.coordinates,
+    )  # fmt: skip
+    if placed.inputs is not None:
       # Visual tokens that are padding move behind the text.
-      order = RealFirst.of(valid)
-      token, kind, valid, inputs = map(
-        order.apply, (token, kind, valid, inputs)
-      )
-    return self.language.enter(token, positions_of(valid), valid, kind, inputs)
+      found = jax.tree.map(RealFirst.of(found[2]).apply, found)
+    token, kind, valid, inputs, coordinates = found
+    return self.language.enter(
+      token, positions_of(valid), valid, kind, inputs, coordinates
+    )
 
-  def _placed(self, prompts: Prompts, key, train: bool = False):
-    """Visual tokens at their places `[b, n, d]`, which are real, the rest."""
+  def _placed(self, prompts: Prompts, key, train: bool = False) -> Placed:
+    """Visual tokens at their places in prompts."""
     if self.is_initializing() and prompts.images is None:
       raise ValueError("prompts: parameters are made from prompts with images")
     if prompts.images is None:
-      return None, jnp.ones(prompts.tokens.shape, bool), None
+      return Placed(None, jnp.ones(prompts.tokens.shape, bool))
     tokens, out = self.see(prompts.images, key, train)
     flat = tokens.x.reshape(-1, tokens.x.shape[-1])
     real = jnp.ones(prompts.tokens.shape, bool)
@@ -237,7 +301,25 @@ class VisionLanguage(nn.Module):
     if self.config.pinpoints:
       newline = (prompts.kind == Kind.NEWLINE)[..., None]
       inputs = jnp.where(newline, self.newline.astype(inputs.dtype), inputs)
-    return inputs, real, out
+    coordinates = None
+    if isinstance(prompts.images, Patches):
+      coordinates = coordinates_of(prompts, tokens)
+    return Placed(inputs, real, out, coordinates)
+
+
+def coordinates_of(prompts: Prompts, tokens: Tokens) -> Int[Array, "b n 3"]:
+  """Positions of tokens in time, row and column; a text advances on all.
+
+  Args:
+    prompts: with `origin`.
+    tokens: the visual ones of all images, their positions rows and columns.
+  """
+  if prompts.origin is None:
+    raise ValueError("prompts: have patches, and no origin of their positions")
+  inside = tokens.position.reshape(-1, 2).astype(jnp.int32)
+  inside = jnp.pad(inside, ((0, 0), (1, 0)))[prompts.place]
+  visual = (prompts.kind == Kind.VISUAL)[..., None]
+  return prompts.origin[..., None] + jnp.where(visual, inside, 0)
 
 
 def _part(key: PRNGKeyArray | None, i: int) -> PRNGKeyArray | None:
@@ -257,9 +339,11 @@ def without_class(slots: Slots) -> Slots:
 
 def vision_tower(
   config: VisionLanguageConfig, slots: Slots, dtype: Any = jnp.float32
-) -> ViT:
+) -> ViT | NativeResolution:
   """The encoder with its slots."""
   own = without_class(slots.tower("vision"))
+  if isinstance(config.vision, NativeResolutionConfig):
+    return NativeResolution(config.vision, own, dtype, parent=None)
   return ViT(config.vision, own, dtype, parent=None)
 
 
@@ -292,8 +376,9 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
       " encoder leave behind its last block; use a recipe of the tower 'vision'"
     )
   _in_tower("vision", lambda: vision_tower(config, slots))
-  ahead = without_class(of("ahead"))
-  _in_tower("ahead", lambda: Ahead(config.vision, ahead, parent=None))
+  if isinstance(config.vision, ViTConfig):
+    ahead, vision = without_class(of("ahead")), config.vision
+    _in_tower("ahead", lambda: Ahead(vision, ahead, parent=None))
   _in_tower(
     "projector",
     lambda: Projector(config.projector, of("projector"), parent=None),
@@ -305,7 +390,14 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
       f"tower 'language': {error}. A recipe of another tower is given as"
       f" recipes.get(...).within(tower), one of {', '.join(TOWERS)}"
     ) from error
-  tokens_per_image(config, slots)
+  if isinstance(config.vision, ViTConfig):
+    tokens_per_image(config, slots)
+  else:
+    own = of("projector")
+    _in_tower(
+      "projector", lambda: vlm_tower.check_ragged(own, "this model")
+    )
+    _in_tower("projector", lambda: vlm_tower.stages_of(own, USUAL, 0, None))
 
 
 def _in_tower(name: str, make: Callable[[], Any]) -> Any:
@@ -323,12 +415,18 @@ def tokens_per_image(config: VisionLanguageConfig, slots: Slots) -> int:
   Nothing is computed: shapes are traced.
 
   Raises:
-    ValueError: the reductions leave nothing for a later one to do.
+    ValueError: the reductions leave nothing for a later one to do, or the
+      number depends on the size of the image.
   """
   cfg = config.vision
+  if isinstance(cfg, NativeResolutionConfig):
+    raise ValueError(
+      "image_tokens: depends on the size of an image of native resolution; see"
+      " tokjax.models.vlm_native.remaining"
+    )
   image = jax.ShapeDtypeStruct((1, *cfg.image_sides, cfg.channels), jnp.float32)
   key = jax.random.key(0)
-  tower = vision_tower(config, slots)
+  tower: Any = vision_tower(config, slots)
   out = jax.eval_shape(
     lambda x: tower.init_with_output(key, x, key=key)[0][1]["tokens"].x, image
   )

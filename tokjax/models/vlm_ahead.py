@@ -41,15 +41,7 @@ class Ahead(Reduces, nn.Module):
     super().__post_init__()
     what = "the block ahead of the features"
     tower.check_slots(self.slots, what, ("input",), ANSWERS)
-    kinds = {*self.config.kinds, Kind.PATCH}
-    for reduce in self.slots.reduce:
-      for question in reduce.asks:
-        if asked := signals.unanswered(question, kinds):
-          raise ValueError(
-            f"{self.slots.described(reduce)} asks for the attention of"
-            f" {asked} tokens, which this encoder"
-            f" does not have; it has {sorted(kind.name for kind in kinds)}"
-          )
+    tower.check_kinds(self.slots, {*self.config.kinds, Kind.PATCH})
 
   def setup(self):
     cfg = self.config

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from tokjax.models import generation, vlm_prompts
+from tokjax.models import generation, vlm_native, vlm_prompts
 from tokjax.models import prefill as prompting
 from tokjax.models.decoder_slots import Capacities, kind_capacities
 from tokjax.models.generation import BUCKETS, Generation, Generator
+from tokjax.models.native_resolution import NativeResolutionConfig
 from tokjax.models.vlm import Prompts, VisionLanguage, tokens_per_image
 from tokjax.models.vlm_prompts import Ids, Images
 from tokjax.slots import Bytes
@@ -49,19 +51,22 @@ def prefill(
     What `tokjax.models.generation.decode_step` goes on with, for
     `model.decoder` and `params["language"]`.
   """
-  rows, alive = _enter(model, params, prompts, key)
+  rows, alive, ahead = _enter(model, params, prompts, key)
   done = prompting.prefill_rows(
     model.decoder, params["language"], rows, decode, chunk, room
   )
   return Generation(
-    done.states, done.logits, done.position, alive, done.shifts
+    done.states, done.logits, done.position, alive, done.shifts, ahead
   )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _enter(model: VisionLanguage, params: Any, prompts: Prompts, key):
-  rows = model.apply({"params": params}, prompts, key, method="enter")
-  return rows, prompts.length > 0
+  rows: Any = model.apply({"params": params}, prompts, key, method="enter")
+  ahead = prompts.following
+  if ahead is not None:
+    ahead = ahead - rows.valid.sum(axis=1, dtype=jnp.int32)
+  return rows, prompts.length > 0, ahead
 
 
 prefill_whole = jax.jit(prefill, static_argnums=(0, 3, 4, 5))
@@ -79,6 +84,8 @@ class VisionLanguageGenerator:
     buckets: lengths that prompts are padded to, ascending.
     image_buckets: numbers of images (where they are cut, of crops) that a batch
       is padded to, ascending.
+    size_buckets: sizes in visual tokens that images of native resolution are
+      padded to, ascending.
     chunk: tokens of a prompt taken at a time; None: all.
     language: the generator of the language model.
   """
@@ -89,6 +96,7 @@ class VisionLanguageGenerator:
   decode: int
   buckets: tuple[int, ...] = BUCKETS
   image_buckets: tuple[int, ...] = IMAGE_BUCKETS
+  size_buckets: tuple[int, ...] = vlm_native.BUCKETS
   chunk: int | None = None
   language: Generator = dataclasses.field(init=False, repr=False)
 
@@ -117,7 +125,13 @@ class VisionLanguageGenerator:
       ValueError: not as many placeholders as images, an image of another size
         than the model's, or a prompt that `Generator.pack` refuses.
     """
-    config, count = self.model.config, self.image_tokens
+    config = self.model.config
+    if isinstance(config.vision, NativeResolutionConfig):
+      return vlm_native.pack(
+        self.language, config, self.model.slots, prompts, images,
+        self.size_buckets, self.image_bucket(sum(map(len, images))),
+      )  # fmt: skip
+    count = self.image_tokens
     crops = [[vlm_prompts.crops_of(x, config) for x in own] for own in images]
     layouts = [
       [vlm_prompts.layout_of(x, config, count) for x in own] for own in crops
@@ -155,8 +169,8 @@ class VisionLanguageGenerator:
     Args:
       prompts: ids of each, with one placeholder for each image.
       images: of each prompt, in the order of its placeholders, as the
-        preprocessing makes them: `[height, width, c]`, or `Crops`; None: there
-        are none.
+        preprocessing makes them: `[height, width, c]`, `Crops` or `Patches`;
+        None: there are none.
       key: for recipes that are random.
     """
     images = [()] * len(prompts) if images is None else images

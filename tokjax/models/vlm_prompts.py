@@ -13,11 +13,13 @@ import numpy as np
 
 from tokjax.models import any_resolution
 from tokjax.models.any_resolution import Crops
+from tokjax.models.native_resolution import Patches
+from tokjax.models.vit import ViTConfig
 from tokjax.models.vlm import Prompts, VisionLanguageConfig
 from tokjax.tokens import Kind
 
 Ids = Sequence[int]
-Images = Sequence[np.ndarray | Crops]
+Images = Sequence[np.ndarray | Crops | Patches]
 
 
 def crops_of(image: np.ndarray | Crops, config: VisionLanguageConfig) -> Crops:
@@ -28,6 +30,7 @@ def crops_of(image: np.ndarray | Crops, config: VisionLanguageConfig) -> Crops:
       the crops that its size asks for.
   """
   cfg = config.vision
+  assert isinstance(cfg, ViTConfig)
   shape = (*cfg.image_sides, cfg.channels)
   cut = isinstance(image, Crops)
   if cut != bool(config.pinpoints):
@@ -73,6 +76,7 @@ def layout_of(
     count: visual tokens of a crop.
   """
   cfg = config.vision
+  assert isinstance(cfg, ViTConfig)
   if not config.pinpoints or count != cfg.num_patches:
     return np.arange(count * len(crops.pixels))
   return any_resolution.layout(

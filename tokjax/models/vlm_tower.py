@@ -1,5 +1,7 @@
 """Towers of a single block: what those of a vision-language model share."""
 
+from collections.abc import Collection
+
 from jaxtyping import Array, PRNGKeyArray
 
 from tokjax import signals
@@ -15,11 +17,18 @@ PLACES = ("input", "output")
 
 
 def stages_of(
-  slots: Slots, patches: int, front: int, grid: tuple[int, ...] | None
+  slots: Slots,
+  patches: int,
+  front: int,
+  grid: tuple[int, ...] | None,
+  idle: bool = False,
 ) -> Stages:
-  """The reductions of a tower, for so many patches behind other tokens."""
+  """The reductions of a tower, for so many patches behind other tokens.
+
+  `idle` as in `plan_stages`: small images may leave a reduction nothing to do.
+  """
   sequence = Sequence(((Kind.PATCH, patches),), patches + front, front, grid)
-  return plan_stages(slots.reduce, sequence, 1, recipe=slots.name)
+  return plan_stages(slots.reduce, sequence, 1, recipe=slots.name, idle=idle)
 
 
 def start(
@@ -28,6 +37,7 @@ def start(
   front: int,
   grid: tuple[int, ...] | None,
   key: PRNGKeyArray | None,
+  idle: bool = False,
 ) -> tuple[Passage, Reducer]:
   """Tokens as they enter the block, and what reduces them.
 
@@ -37,8 +47,9 @@ def start(
     front: so many at the head are no patches, and no reduction touches them.
     grid: sides of the grid that the patches form; None: none.
     key: for recipes that are random.
+    idle: see `stages_of`.
   """
-  stages = stages_of(slots, tokens.num_tokens - front, front, grid)
+  stages = stages_of(slots, tokens.num_tokens - front, front, grid, idle)
   masked = tokens.mask is not None
   reducer = Reducer.create(
     slots, stages, len(tokens.x), masked=masked, ragged=masked, key=key
@@ -58,6 +69,35 @@ def of_tokens(question: Question, tokens: Tokens) -> Array:
   if isinstance(question, signals.Derived):
     return question.of_batch(tokens)
   return tokens.x
+
+
+def check_ragged(slots: Slots, what: str) -> None:
+  """Raises ValueError for slots that take no images of different sizes."""
+  for reduce in slots.reduce:
+    complete = getattr(reduce.learned, "complete", False)
+    if reduce.gridded or complete:
+      raise ValueError(
+        f"{slots.described(reduce)} works on a complete grid of tokens, and"
+        f" {what} takes images of different sizes, whose grids are padded; use"
+        " another recipe"
+      )
+
+
+def check_kinds(slots: Slots, kinds: Collection[Kind]) -> None:
+  """Raises ValueError for questions about kinds of tokens that are not there.
+
+  Args:
+    slots: of the tower.
+    kinds: of its tokens.
+  """
+  for reduce in slots.reduce:
+    for question in reduce.asks:
+      if asked := signals.unanswered(question, kinds):
+        raise ValueError(
+          f"{slots.described(reduce)} asks for the attention of"
+          f" {asked} tokens, which this encoder"
+          f" does not have; it has {sorted(kind.name for kind in kinds)}"
+        )
 
 
 def check_slots(
