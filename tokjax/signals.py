@@ -114,6 +114,10 @@ class Question:
       return int(index * depth) if isinstance(index, float) else index
     return block + self.layer
 
+  def about(self, block: int, depth: int) -> bool:
+    """Whether a block takes part in the answer, once `layer` is absolute."""
+    return self.at(block, depth) == block
+
   def answered(self, block: int) -> "Question":
     """The same question with an absolute layer."""
     return dataclasses.replace(self, layer=Block(block))
@@ -207,6 +211,36 @@ class Derived(Question):
   def of_batch(self, tokens: Any) -> Array:
     """The answer for a batch of tokens."""
     return jax.vmap(self.fn)(tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Transition(Question):
+  """How far sub-layers move each token, summed over blocks, `[n]`.
+
+  See `tokjax.scores.transition`; zeros where no block has run yet. Tokens that
+  remain carry their sums on.
+
+  Attributes:
+    layer: the last block of the sum.
+    since: the first one, as a number or a fraction of the depth.
+  """
+
+  layer: Where = -1
+  since: int | float = 0
+
+  axes: ClassVar = (0,)
+
+  def at(self, block: int, depth: int) -> int:
+    return max(super().at(block, depth), 0)
+
+  def about(self, block: int, depth: int) -> bool:
+    last = self.at(block, depth)
+    return block == last or self.counts(block, depth) and block < last
+
+  def counts(self, block: int, depth: int) -> bool:
+    """Whether a block is not before the first of the sum."""
+    since = dataclasses.replace(self, layer=Block(self.since))
+    return block >= since.at(block, depth)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from tokjax import scores, signals
 from tokjax.attention.causal import Causal
 from tokjax.attention.padding import RealFirst
 from tokjax.cache.kv import KV
@@ -144,13 +145,32 @@ class Block(Reduces, nn.Module):
       collected = known.add_to(collected, collect)
     y = self.attention.output(y)
     y = self.post_norm1(y) if self.config.post_norms else y
-    tokens = passage.tokens
-    passage = passage.replace(tokens=tokens.replace(x=tokens.x + y))
+    passage = self._added(passage, y, asked, self.norm1)
     passage = self.reduce_at("mlp", self.layer, passage, reducer)
-    tokens = passage.tokens
-    passage = passage.replace(tokens=tokens.replace(x=self._fed(tokens.x)))
+    y = self._mlp_output(passage.tokens.x)
+    passage = self._added(passage, y, asked, self.norm2)
     passage = self.reduce_at("output", self.layer, passage, reducer)
     return passage, after, collected
+
+  def _added(self, passage: Passage, y, asked, normed) -> Passage:
+    """The passage behind a sub-layer whose output is y.
+
+    Args:
+      passage: before it.
+      y: `[b, n, d]`.
+      asked: questions; those about transitions are answered here.
+      normed: the norm of the sub-layer's input.
+    """
+    tokens, answers = passage.tokens, passage.answers
+    depth = self.config.depth
+    for question in asked:
+      if isinstance(question, signals.Transition) and question.counts(
+        self.layer, depth
+      ):
+        moved = jax.vmap(scores.transition)(normed(tokens.x), y, tokens.mask)
+        answers = answers.add(question, answers[question] + moved)
+    tokens = tokens.replace(x=tokens.x + y)
+    return passage.replace(tokens=tokens, answers=answers)
 
   def prefill_rows(
     self, rows: Rows, state: Any, carry: Carry, last: bool, gaps: bool
@@ -220,8 +240,12 @@ class Block(Reduces, nn.Module):
 
   def _fed(self, x):
     """The MLP half of the block."""
+    return x + self._mlp_output(x)
+
+  def _mlp_output(self, x):
+    """What the MLP adds."""
     y = self.mlp(self.norm2(x))
-    return x + (self.post_norm2(y) if self.config.post_norms else y)
+    return self.post_norm2(y) if self.config.post_norms else y
 
 
 class Decoder(nn.Module):

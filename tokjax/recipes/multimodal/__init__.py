@@ -11,3 +11,5 @@ from tokjax.recipes.multimodal import pruning
 from tokjax.recipes.multimodal import dart
 from tokjax.recipes.multimodal import staged
 from tokjax.recipes.multimodal import vla
+from tokjax.recipes.multimodal import transition
+from tokjax.recipes.multimodal import trim
