@@ -13,11 +13,11 @@ of the tokens that arrive, before any is removed (PyramidDrop).
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from tokjax.tokens import Kind
 
@@ -244,6 +244,66 @@ class Transition(Question):
 
 
 @dataclasses.dataclass(frozen=True)
+class _BeforeBlocks(Question):
+  """Asked in a language model, answered before its first block."""
+
+  axes: ClassVar = (0,)
+
+  def at(self, block: int, depth: int) -> int:
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen(_BeforeBlocks):
+  """What an encoder said about the patch of each visual token, `[n]`.
+
+  Zeros for tokens that are no patches.
+
+  Attributes:
+    question: of the encoder. Its layer counts from the last block that runs;
+      heads that it leaves are averaged.
+    ahead: the block ahead of the features answers, see
+      `tokjax.models.vlm_ahead`.
+    by: hashable; from the answer about one image, class token included, to a
+      number for each of its tokens; None: the answer is that.
+  """
+
+  question: Question = Question()
+  ahead: bool = False
+  by: Callable[[Array], Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin(_BeforeBlocks):
+  """Where visual tokens come from, `[n, 8]`; see `Origins`."""
+
+
+class Origins(NamedTuple):
+  """An answer to `Origin` in its parts, -1 for tokens that are no patches.
+
+  Attributes:
+    image: number of the image in its prompt, `[n]`.
+    crop: 0 for the whole image, then its crops row by row.
+    row, column: in the grid of the crop.
+    high, wide: how many crops an image has in rows and columns; 0: none.
+    rows, columns: sides of the grid of a crop.
+  """
+
+  image: Int[Array, "n"]
+  crop: Int[Array, "n"]
+  row: Int[Array, "n"]
+  column: Int[Array, "n"]
+  high: Int[Array, "n"]
+  wide: Int[Array, "n"]
+  rows: Int[Array, "n"]
+  columns: Int[Array, "n"]
+
+  @classmethod
+  def of(cls, answer: Int[Array, "n 8"]) -> "Origins":
+    return cls(*jnp.moveaxis(answer, -1, 0))
+
+
+@dataclasses.dataclass(frozen=True)
 class Random(Question):
   """A random key for each example and block: `site.key`."""
 
@@ -256,6 +316,8 @@ class Grid(Question):
 ATTENTION = (Rows, Received, Attention)
 # Asked of the call, not of a block.
 OF_THE_CALL = (Random, Grid)
+# Answered by a vision-language model before its language model runs.
+OF_IMAGES = (Seen, Origin)
 # Asked about tokens, which needs no attention.
 OF_TOKENS = (Hidden, Derived)
 CLASS = Rows(of=Of((Kind.CLASS,), first=True))

@@ -55,6 +55,7 @@ class Rows(NamedTuple):
     x: hidden states, `[b, t, d]`.
     token, position, valid: see `tokjax.layer.Arrivals`.
     kind: of each token, one of `Kind`, `[b, t]`; None: all are TEXT.
+    known: answers to what rules ask about images, token axis behind the batch.
   """
 
   x: Float[Array, "b t d"]
@@ -62,6 +63,7 @@ class Rows(NamedTuple):
   position: Int[Array, "b t"]
   valid: Bool[Array, "b t"]
   kind: Int[Array, "b t"] | None = None
+  known: Answers = Answers()
 
 
 class Block(Reduces, nn.Module):
@@ -255,15 +257,18 @@ class Decoder(nn.Module):
     config: the architecture.
     slots: what a recipe returned; `Slots()` is the plain model.
     dtype: of activations and caches; parameters stay float32.
+    images: part of a vision-language model, which answers what rules ask about
+      images.
   """
 
   config: DecoderConfig
   slots: Slots = Slots()
   dtype: Any = jnp.float32
+  images: bool = False
 
   def __post_init__(self):
     super().__post_init__()
-    check_slots(self.config, self.slots)
+    check_slots(self.config, self.slots, self.images)
 
   def setup(self):
     cfg = self.config
@@ -290,6 +295,7 @@ class Decoder(nn.Module):
     mask: Bool[Array, "b n"] | None = None,
     kind: Int[Array, "b n"] | None = None,
     inputs: Float[Array, "b n d"] | None = None,
+    known: Answers | None = None,
     key: PRNGKeyArray | None = None,
     train: bool = False,
   ) -> tuple[Float[Array, "b n v"], dict[str, Any]]:
@@ -304,6 +310,7 @@ class Decoder(nn.Module):
         out at padding has no meaning.
       kind: of each token, one of `Kind`; None: all are TEXT.
       inputs: embeddings of the tokens that are not TEXT; see `enter`.
+      known: see `Rows`.
       key: for recipes that are random.
       train: recipes that train with soft masks use that form.
 
@@ -321,7 +328,9 @@ class Decoder(nn.Module):
       tokens, valid = order.apply(tokens), order.apply(mask)
       kind = None if kind is None else order.apply(kind)
       inputs = None if inputs is None else order.apply(inputs)
+      known = jax.tree.map(order.apply, known)
     rows = self.enter(tokens, positions_of(valid), valid, kind, inputs)
+    rows = rows._replace(known=Answers() if known is None else known)
     slots = whole_sequence(self.slots, self.is_initializing())
     stages = stages_of(slots, self.config, tokens.shape[1], capacities_of(rows))
     if self.is_initializing():

@@ -64,6 +64,8 @@ class DecoderAnswers:
         return self.tokens.x
       case signals.Derived():
         return question.of_batch(self.tokens)
+      case signals.Seen() | signals.Origin():
+        return self.known[question]
       case signals.Transition():
         # What a block adds is known behind its sub-layers.
         zero = jnp.zeros(a.valid.shape, jnp.float32)

@@ -23,12 +23,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention.padding import RealFirst
-from tokjax.models import vlm_tower
+from tokjax.models import vlm_seen, vlm_tower
 from tokjax.models.decoder import Decoder, Rows, positions_of
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.projector import Projector, ProjectorConfig
 from tokjax.models.vit import ViT, ViTConfig
 from tokjax.models.vlm_ahead import Ahead
+from tokjax.signals import Answers, Seen
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
@@ -104,6 +105,8 @@ class Prompts:
     length: real tokens of each prompt, `[b]`.
     images: pixels of the images of all prompts, or of their crops, `[k, height,
       width, c]`; None: no prompt has any.
+    origin: where visual tokens come from, see `tokjax.signals.Origins`, `[b, n,
+      8]`; None: unknown.
   """
 
   tokens: Int[Array, "b n"]
@@ -111,6 +114,7 @@ class Prompts:
   place: Int[Array, "b n"]
   length: Int[Array, "b"]
   images: Float[Array, "k height width c"] | None = None
+  origin: Int[Array, "b n 8"] | None = None
 
   @property
   def valid(self) -> Bool[Array, "b n"]:
@@ -150,7 +154,9 @@ class VisionLanguage(nn.Module):
   def decoder(self) -> Decoder:
     """The language model; its parameters are `params["language"]`."""
     slots = self.slots.outside_towers
-    return Decoder(self.config.language, slots, self.dtype, parent=None)
+    return Decoder(
+      self.config.language, slots, self.dtype, images=True, parent=None
+    )
 
   def __call__(
     self,
@@ -174,7 +180,7 @@ class VisionLanguage(nn.Module):
     mask = prompts.valid & real
     logits, out = self.language(
       prompts.tokens, mask=mask, kind=prompts.kind, inputs=inputs,
-      key=_part(key, 2), train=train,
+      known=self._known(prompts, seen), key=_part(key, 2), train=train,
     )  # fmt: skip
     return logits, {**out, "vision": seen}
 
@@ -211,15 +217,18 @@ class VisionLanguage(nn.Module):
     self, prompts: Prompts, key: PRNGKeyArray | None = None
   ) -> Rows:
     """Prompts as they enter the language model, padding at their end."""
-    inputs, real, _ = self._placed(prompts, key)
+    inputs, real, seen = self._placed(prompts, key)
     token, kind, valid = prompts.tokens, prompts.kind, prompts.valid & real
+    known = self._known(prompts, seen)
     if inputs is not None:
       # Visual tokens that are padding move behind the text.
       order = RealFirst.of(valid)
-      token, kind, valid, inputs = map(
-        order.apply, (token, kind, valid, inputs)
+      token, kind, valid, inputs, known = jax.tree.map(
+        order.apply, (token, kind, valid, inputs, known)
       )
-    return self.language.enter(token, positions_of(valid), valid, kind, inputs)
+    position = positions_of(valid)
+    rows = self.language.enter(token, position, valid, kind, inputs)
+    return rows._replace(known=known)
 
   def _placed(self, prompts: Prompts, key, train: bool = False):
     """Visual tokens at their places `[b, n, d]`, which are real, the rest."""
@@ -238,6 +247,36 @@ class VisionLanguage(nn.Module):
       newline = (prompts.kind == Kind.NEWLINE)[..., None]
       inputs = jnp.where(newline, self.newline.astype(inputs.dtype), inputs)
     return inputs, real, out
+
+
+  def _known(self, prompts: Prompts, seen: dict[str, Any] | None) -> Answers:
+    """What rules in the language model are told about images.
+
+    Args:
+      prompts: texts with images.
+      seen: what the encoder returned; None: there are no images.
+    """
+    if seen is None:
+      return vlm_seen.without_images(self.slots, prompts.tokens.shape)
+    cfg, known = self.config.vision, Answers()
+    for question in vlm_seen.asked(self.slots):
+      if not isinstance(question, Seen):
+        if prompts.origin is None:
+          raise ValueError(
+            f"prompts: recipe {self.slots.name!r} asks where visual tokens come"
+            " from; give origin=, as VisionLanguageGenerator.pack does"
+          )
+        known = known.add(question, prompts.origin)
+        continue
+      if question.ahead:
+        value = self.ahead.answer(seen["tokens"], question.question)
+      else:
+        own = vlm_seen.of_tower(question.question, cfg.depth)
+        value = seen["signals"][own.layer.index][own]
+      value = vlm_seen.of_patches(question, value, len(cfg.kinds))
+      value = vlm_seen.spread(value, prompts.kind, prompts.place)
+      known = known.add(question, value)
+    return known
 
 
 def _part(key: PRNGKeyArray | None, i: int) -> PRNGKeyArray | None:
@@ -260,6 +299,9 @@ def vision_tower(
 ) -> ViT:
   """The encoder with its slots."""
   own = without_class(slots.tower("vision"))
+  told = vlm_seen.collected(slots, config.vision.depth)
+  if told:
+    own = dataclasses.replace(own, collect=(*own.collect, *told))
   return ViT(config.vision, own, dtype, parent=None)
 
 
@@ -291,6 +333,7 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
       f"recipe {slots.name!r} fills the tower 'ahead', and the features of this"
       " encoder leave behind its last block; use a recipe of the tower 'vision'"
     )
+  vlm_seen.check(config, slots)
   _in_tower("vision", lambda: vision_tower(config, slots))
   ahead = without_class(of("ahead"))
   _in_tower("ahead", lambda: Ahead(config.vision, ahead, parent=None))
@@ -299,7 +342,7 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
     lambda: Projector(config.projector, of("projector"), parent=None),
   )
   try:
-    Decoder(config.language, slots.outside_towers, parent=None)
+    Decoder(config.language, slots.outside_towers, images=True, parent=None)
   except ValueError as error:
     raise ValueError(
       f"tower 'language': {error}. A recipe of another tower is given as"

@@ -1,6 +1,7 @@
 """Recipes for vision-language models: visual tokens before and inside them."""
 
 from tokjax.recipes.multimodal import encoder
+from tokjax.recipes.multimodal import crops
 from tokjax.recipes.multimodal import diverse
 from tokjax.recipes.multimodal import flowcut
 from tokjax.recipes.multimodal import fold
