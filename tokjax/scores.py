@@ -137,6 +137,32 @@ def rms_over_heads(
   return jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0)
 
 
+def transition(
+  before: Float[Array, "n d"],
+  after: Float[Array, "n d"],
+  mask: Bool[Array, "n"] | None = None,
+) -> Float[Array, "n"]:
+  """How far a sub-layer moves each token: its stretch, weighted by its turn.
+
+  The length of the output over that of the input, times the softmax over all
+  tokens of 1 minus the cosine of both. TransPrune's token transition variation
+  (Li et al., 2025; checked against llava/model/modeling_llama_transprune.py).
+
+  Args:
+    before: the (normed) input of the sub-layer.
+    after: its output, before the residual is added.
+    mask: False excludes a token, whose score is 0.
+  """
+  before, after = before.astype(jnp.float32), after.astype(jnp.float32)
+  # No rounding of a root at zero, and no gradient through it.
+  square = lambda x: jnp.square(x).sum(axis=-1)
+  length = lambda x: jnp.sqrt(jnp.where(square(x) > 0, square(x), 1.0))
+  cosine = jnp.sum(normalise(before) * normalise(after), axis=-1)
+  share = jax.nn.softmax(1 - cosine, where=mask)
+  moved = (square(before) > 0) & (square(after) > 0)
+  return jnp.where(moved, length(after) / length(before) * share, 0.0)
+
+
 def pool(
   x: Float[Array, "*b n"], kernel: int, how: Literal["avg", "max"]
 ) -> Float[Array, "*b n"]:

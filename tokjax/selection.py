@@ -137,6 +137,42 @@ def places(
   return jnp.zeros_like(order).at[order].set(jnp.arange(score.shape[0]))
 
 
+def groups(
+  *keys: Int[Array, "n"], mask: Bool[Array, "n"] | None = None
+) -> Int[Array, "n"]:
+  """The number of each token's group: those with equal keys form one.
+
+  Groups are numbered from 0 in ascending order of their keys, the first key
+  counting most; tokens where `mask` is False have the number n.
+  """
+  n = keys[0].shape[0]
+  last = jnp.zeros((n,), bool) if mask is None else ~mask
+  order = jnp.lexsort((*keys[::-1], last))
+  row = jnp.stack(keys)[:, order]
+  new = (row[:, 1:] != row[:, :-1]).any(axis=0)
+  number = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(new)])
+  number = jnp.zeros((n,), jnp.int32).at[order].set(number.astype(jnp.int32))
+  return jnp.where(last, n, number)
+
+
+def places_within(
+  score: Float[Array, "n"], group: Int[Array, "n"]
+) -> Int[Array, "n"]:
+  """Where each token stands in its group, sorted by descending score.
+
+  Ties go to the lower index.
+
+  Args:
+    score: of tokens.
+    group: see `groups`.
+  """
+  order = jnp.lexsort((-score, group))
+  ordered = group[order]
+  first = jnp.searchsorted(ordered, ordered)
+  place = jnp.arange(score.shape[0]) - first
+  return jnp.zeros_like(order).at[order].set(place.astype(order.dtype))
+
+
 def stride(
   n: int,
   k: int,

@@ -13,11 +13,11 @@ of the tokens that arrive, before any is removed (PyramidDrop).
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from tokjax.tokens import Kind
 
@@ -113,6 +113,10 @@ class Question:
       index = self.layer.index
       return int(index * depth) if isinstance(index, float) else index
     return block + self.layer
+
+  def about(self, block: int, depth: int) -> bool:
+    """Whether a block takes part in the answer, once `layer` is absolute."""
+    return self.at(block, depth) == block
 
   def answered(self, block: int) -> "Question":
     """The same question with an absolute layer."""
@@ -210,6 +214,96 @@ class Derived(Question):
 
 
 @dataclasses.dataclass(frozen=True)
+class Transition(Question):
+  """How far sub-layers move each token, summed over blocks, `[n]`.
+
+  See `tokjax.scores.transition`; zeros where no block has run yet. Tokens that
+  remain carry their sums on.
+
+  Attributes:
+    layer: the last block of the sum.
+    since: the first one, as a number or a fraction of the depth.
+  """
+
+  layer: Where = -1
+  since: int | float = 0
+
+  axes: ClassVar = (0,)
+
+  def at(self, block: int, depth: int) -> int:
+    return max(super().at(block, depth), 0)
+
+  def about(self, block: int, depth: int) -> bool:
+    last = self.at(block, depth)
+    return block == last or self.counts(block, depth) and block < last
+
+  def counts(self, block: int, depth: int) -> bool:
+    """Whether a block is not before the first of the sum."""
+    since = dataclasses.replace(self, layer=Block(self.since))
+    return block >= since.at(block, depth)
+
+
+@dataclasses.dataclass(frozen=True)
+class _BeforeBlocks(Question):
+  """Asked in a language model, answered before its first block."""
+
+  axes: ClassVar = (0,)
+
+  def at(self, block: int, depth: int) -> int:
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen(_BeforeBlocks):
+  """What an encoder said about the patch of each visual token, `[n]`.
+
+  Zeros for tokens that are no patches.
+
+  Attributes:
+    question: of the encoder. Its layer counts from the last block that runs;
+      heads that it leaves are averaged.
+    ahead: the block ahead of the features answers, see
+      `tokjax.models.vlm_ahead`.
+    by: hashable; from the answer about one image, class token included, to a
+      number for each of its tokens; None: the answer is that.
+  """
+
+  question: Question = Question()
+  ahead: bool = False
+  by: Callable[[Array], Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin(_BeforeBlocks):
+  """Where visual tokens come from, `[n, 8]`; see `Origins`."""
+
+
+class Origins(NamedTuple):
+  """An answer to `Origin` in its parts, -1 for tokens that are no patches.
+
+  Attributes:
+    image: number of the image in its prompt, `[n]`.
+    crop: 0 for the whole image, then its crops row by row.
+    row, column: in the grid of the crop.
+    high, wide: how many crops an image has in rows and columns; 0: none.
+    rows, columns: sides of the grid of a crop.
+  """
+
+  image: Int[Array, "n"]
+  crop: Int[Array, "n"]
+  row: Int[Array, "n"]
+  column: Int[Array, "n"]
+  high: Int[Array, "n"]
+  wide: Int[Array, "n"]
+  rows: Int[Array, "n"]
+  columns: Int[Array, "n"]
+
+  @classmethod
+  def of(cls, answer: Int[Array, "n 8"]) -> "Origins":
+    return cls(*jnp.moveaxis(answer, -1, 0))
+
+
+@dataclasses.dataclass(frozen=True)
 class Random(Question):
   """A random key for each example and block: `site.key`."""
 
@@ -222,6 +316,8 @@ class Grid(Question):
 ATTENTION = (Rows, Received, Attention)
 # Asked of the call, not of a block.
 OF_THE_CALL = (Random, Grid)
+# Answered by a vision-language model before its language model runs.
+OF_IMAGES = (Seen, Origin)
 # Asked about tokens, which needs no attention.
 OF_TOKENS = (Hidden, Derived)
 CLASS = Rows(of=Of((Kind.CLASS,), first=True))

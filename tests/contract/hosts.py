@@ -17,6 +17,7 @@ import numpy as np
 
 from tests.contract.case import KEEP, draw_params
 from tests.contract.decoder_host import DecoderHost
+from tests.contract.vlm_prompt_runs import PromptHost
 from tests.contract.vlm_runs import VisionLanguageHost
 from tokjax import recipes
 from tokjax.models import ViT, ViTConfig
@@ -158,6 +159,7 @@ HOSTS: tuple[VisionHost | DecoderHost | VisionLanguageHost, ...] = (
   DecoderHost("decoder"),
   DecoderHost("deep_decoder", reduces=True),
   VisionLanguageHost("vlm"),
+  PromptHost("vlm_prompts"),
 )
 
 

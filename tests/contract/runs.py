@@ -6,12 +6,14 @@ from tests.contract import hosts
 from tests.contract.case import Case
 from tests.contract.decoder_runs import DecoderCase
 from tests.contract.vision_runs import VisionCase
+from tests.contract.vlm_prompt_runs import PromptCase
 from tests.contract.vlm_runs import VisionLanguageCase
 
 CASES = {
   hosts.VisionHost: VisionCase,
   hosts.DecoderHost: DecoderCase,
   hosts.VisionLanguageHost: VisionLanguageCase,
+  hosts.PromptHost: PromptCase,
 }
 
 

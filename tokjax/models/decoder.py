@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from tokjax import scores, signals
 from tokjax.attention.causal import Causal
 from tokjax.attention.padding import RealFirst
 from tokjax.cache.kv import KV
@@ -57,6 +58,7 @@ class Rows(NamedTuple):
     kind: of each token, one of `Kind`, `[b, t]`; None: all are TEXT.
     offset: where positions have several axes, of each from `position`,
       `[b, t, a]`; None: there is none, as in a text without images.
+    known: answers to what rules ask about images, token axis behind the batch.
   """
 
   x: Float[Array, "b t d"]
@@ -65,6 +67,7 @@ class Rows(NamedTuple):
   valid: Bool[Array, "b t"]
   kind: Int[Array, "b t"] | None = None
   offset: Int[Array, "b t a"] | None = None
+  known: Answers = Answers()
 
 
 class Block(Reduces, nn.Module):
@@ -148,13 +151,32 @@ class Block(Reduces, nn.Module):
       collected = known.add_to(collected, collect)
     y = self.attention.output(y)
     y = self.post_norm1(y) if self.config.post_norms else y
-    tokens = passage.tokens
-    passage = passage.replace(tokens=tokens.replace(x=tokens.x + y))
+    passage = self._added(passage, y, asked, self.norm1)
     passage = self.reduce_at("mlp", self.layer, passage, reducer)
-    tokens = passage.tokens
-    passage = passage.replace(tokens=tokens.replace(x=self._fed(tokens.x)))
+    y = self._mlp_output(passage.tokens.x)
+    passage = self._added(passage, y, asked, self.norm2)
     passage = self.reduce_at("output", self.layer, passage, reducer)
     return passage, after, collected
+
+  def _added(self, passage: Passage, y, asked, normed) -> Passage:
+    """The passage behind a sub-layer whose output is y.
+
+    Args:
+      passage: before it.
+      y: `[b, n, d]`.
+      asked: questions; those about transitions are answered here.
+      normed: the norm of the sub-layer's input.
+    """
+    tokens, answers = passage.tokens, passage.answers
+    depth = self.config.depth
+    for question in asked:
+      if isinstance(question, signals.Transition) and question.counts(
+        self.layer, depth
+      ):
+        moved = jax.vmap(scores.transition)(normed(tokens.x), y, tokens.mask)
+        answers = answers.add(question, answers[question] + moved)
+    tokens = tokens.replace(x=tokens.x + y)
+    return passage.replace(tokens=tokens, answers=answers)
 
   def prefill_rows(
     self, rows: Rows, state: Any, carry: Carry, last: bool, gaps: bool
@@ -228,8 +250,12 @@ class Block(Reduces, nn.Module):
 
   def _fed(self, x):
     """The MLP half of the block."""
+    return x + self._mlp_output(x)
+
+  def _mlp_output(self, x):
+    """What the MLP adds."""
     y = self.mlp(self.norm2(x))
-    return x + (self.post_norm2(y) if self.config.post_norms else y)
+    return self.post_norm2(y) if self.config.post_norms else y
 
 
 class Decoder(nn.Module):
@@ -239,15 +265,18 @@ class Decoder(nn.Module):
     config: the architecture.
     slots: what a recipe returned; `Slots()` is the plain model.
     dtype: of activations and caches; parameters stay float32.
+    images: part of a vision-language model, which answers what rules ask about
+      images.
   """
 
   config: DecoderConfig
   slots: Slots = Slots()
   dtype: Any = jnp.float32
+  images: bool = False
 
   def __post_init__(self):
     super().__post_init__()
-    check_slots(self.config, self.slots)
+    check_slots(self.config, self.slots, self.images)
 
   def setup(self):
     cfg = self.config
@@ -275,6 +304,7 @@ class Decoder(nn.Module):
     kind: Int[Array, "b n"] | None = None,
     inputs: Float[Array, "b n d"] | None = None,
     coordinates: Int[Array, "b n a"] | None = None,
+    known: Answers | None = None,
     key: PRNGKeyArray | None = None,
     train: bool = False,
   ) -> tuple[Float[Array, "b n v"], dict[str, Any]]:
@@ -290,6 +320,7 @@ class Decoder(nn.Module):
       kind: of each token, one of `Kind`; None: all are TEXT.
       inputs: embeddings of the tokens that are not TEXT; see `enter`.
       coordinates: positions on each axis; see `enter`.
+      known: see `Rows`.
       key: for recipes that are random.
       train: recipes that train with soft masks use that form.
 
@@ -309,9 +340,11 @@ class Decoder(nn.Module):
       inputs = None if inputs is None else order.apply(inputs)
       if coordinates is not None:
         coordinates = order.apply(coordinates)
+      known = jax.tree.map(order.apply, known)
     rows = self.enter(
       tokens, positions_of(valid), valid, kind, inputs, coordinates
     )
+    rows = rows._replace(known=Answers() if known is None else known)
     slots = whole_sequence(self.slots, self.is_initializing())
     stages = stages_of(slots, self.config, tokens.shape[1], capacities_of(rows))
     if self.is_initializing():

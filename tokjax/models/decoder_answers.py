@@ -64,6 +64,12 @@ class DecoderAnswers:
         return self.tokens.x
       case signals.Derived():
         return question.of_batch(self.tokens)
+      case signals.Seen() | signals.Origin():
+        return self.known[question]
+      case signals.Transition():
+        # What a block adds is known behind its sub-layers.
+        zero = jnp.zeros(a.valid.shape, jnp.float32)
+        return self.known[question] if question in self.known else zero
       case signals.Attention():
         whole = core.over_rows(self._rows_at, a.q.shape[1])
         return jnp.moveaxis(whole, 1, 2)

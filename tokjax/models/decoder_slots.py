@@ -21,8 +21,16 @@ PLACES = ("input", "mlp", "output")
 Capacities = tuple[tuple[Kind, int], ...]
 
 
-def check_slots(config: DecoderConfig, slots: Slots) -> None:
-  """Raises ValueError for slots that a decoder cannot carry out."""
+def check_slots(
+  config: DecoderConfig, slots: Slots, images: bool = False
+) -> None:
+  """Raises ValueError for slots that a decoder cannot carry out.
+
+  Args:
+    config: of the decoder.
+    slots: what it is built with.
+    images: whether it is part of a vision-language model.
+  """
   slots.refuse_foreign(CARRIES, "a decoder")
   if slots.attend is not None and not for_decoder(slots.attend):
     raise ValueError(
@@ -68,6 +76,13 @@ def check_slots(config: DecoderConfig, slots: Slots) -> None:
         f"{where} makes a new prompt of what remains, and positions of this"
         f" model have {config.axes} axes, on which what remains of an image has"
         " no place in a text; use a reduction without again="
+      )
+    if not images and any(
+      isinstance(q, signals.OF_IMAGES) for q in reduce.asks
+    ):
+      raise ValueError(
+        f"{where} asks what an encoder says about visual tokens, and a decoder"
+        " has none; build a tokjax.models.VisionLanguage with the recipe"
       )
     of_classes = [
       q for q in reduce.asks if getattr(q, "of", None) == signals.CLASS.of
@@ -168,8 +183,9 @@ def start_passage(reducer: Reducer, rows) -> Passage:
   zero = jnp.zeros((b,), jnp.int32)
   length = rows.valid.sum(axis=1, dtype=jnp.int32)
   return passage.replace(
-    ids=rows.token, length=length, shift=zero, attended=zero
-  )
+    ids=rows.token, length=length, shift=zero, attended=zero,
+    answers=rows.known,
+  )  # fmt: skip
 
 
 def split_position(

@@ -208,7 +208,11 @@ class Block(Reduces, nn.Module):
     known = self._known(tokens, q, k, v)
     asked = reducer.asked_of_attention(self.layer)
     passage = passage.replace(answers=known.add_to(passage.answers, asked))
-    collect = [q.answered(self.layer) for q in self.slots.collect]
+    collect = [
+      q.answered(self.layer)
+      for q in self.slots.collect
+      if q.about(self.layer, self.config.depth)
+    ]
     collected = known.add_to(Answers(), collect)
     where = known.where
     if inside := reducer.at(self.layer, "queries"):

@@ -112,7 +112,7 @@ class Reducer:
   def asked_of_attention(self, layer: int) -> set[Question]:
     """Questions about a block that are asked after its input."""
     wanted = stages_lib.wanted_after(self.stages, layer, "queries", self.depth)
-    return {q for q in wanted if q.at(layer, self.depth) == layer}
+    return {q for q in wanted if q.about(layer, self.depth)}
 
   def soft(self, stage: Stage) -> bool:
     return self.train and stage.reduce.soft is not None

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention.padding import RealFirst
-from tokjax.models import vlm_tower
+from tokjax.models import vlm_seen, vlm_tower
 from tokjax.models.decoder import Decoder, Rows, positions_of
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.native_resolution import (
@@ -35,6 +35,7 @@ from tokjax.models.native_resolution import (
 from tokjax.models.projector import Projector, ProjectorConfig
 from tokjax.models.vit import ViT, ViTConfig
 from tokjax.models.vlm_ahead import Ahead
+from tokjax.signals import Answers, Seen
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
@@ -134,9 +135,10 @@ class Prompts:
     length: real tokens of each prompt, `[b]`.
     images: pixels of the images of all prompts, or of their crops, `[k, height,
       width, c]`; or patches; None: no prompt has any.
-    origin: where positions have three axes, the position of a TEXT token on
-      all of them, and of VISUAL ones that of the first of their image,
-      `[b, n]`.
+    origin: where visual tokens come from, see `tokjax.signals.Origins`, `[b, n,
+      8]`; None: unknown.
+    start: where positions have three axes, the position of a TEXT token on all
+      of them, and of VISUAL ones that of the first of their image, `[b, n]`.
     following: then also the position of the token after each prompt, `[b]`.
   """
 
@@ -145,7 +147,8 @@ class Prompts:
   place: Int[Array, "b n"]
   length: Int[Array, "b"]
   images: Float[Array, "k height width c"] | Patches | None = None
-  origin: Int[Array, "b n"] | None = None
+  origin: Int[Array, "b n 8"] | None = None
+  start: Int[Array, "b n"] | None = None
   following: Int[Array, "b"] | None = None
 
   @property
@@ -204,7 +207,9 @@ class VisionLanguage(nn.Module):
   def decoder(self) -> Decoder:
     """The language model; its parameters are `params["language"]`."""
     slots = self.slots.outside_towers
-    return Decoder(self.config.language, slots, self.dtype, parent=None)
+    return Decoder(
+      self.config.language, slots, self.dtype, images=True, parent=None
+    )
 
   def __call__(
     self,
@@ -228,7 +233,8 @@ class VisionLanguage(nn.Module):
     mask = prompts.valid & placed.real
     logits, out = self.language(
       prompts.tokens, mask=mask, kind=prompts.kind, inputs=placed.inputs,
-      coordinates=placed.coordinates, key=_part(key, 2), train=train,
+      coordinates=placed.coordinates, known=self._known(prompts, placed.seen),
+      key=_part(key, 2), train=train,
     )  # fmt: skip
     return logits, {**out, "vision": placed.seen}
 
@@ -273,17 +279,19 @@ class VisionLanguage(nn.Module):
   ) -> Rows:
     """Prompts as they enter the language model, padding at their end."""
     placed = self._placed(prompts, key)
+    known = self._known(prompts, placed.seen)
     found = (
       prompts.tokens, prompts.kind, prompts.valid & placed.real, placed.inputs,
-      placed.coordinates,
+      placed.coordinates, known,
     )  # fmt: skip
     if placed.inputs is not None:
       # Visual tokens that are padding move behind the text.
       found = jax.tree.map(RealFirst.of(found[2]).apply, found)
-    token, kind, valid, inputs, coordinates = found
-    return self.language.enter(
+    token, kind, valid, inputs, coordinates, known = found
+    rows = self.language.enter(
       token, positions_of(valid), valid, kind, inputs, coordinates
     )
+    return rows._replace(known=known)
 
   def _placed(self, prompts: Prompts, key, train: bool = False) -> Placed:
     """Visual tokens at their places in prompts."""
@@ -306,20 +314,49 @@ class VisionLanguage(nn.Module):
       coordinates = coordinates_of(prompts, tokens)
     return Placed(inputs, real, out, coordinates)
 
+  def _known(self, prompts: Prompts, seen: dict[str, Any] | None) -> Answers:
+    """What rules in the language model are told about images.
+
+    Args:
+      prompts: texts with images.
+      seen: what the encoder returned; None: there are no images.
+    """
+    if seen is None:
+      return vlm_seen.without_images(self.slots, prompts.tokens.shape)
+    cfg, known = self.config.vision, Answers()
+    for question in vlm_seen.asked(self.slots):
+      if not isinstance(question, Seen):
+        if prompts.origin is None:
+          raise ValueError(
+            f"prompts: recipe {self.slots.name!r} asks where visual tokens come"
+            " from; give origin=, as VisionLanguageGenerator.pack does"
+          )
+        known = known.add(question, prompts.origin)
+        continue
+      if question.ahead:
+        value = self.ahead.answer(seen["tokens"], question.question)
+      else:
+        own = vlm_seen.of_tower(question.question, cfg.depth)
+        value = seen["signals"][own.layer.index][own]
+      value = vlm_seen.of_patches(question, value, len(cfg.kinds))
+      value = vlm_seen.spread(value, prompts.kind, prompts.place)
+      known = known.add(question, value)
+    return known
+
 
 def coordinates_of(prompts: Prompts, tokens: Tokens) -> Int[Array, "b n 3"]:
   """Positions of tokens in time, row and column; a text advances on all.
 
   Args:
-    prompts: with `origin`.
+    prompts: with `start`.
     tokens: the visual ones of all images, their positions rows and columns.
   """
-  if prompts.origin is None:
-    raise ValueError("prompts: have patches, and no origin of their positions")
+  if prompts.start is None:
+    raise ValueError("prompts: have patches, and no start= of their positions")
   inside = tokens.position.reshape(-1, 2).astype(jnp.int32)
   inside = jnp.pad(inside, ((0, 0), (1, 0)))[prompts.place]
   visual = (prompts.kind == Kind.VISUAL)[..., None]
-  return prompts.origin[..., None] + jnp.where(visual, inside, 0)
+  return prompts.start[..., None] + jnp.where(visual, inside, 0)
 
 
 def _part(key: PRNGKeyArray | None, i: int) -> PRNGKeyArray | None:
@@ -344,6 +381,9 @@ def vision_tower(
   own = without_class(slots.tower("vision"))
   if isinstance(config.vision, NativeResolutionConfig):
     return NativeResolution(config.vision, own, dtype, parent=None)
+  told = vlm_seen.collected(slots, config.vision.depth)
+  if told:
+    own = dataclasses.replace(own, collect=(*own.collect, *told))
   return ViT(config.vision, own, dtype, parent=None)
 
 
@@ -375,6 +415,7 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
       f"recipe {slots.name!r} fills the tower 'ahead', and the features of this"
       " encoder leave behind its last block; use a recipe of the tower 'vision'"
     )
+  vlm_seen.check(config, slots)
   _in_tower("vision", lambda: vision_tower(config, slots))
   if isinstance(config.vision, ViTConfig):
     ahead, vision = without_class(of("ahead")), config.vision
@@ -384,7 +425,7 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
     lambda: Projector(config.projector, of("projector"), parent=None),
   )
   try:
-    Decoder(config.language, slots.outside_towers, parent=None)
+    Decoder(config.language, slots.outside_towers, images=True, parent=None)
   except ValueError as error:
     raise ValueError(
       f"tower 'language': {error}. A recipe of another tower is given as"

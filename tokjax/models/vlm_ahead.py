@@ -8,13 +8,14 @@ keys and values are all that is computed, and only if they are asked for.
 from typing import Any
 
 import flax.linen as nn
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from tokjax import signals
 from tokjax.models import vlm_tower as tower
 from tokjax.models.answers import EncoderAnswers
 from tokjax.models.encoder import Attention, EncoderConfig
 from tokjax.models.reducer import Reduces
+from tokjax.signals import Question
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
@@ -67,10 +68,22 @@ class Ahead(Reduces, nn.Module):
       return tokens
     front = len(self.config.kinds)
     passage, reducer = tower.start(self.slots, tokens, front, grid, key)
-    q, k, v = self.attention.project(self.norm1(tokens.x))
-    where = {"bias": None, "mask": tokens.mask}
-    known = EncoderAnswers(0, self.config.kinds, tokens, q, k, v, where)
+    known = self._known(tokens)
     answers = known.add_to(passage.answers, tower.asked(self.slots))
     return self.reduce_at(
       "input", 0, passage.replace(answers=answers), reducer
     ).tokens
+
+  def answer(self, tokens: Tokens, question: Question) -> Array:
+    """The answer about features, before anything is reduced.
+
+    Args:
+      tokens: as in a call.
+      question: one of `ANSWERS`.
+    """
+    return self._known(tokens).answer(question)
+
+  def _known(self, tokens: Tokens) -> EncoderAnswers:
+    q, k, v = self.attention.project(self.norm1(tokens.x))
+    where = {"bias": None, "mask": tokens.mask}
+    return EncoderAnswers(0, self.config.kinds, tokens, q, k, v, where)

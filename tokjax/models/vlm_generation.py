@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from tokjax.models import generation, vlm_native, vlm_prompts
+from tokjax.models import generation, vlm_native, vlm_prompts, vlm_seen
 from tokjax.models import prefill as prompting
 from tokjax.models.decoder_slots import Capacities, kind_capacities
 from tokjax.models.generation import BUCKETS, Generation, Generator
@@ -145,6 +145,15 @@ class VisionLanguageGenerator:
       [x for own in layouts for x in own], config.image_token, count,
       self.image_bucket(sum(sizes)),
     )  # fmt: skip
+    if vlm_seen.asks_origin(self.model.slots):
+      origins = [
+        [
+          vlm_prompts.origins_of(x, config, layout, i)
+          for i, (x, layout) in enumerate(zip(*own, strict=True))
+        ]
+        for own in zip(crops, layouts, strict=True)
+      ]
+      packed = vlm_prompts.with_origins(packed, origins)
     real = np.arange(tokens.shape[1])[None] < length[:, None]
     room = dict(
       kind_capacities(np.where(real, packed.kind, -1), self.language.bucket)

@@ -100,7 +100,7 @@ def remaining(
   return left, rows
 
 
-def origins(
+def starts_of(
   ids: Sequence[int], grids: Sequence[np.ndarray], counts: Sequence[int],
   config: VisionLanguageConfig,
 ) -> tuple[list[int], int]:  # fmt: skip
@@ -174,14 +174,14 @@ def pack(
   plain = Prompts(*map(jnp.asarray, (tokens, kind, place, length)))
   if not every:
     return plain, capacities
-  origin, following = np.zeros_like(place), np.zeros_like(length)
+  start, following = np.zeros_like(place), np.zeros_like(length)
   for i, ids in enumerate(prompts):
     grids = [x.grid // cfg.merge for x in own[i]]
-    found, following[i] = origins(ids, grids, counts[i], config)
-    origin[i, : len(found)] = found
+    found, following[i] = starts_of(ids, grids, counts[i], config)
+    start[i, : len(found)] = found
   return dataclasses.replace(
     plain, images=batch(every, cfg, image_bucket, room),
-    origin=jnp.asarray(origin), following=jnp.asarray(following),
+    start=jnp.asarray(start), following=jnp.asarray(following),
   ), capacities  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from tokjax.models.any_resolution import Crops
 from tokjax.models.native_resolution import Patches
 from tokjax.models.vit import ViTConfig
 from tokjax.models.vlm import Prompts, VisionLanguageConfig
+from tokjax.signals import Origins
 from tokjax.tokens import Kind
 
 Ids = Sequence[int]
@@ -82,6 +83,52 @@ def layout_of(
   return any_resolution.layout(
     crops.size, config.pinpoints, cfg.image_sides[0], cfg.grid
   )
+
+
+def origins_of(
+  crops: Crops,
+  config: VisionLanguageConfig,
+  layout: np.ndarray,
+  image: int,
+) -> np.ndarray:
+  """Where the tokens of an image come from, see `Origins`, `[m, 8]`.
+
+  Args:
+    crops: the image.
+    config: of the model.
+    layout: see `layout_of`, of all patches.
+    image: its number in its prompt.
+  """
+  cfg = config.vision
+  (rows, columns), high, wide = cfg.grid, 0, 0
+  if config.pinpoints:
+    side = cfg.image_sides[0]
+    size = any_resolution.best_size(crops.size, config.pinpoints)
+    high, wide = (n // side for n in size)
+  crop, patch = np.divmod(layout, rows * columns)
+  every = np.broadcast_arrays(
+    image, crop, patch // columns, patch % columns, high, wide, rows, columns
+  )
+  patches = (layout != any_resolution.NEWLINE)[:, None]
+  return np.where(patches, np.stack(every, axis=-1), -1).astype(np.int32)
+
+
+def with_origins(
+  prompts: Prompts, origins: Sequence[Sequence[np.ndarray]]
+) -> Prompts:
+  """Prompts that say where their visual tokens come from.
+
+  Args:
+    prompts: packed.
+    origins: `origins_of` of the images of each prompt.
+  """
+  kind = np.asarray(prompts.kind)
+  holder = (kind == Kind.VISUAL) | (kind == Kind.NEWLINE)
+  full = np.full((*kind.shape, len(Origins._fields)), -1, np.int32)
+  rows = [x for own in origins for x in own]
+  if rows:
+    full[holder] = np.concatenate(rows)
+  return dataclasses.replace(prompts, origin=jnp.asarray(full))
 
 
 def expand(

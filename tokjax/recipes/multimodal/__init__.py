@@ -1,6 +1,7 @@
 """Recipes for vision-language models: visual tokens before and inside them."""
 
 from tokjax.recipes.multimodal import encoder
+from tokjax.recipes.multimodal import crops
 from tokjax.recipes.multimodal import diverse
 from tokjax.recipes.multimodal import flowcut
 from tokjax.recipes.multimodal import fold
@@ -11,3 +12,5 @@ from tokjax.recipes.multimodal import pruning
 from tokjax.recipes.multimodal import dart
 from tokjax.recipes.multimodal import staged
 from tokjax.recipes.multimodal import vla
+from tokjax.recipes.multimodal import transition
+from tokjax.recipes.multimodal import trim

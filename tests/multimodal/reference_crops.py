@@ -1,0 +1,104 @@
+"""Crops that share out what remains, slowly: one image, loops over tokens.
+
+Written from the official code in its own terms, in float64 NumPy. HiRED:
+hasanar1f/HiRED modeling_llava_next.py. GlobalCom2: xuyang-liu16/GlobalCom2
+llava_arch.py.
+"""
+
+import math
+
+import numpy as np
+
+
+def best(scores, count):
+  """Places of the largest scores, the largest first."""
+  return sorted(range(len(scores)), key=lambda i: -scores[i])[:count]
+
+
+def crop_at(row, column, sides, crops):
+  """Which crop a token of the whole image lies in, from 0 on."""
+  (rows, columns), (high, wide) = sides, crops
+  down = min(row // max(rows // high, 1), high - 1)
+  right = min(column // max(columns // wide, 1), wide - 1)
+  return down * wide + right
+
+
+def hired(early, late, sides, crops, shown, rate, share, stripes):
+  """Kept tokens, pairs of a crop and an index in it.
+
+  Args:
+    early, late: attention of the class token, `[crops + 1, n]`.
+    sides: of the grid of a crop.
+    crops: how many there are in rows and columns; (0, 0): none.
+    shown: for each crop, indices that show the image.
+    rate: fraction that remains.
+    share: of it, for the whole image.
+    stripes: as the official code counts.
+  """
+  n, many = len(early[0]), crops[0] * crops[1]
+  total = int(rate * (n + sum(len(own) for own in shown)))
+  whole = min(int(total * share), n) if many else total
+  kept = [(0, i) for i in sorted(best(late[0], whole))]
+  if not many:
+    return kept
+  rest = total - whole
+  marks = [0] * many
+  for i in best(early[0], int(n * (1 - share))):
+    at = i * many // n
+    if not stripes:
+      at = crop_at(*divmod(i, sides[1]), sides, crops)
+    marks[at] += 1
+  for c, own in enumerate(shown):
+    quota = int(np.float32(marks[c]) / np.float32(sum(marks)) * rest)
+    ranked = best([late[c + 1][i] for i in own], quota)
+    kept += [(c + 1, own[i]) for i in sorted(ranked)]
+  return kept
+
+
+def resized(values, size):
+  """Bilinear, corners not aligned, as `torch.nn.functional.interpolate`."""
+  out = np.zeros(size)
+  for r in range(size[0]):
+    for c in range(size[1]):
+      y = max((r + 0.5) * values.shape[0] / size[0] - 0.5, 0)
+      x = max((c + 0.5) * values.shape[1] / size[1] - 0.5, 0)
+      for i, down in ((int(y), 1 - y % 1), (int(y) + 1, y % 1)):
+        for j, right in ((int(x), 1 - x % 1), (int(x) + 1, x % 1)):
+          i_, j_ = min(i, len(values) - 1), min(j, values.shape[1] - 1)
+          out[r, c] += down * right * values[i_, j_]
+  return out
+
+
+def globalcom2(logits, sides, crops, shown, ratio, temperature):
+  """Kept tokens, those of the whole image in descending order; see `hired`."""
+  n, (rows, columns) = len(logits[0]), sides
+  kept = [(0, i) for i in best(logits[0], int(n * ratio))]
+  high, wide = crops
+  if not high * wide:
+    return kept
+  sums = np.zeros(high * wide)
+  for i, value in enumerate(logits[0]):
+    sums[crop_at(*divmod(i, columns), sides, crops)] += value
+  weight = np.exp((sums - sums.max()) / temperature)
+  weight /= weight.sum() + 1e-8
+  ratios = np.minimum(ratio * (1 + weight - weight.mean()), 1.0)
+  place = [
+    [
+      (c // wide * rows + i // columns, c % wide * columns + i % columns)
+      for i in own
+    ]
+    for c, own in enumerate(shown)
+  ]
+  every = np.array([p for own in place for p in own])
+  low = every.min(axis=0)
+  size = every.max(axis=0) - low + 1
+  large = resized(np.reshape(logits[0], sides), size)
+  for c, own in enumerate(shown):
+    mine = np.array([logits[c + 1][i] for i in own])
+    theirs = np.array([large[r - low[0], k - low[1]] for r, k in place[c]])
+    both = mine / math.sqrt((mine**2).sum()) + theirs / math.sqrt(
+      (theirs**2).sum()
+    )
+    count = int(len(own) * ratios[c])
+    kept += [(c + 1, own[i]) for i in sorted(best(list(both), count))]
+  return kept

@@ -1,0 +1,122 @@
+"""More methods for the slow decoder; see `tests.multimodal.reference`.
+
+TransPrune: liaolea/TransPrune modeling_llama_transprune.py. TRIM:
+FreedomIntelligence/TRIM clip_encoder.py.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tests.multimodal.reference import (
+  Plain,
+  best,
+  renumbered,
+  visual_places,
+)
+from tests.multimodal.reference_selection import stay, words
+
+
+def transitions(before, after):
+  """Of one sub-layer: the stretch of each token, weighted by its turn."""
+  turns = [
+    1 - u @ o / (np.linalg.norm(u) * np.linalg.norm(o))
+    for u, o in zip(before, after, strict=True)
+  ]
+  total = sum(math.exp(turn) for turn in turns)
+  return [
+    np.linalg.norm(o) / np.linalg.norm(u) * math.exp(turn) / total
+    for u, o, turn in zip(before, after, turns, strict=True)
+  ]
+
+
+class TransPrune(Plain):
+  """Blocks, the shares that remain at their inputs, and the first counted."""
+
+  renumbers = True
+
+  def __init__(self, shares, since):
+    self.shares, self.since = shares, since
+
+  def start(self, tokens):
+    self.initial = len(visual_places(tokens))
+    self.sums = {t.source: 0.0 for t in tokens}
+
+  def count(self, model, before, after, layer, norm):
+    if layer < self.since:
+      return
+    weights = model.params[f"block_{layer}"][norm]
+    normed = [model.norm(t.x, weights) for t in before]
+    added = [b.x - a.x for a, b in zip(before, after, strict=True)]
+    found = transitions(normed, added)
+    for token, value in zip(before, found, strict=True):
+      self.sums[token.source] += value
+
+  def between(self, model, given, tokens, layer):
+    self.count(model, given, tokens, layer, "norm1")
+    self.seen = tokens
+    return tokens
+
+  def after(self, model, given, tokens, layer):
+    self.count(model, self.seen, tokens, layer, "norm2")
+    return tokens
+
+  def before(self, model, tokens, layer):
+    image = visual_places(tokens)
+    if layer not in self.shares or not image:
+      return tokens
+    entries = []
+    for token in tokens:
+      _, k, v = model.projected(token, layer)
+      entries.append((k, v, token.position))
+    rows = [
+      model.row(t, layer, entries)[image] for t in tokens[image[-1] + 1 :]
+    ]
+    moved = np.array([self.sums[tokens[i].source] for i in image])
+    score = moved / (moved.sum() + 1e-8)
+    if rows:
+      attended = np.mean(rows, axis=0)
+      score = score + attended / (attended.sum() + 1e-8)
+    count = max(1, int(self.initial * self.shares[layer]))
+    kept = [image[i] for i in best(list(score), count)]
+    return renumbered(stay(tokens, kept))
+
+
+class Trim(Plain):
+  """At the input; a count of outputs, or at most so many and outliers only."""
+
+  renumbers = True
+
+  def __init__(self, share, adaptive, cosine=False):
+    self.share, self.adaptive, self.cosine = share, adaptive, cosine
+
+  def before(self, model, tokens, layer):
+    image = visual_places(tokens)
+    if layer or not image:
+      return tokens
+    count = max(1, round(len(image) * self.share))
+    if count == len(image):
+      return tokens
+    x = np.stack([tokens[i].x for i in image])
+    text = words(tokens)
+    mean = np.mean(text, axis=0) if text else np.zeros(x.shape[1])
+    product = x @ mean
+    if self.cosine and text:
+      product /= np.linalg.norm(x, axis=1) * np.linalg.norm(mean)
+    score = np.exp(-product - (-product).max())
+    score /= score.sum()
+    many = count - 1
+    if self.adaptive:
+      low, high = np.percentile(score, 25), np.percentile(score, 75)
+      many = min(many, int((score > high + 1.5 * (high - low)).sum()))
+    kept = sorted(best(list(score), many))
+    rest = [i for i in range(len(image)) if i not in kept]
+    first, last = image[0], image[-1]
+    merged = dataclasses.replace(
+      tokens[image[rest[0]]], x=x[rest].mean(axis=0)
+    )
+    return renumbered([
+      *tokens[:first], *(tokens[image[i]] for i in kept), merged,
+      *tokens[last + 1 :],
+    ])  # fmt: skip

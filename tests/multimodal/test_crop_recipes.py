@@ -1,0 +1,226 @@
+"""Recipes whose rules are told what an encoder saw, against slow versions."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.cache.cases import QUICK
+from tests.multimodal import reference_crops as slow
+from tests.multimodal import vlm_models
+from tests.multimodal.vlm_models import DECODE, IMAGE
+from tokjax import recipes
+from tokjax.budgets import Once, Share
+from tokjax.models import ViT
+from tokjax.models.any_resolution import NEWLINE, Crops, best_size, layout
+from tokjax.signals import Attention
+from tokjax.slots import Slots
+from tokjax.tokens import Kind
+
+CLOSE = dict(rtol=1e-4, atol=1e-4)
+POINTS, SIDES = ((12, 24), (24, 24), (36, 12)), (6, 6)
+# Of images: two crops, four, four with padding, three.
+SIZES = ((12, 24), (24, 24), (24, 17), (40, 13))
+PROMPTS = (
+  [1, IMAGE, 7, 9, 3], [2, 5], [IMAGE, 8, 4, 6], [3, IMAGE], [IMAGE, 1, 2]
+)  # fmt: skip
+CASES = {
+  "hired": (
+    lambda: recipes.get("hired", budget=Once(Share(0.3))),
+    lambda s: slow.hired(*s.rows, *s.parts, 0.3, 0.5, False),
+  ),
+  "hired_in_stripes": (
+    lambda: recipes.get(
+      "hired", budget=Once(Share(0.2)), share=0.3, stripes=True
+    ),
+    lambda s: slow.hired(*s.rows, *s.parts, 0.2, 0.3, True),
+  ),
+  "globalcom2": (
+    lambda: recipes.get("globalcom2"),
+    lambda s: slow.globalcom2(s.logits, *s.parts, 0.25, 10.0),
+  ),
+  "globalcom2_cold": (
+    lambda: recipes.get("globalcom2", temperature=0.5, keep=0.4),
+    lambda s: slow.globalcom2(s.logits, *s.parts, 0.4, 0.5),
+  ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Told:
+  """What the encoder says of one image.
+
+  Attributes:
+    rows: class attention in the first and the last block, `[crops + 1, n]`.
+    logits: of the class token in the block ahead.
+    parts: sides of a crop, rows and columns of crops, indices without padding.
+    maps: attention of the last block, `[crops + 1, h, n + 1, n + 1]`.
+  """
+
+  rows: tuple
+  logits: np.ndarray
+  parts: tuple
+  maps: np.ndarray
+
+
+@functools.cache
+def images() -> list[list[Crops]]:
+  rng = np.random.default_rng(8)
+  found = []
+  for size in SIZES:
+    high, wide = best_size(size, POINTS)
+    many = 1 + high * wide // 144
+    pixels = rng.normal(size=(many, 12, 12, 3)).astype(np.float32)
+    found.append(Crops(pixels, size))
+  return [found[:1], [], found[1:2], found[2:3], found[3:]]
+
+
+def config(**changes):
+  return vlm_models.config(pinpoints=POINTS, **changes)
+
+
+@functools.cache
+def told() -> list[Told | None]:
+  """Of the image of each prompt."""
+  cfg = config()
+  params = vlm_models.params_of(cfg)
+  vit = ViT(cfg.vision, Slots(collect=(Attention(),)))
+  run = jax.jit(lambda x: vit.apply({"params": params["vision"]}, x)[1])
+  own, found = jax.device_get(params["ahead"]), []
+  for of_prompt in images():
+    if not of_prompt:
+      found.append(None)
+      continue
+    (image,) = of_prompt
+    out = run(image.pixels)
+    maps = [
+      np.asarray(out["signals"][i][Attention().answered(i)], np.float64)
+      for i in range(cfg.vision.depth)
+    ]
+    hidden = np.asarray(out["tokens"].x, np.float64)
+    mean, var = (f(hidden, axis=-1, keepdims=True) for f in (np.mean, np.var))
+    y = (hidden - mean) / np.sqrt(var + cfg.vision.epsilon)
+    y = y * own["norm1"]["scale"] + own["norm1"]["bias"]
+    q, k = (
+      y @ own["attention"][name]["kernel"] + own["attention"][name]["bias"]
+      for name in ("query", "key")
+    )
+    heads, width = cfg.vision.heads, q.shape[-1]
+    # The mean over heads of products is that of whole vectors, over heads.
+    logits = (k @ q[:, 0][..., None])[..., 0] / heads
+    logits = logits / np.sqrt(width // heads)
+    places = layout(image.size, POINTS, 12, SIDES)
+    places = np.unique(places[places != NEWLINE])
+    crops = tuple(n // 12 for n in best_size(image.size, POINTS))
+    shown = [
+      [int(i % 36) for i in places if i // 36 == c]
+      for c in range(1, 1 + crops[0] * crops[1])
+    ]
+    rows = tuple(maps[i][:, :, 0, 1:].sum(axis=1) for i in (0, -1))
+    found.append(Told(rows, logits[:, 1:], (SIDES, crops, shown), maps[-1]))
+  return found
+
+
+def packed(slots):
+  """A model and its prompts."""
+  made = vlm_models.generator(slots, pinpoints=POINTS)
+  made = dataclasses.replace(
+    made, capacity=256, buckets=(16, 256), image_buckets=(16,)
+  )
+  return made, made.pack(PROMPTS, images())
+
+
+def kept(prompts, out, i: int) -> list[tuple[int, int]]:
+  """Visual tokens of a prompt that remain, as pairs of crop and index."""
+  source = np.arange(prompts.tokens.shape[1])
+  for plan in (plan for made in out["plans"] for plan in made):
+    source = source[np.asarray(plan.anchor[i])[np.asarray(plan.valid[i])]]
+  kind = np.asarray(prompts.kind[i])
+  origin = np.asarray(prompts.origin[i])
+  return [
+    (int(origin[j, 1]), int(origin[j, 2] * SIDES[1] + origin[j, 3]))
+    for j in source
+    if kind[j] == Kind.VISUAL
+  ]
+
+
+def in_order(found, told: Told):
+  """As tokens stand in a prompt: the whole image, then lines of crops."""
+  wide = told.parts[1][1]
+
+  def key(token):
+    crop, i = token
+    (row, column), c = divmod(i, SIDES[1]), crop - 1
+    return (
+      c // wide * SIDES[0] + row, c % wide * SIDES[1] + column
+    )  # fmt: skip
+
+  whole = [token for token in found if not token[0]]
+  return whole + sorted((t for t in found if t[0]), key=key)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_crops_keep_what_a_slow_version_keeps(case):
+  made, (prompts, _) = packed(CASES[case][0]())
+  run = jax.jit(
+    lambda p: made.model.apply({"params": made.params}, p),
+    compiler_options=QUICK,
+  )
+  _, out = run(prompts)
+  for i, own in enumerate(told()):
+    if own is None:
+      assert not kept(prompts, out, i)
+      continue
+    expected = in_order(CASES[case][1](own), own)
+    assert kept(prompts, out, i) == expected, (case, i)
+    newlines = np.asarray(prompts.kind[i]) == Kind.NEWLINE
+    assert np.asarray(out["remains"][i])[newlines].all()
+
+
+def test_a_ragged_batch_equals_each_prompt_alone():
+  slots = recipes.get("hired", budget=Once(Share(0.3)))
+  made, (prompts, _) = packed(slots)
+  more = np.random.default_rng(6).integers(1, 38, (DECODE, len(PROMPTS)))
+  found = []
+  for chosen in (slice(None), slice(2, 3)):
+    going = made.prefill(PROMPTS[chosen], images()[chosen])
+    logits = [np.asarray(going.logits)]
+    for token in more[:, chosen].astype(np.int32):
+      going = made.step(going, token)
+      logits.append(np.asarray(going.logits))
+    found.append(np.stack(logits))
+  np.testing.assert_allclose(found[0][:, 2:3], found[1], **CLOSE)
+  whole, out = jax.jit(
+    lambda p: made.model.apply({"params": made.params}, p)
+  )(prompts)  # fmt: skip
+  for i, n in enumerate(prompts.length):
+    np.testing.assert_allclose(found[0][0, i], whole[i, n - 1], **CLOSE)
+
+
+def test_an_image_that_is_seen_once_keeps_its_best_patches():
+  slots = recipes.get("hired", budget=Once(Share(0.3)))
+  plain = recipes.get("fastervlm", budget=Share(0.3))
+  found = [
+    vlm_models.generator(s).prefill(
+      vlm_models.PROMPTS[:2], vlm_models.images_of(vlm_models.PROMPTS[:2])
+    ).logits
+    for s in (slots, plain)
+  ]  # fmt: skip
+  np.testing.assert_allclose(*found, **CLOSE)
+
+
+@pytest.mark.parametrize(
+  ("other", "changes", "message"),
+  [
+    ("fastervlm", {}, "tower 'vision' reduces them"),
+    ("divprune", {}, "tower 'projector' reduces them"),
+    (Slots(pass_class=True).within("vision"), {}, "class token goes on"),
+    (Slots(), {"ahead": False}, "ahead of the features"),
+  ],
+)
+def test_what_towers_cannot_answer_is_refused(other, changes, message):
+  slots = recipes.compose("globalcom2", other)
+  with pytest.raises(ValueError, match=f"(?s)globalcom2.*{message}"):
+    vlm_models.model(slots, pinpoints=POINTS, **changes)

@@ -1,0 +1,114 @@
+"""More recipes in the language model, against slow decoders and cards."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.decoder.models import config, decoder, params_of
+from tests.multimodal import prompts, reference
+from tests.multimodal import reference_inside as slow
+from tests.multimodal.prompts import DEPTH, KINDS, NAMES, PROMPTS
+from tokjax import budgets, recipes, scores
+from tokjax.signals import Transition
+
+CLOSE = dict(rtol=1e-4, atol=1e-4)
+HALF = budgets.Once(0.5)
+STAGES = {1: 0.8, 2: 0.6, 3: 0.3}
+# Slots of the language model, and the slow method.
+CASES = {
+  "transprune": (
+    lambda: recipes.get("transprune", stages=tuple(STAGES.items()), since=1),
+    lambda: slow.TransPrune(STAGES, 1),
+  ),
+  "transprune_from_the_first": (
+    lambda: recipes.get("transprune", stages=((2, 0.5),), since=0),
+    lambda: slow.TransPrune({2: 0.5}, 0),
+  ),
+  "trim": (
+    lambda: recipes.get("trim", budget=HALF), lambda: slow.Trim(0.5, True)
+  ),
+  "trim_fixed": (
+    lambda: recipes.get("trim", budget=HALF, adaptive=False),
+    lambda: slow.Trim(0.5, False),
+  ),
+  "trim_cosine": (
+    lambda: recipes.get(
+      "trim", budget=HALF, adaptive=False, similarity="cosine"
+    ),
+    lambda: slow.Trim(0.5, False, cosine=True),
+  ),
+}  # fmt: skip
+
+
+@functools.cache
+def run(case: str):
+  """Logits and plans of all prompts as one padded batch."""
+  model = decoder(CASES[case][0](), depth=DEPTH)
+  params = {"params": params_of(config(depth=DEPTH))}
+  forward = jax.jit(
+    lambda ids, mask, kind: model.apply(params, ids, mask=mask, kind=kind)
+  )
+  logits, out = forward(*prompts.packed())
+  return np.asarray(logits), out
+
+
+def kept_of(out, i: int) -> list[list[int]]:
+  """Places of the visual tokens that each reduction left of a prompt."""
+  _, _, kinds = prompts.packed()
+  kept, source = [], np.arange(prompts.LENGTH)
+  for plan in (plan for made in out["plans"] for plan in made):
+    before = source[kinds[i, source] == prompts.V]
+    at = np.asarray(plan.anchor[i])[np.asarray(plan.valid[i])]
+    source = source[at]
+    now = source[kinds[i, source] == prompts.V]
+    if before.tolist() != now.tolist():
+      kept.append(now.tolist())
+  return kept
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kept_sets_and_logits_are_those_of_a_slow_decoder(case):
+  logits, out = run(case)
+  cfg = config(depth=DEPTH)
+  model = reference.Slow(cfg, params_of(cfg))
+  for i, name in enumerate(NAMES):
+    model.caches = [[] for _ in range(DEPTH)]
+    expected = model.run(PROMPTS[name], KINDS[name], CASES[case][1]())
+    assert kept_of(out, i) == expected.kept, name
+    last = expected.tokens[-1].source
+    np.testing.assert_allclose(
+      logits[i, last], expected.logits[0], **CLOSE, err_msg=name
+    )
+
+
+def test_transitions_of_their_card():
+  """u=(3,4): o=(6,8) stretches by 2 without a turn, o=-u turns by 2."""
+  before = jnp.asarray([[3.0, 4], [3, 4], [3, 4]])
+  after = jnp.asarray([[6.0, 8], [-3, -4], [9, 9]])
+  found = jax.jit(scores.transition)(before, after, jnp.arange(3) < 2)
+  share = np.exp([0.0, 2.0]) / np.exp([0.0, 2.0]).sum()
+  np.testing.assert_allclose(found, [2 * share[0], share[1], 0], rtol=1e-6)
+
+
+def test_counts_of_their_cards():
+  (reduce,) = recipes.get("transprune").reduce
+  found = reduce.budget.counts(576, 32)
+  assert {i: n for i, n in enumerate(found) if n} == {7: 504, 9: 360, 12: 72}
+  left = np.array([576] * 7 + [504] * 2 + [360] * 3 + [72] * 20)
+  assert left.mean() == 236.25
+  (moved,) = [q for q in reduce.asks if isinstance(q, Transition)]
+  for block, counted in ((7, {6}), (9, {6, 7, 8}), (12, set(range(6, 12)))):
+    asked = moved.answered(moved.at(block, 32))
+    assert {i for i in range(32) if asked.about(i, 32)} == counted
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "message"),
+  [("trim", {"similarity": "sum"}, "similarity='sum'")],
+)
+def test_an_option_out_of_range_is_refused(name, options, message):
+  with pytest.raises(ValueError, match=message):
+    recipes.get(name, **options)
