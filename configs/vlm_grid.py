@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """`arg`: "runlocal" for two steps."""
   values = common.parse_arg(arg)
   config = common.base()
-  data = GridQuestions(side=4, digits=6, turns=3, heldout=600)
+  data = GridQuestions(side=6, digits=8, turns=1, heldout=600)
   config.data = dict(
     name="grid_questions", side=data.side, digits=data.digits,
     turns=data.turns, heldout=data.heldout,
@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.model = dict(
     name="vlm", image_token=IMAGE, pass_class=True,
     vision=dict(
-      image_size=data.image_size, patch_size=4, channels=data.channels,
+      image_size=data.image_size, patch_size=8, channels=data.channels,
       width=32, depth=2, heads=2, mlp_dim=64, pool="none",
     ),
     projector=dict(width=width),

@@ -7,10 +7,10 @@ Image classifiers: writes `pareto.json`, `pareto.csv`, `pareto.png` and
 `merges.png` into the workdir; language models: `kv_pareto.json`,
 `kv_pareto.csv`, `kv_pareto.png` and `recall.png`; dense models: `dense.json`,
 `dense.csv`, `dense.png` and `maps.png`; vision-language models:
-`vlm_pareto.json`, `vlm_pareto.csv`, `vlm_pareto.png` and `kept.png`. With several seeds
-(`--config.subject.seeds=3`) rows are means over models trained from each.
-Both print a table. Interrupted, a sweep goes on where it was: rows that are
-there are kept. Kinds of model are files in `experiments/sweeps`, see
+`vlm_pareto.json`, `vlm_pareto.csv`, `vlm_pareto.png` and `kept.png`. With
+several seeds (`--config.subject.seeds=3`) rows are means over models trained
+from each. All print a table. Interrupted, a sweep goes on where it was: rows
+that are there are kept. Kinds of model are files in `experiments/sweeps`, see
 `experiments.sweeps.subject`.
 """
 

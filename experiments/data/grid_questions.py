@@ -16,14 +16,19 @@ import numpy as np
 from experiments.data import digit_grid
 from experiments.data.questions import Element, Question, conversation
 from experiments.data.words import Words
+from tokjax.interop import Preprocessing
 
 # The example number i of a split is drawn with (SPLITS[split], i).
 SPLITS = {"train": 0, "test": 1}
 TRAIN = 1 << 16
 KINDS = ("cell", "count", "largest")
+# Of each kind among the questions of training.
+SHARES = (0.5, 0.3, 0.2)
 # Cells of one image that show the digit that is counted: 0 to MANY - 1.
 MANY = 5
 CELL = 8
+# Pixels are 0 to MOST, and normalised.
+MOST, MEAN, STD = 16.0, 5.0, 6.0
 LONGEST = 11  # Ids of a question with its answer and the end.
 
 
@@ -96,6 +101,11 @@ class GridQuestions:
     """Height and width of an image in pixels."""
     return CELL * self.side
 
+  @property
+  def preprocessing(self) -> Preprocessing:
+    """From an image file to what the model sees: grey levels as they are."""
+    return Preprocessing((MEAN / MOST,), (STD / MOST,), self.image_size)
+
   def source(self, split: str) -> Sequence[Element]:
     """Seeds; an example is drawn when it is asked for."""
     count = self.heldout if split == "test" else TRAIN
@@ -104,8 +114,8 @@ class GridQuestions:
   def augment(self, element: Element, rng: np.random.Generator) -> Element:
     """Another image at every turn, with `turns` questions of all kinds."""
     scene = self.scene(element["split"], rng)
-    kinds = rng.integers(len(KINDS), size=self.turns)
-    asked = [self.ask(scene, KINDS[kind], rng) for kind in kinds]
+    kinds = rng.choice(KINDS, self.turns, p=SHARES)
+    asked = [self.ask(scene, kind, rng) for kind in kinds]
     return conversation(self.words, scene.image, asked, self.length, ends=True)
 
   def prepare(self, element: Element) -> Element:
@@ -142,7 +152,7 @@ class GridQuestions:
     order = rng.permutation(cells)
     side, grid = self.side, shown[order].reshape(self.side, -1, CELL, CELL)
     image = grid.swapaxes(1, 2).reshape(CELL * side, CELL * side, 1)
-    return Scene((image - 5.0) / 6.0, label[order].reshape(side, side), common)
+    return Scene((image - MEAN) / STD, label[order].reshape(side, side), common)
 
   def ask(self, scene: Scene, kind: str, rng: np.random.Generator) -> Question:
     """Draws a question of a kind."""
@@ -156,4 +166,6 @@ class GridQuestions:
     row, column = rng.permutation(np.argwhere(label >= 0))[0].tolist()
     name = string.ascii_lowercase[row]
     text = f"which digit is in row {name} column {column + 1}?"
-    return Question(text, str(label[row, column]), kind, (row, column))
+    box = (row, column, row + 1, column + 1)
+    box = tuple(edge / self.side for edge in box)
+    return Question(text, str(label[row, column]), kind, box)

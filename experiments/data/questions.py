@@ -25,18 +25,28 @@ class Question:
     text: in words of the data set, with a question mark at the end.
     answer: one word.
     kind: what sort of question it is.
-    place: row and column of the cell that it names; None: it names none.
+    box: the part of the image that it names: top, left, bottom and right side
+      as fractions of the image; None: it names none.
   """
 
   text: str
   answer: str
   kind: str
-  place: tuple[int, int] | None = None
+  box: tuple[float, float, float, float] | None = None
 
   @property
   def prompt(self) -> str:
     """The question with the placeholder of its image."""
     return f"<image> {self.text}"
+
+  def named(self, grid: tuple[int, int]) -> np.ndarray:
+    """Which patches of a grid have their centre in the box, `[patches]`."""
+    if self.box is None:
+      return np.zeros(grid[0] * grid[1], bool)
+    top, left, bottom, right = self.box
+    row, column = ((np.arange(n) + 0.5) / n for n in grid)
+    rows = (row > top) & (row < bottom)
+    return np.outer(rows, (column > left) & (column < right)).ravel()
 
 
 def conversation(

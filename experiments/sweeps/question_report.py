@@ -56,15 +56,17 @@ def table(results: Results, kinds: Sequence[str]) -> Table:
     for keep in dict.fromkeys(row["keep"] for row in rows if row["keep"] < 1)
   ]
   return Table(
-    ("method", "keep", "all", *shown, "tokens", "FLOPs", "cache")
-    + CALLS,
+    ("method", "keep", "all", *shown, "named", "kept", "tokens")
+    + ("FLOPs", "cache", *CALLS),
     [_cells(row, whole, shown) for row in rows],
     title=f"Right answers in percent; unreduced:"
     f" {100 * whole['accuracy_all']:.1f} %, {whole['gflops']:.3g} GFLOPs and"
     f" {whole['logical_bytes'] / 1024:.0f} KiB a question",
     caption="±: 95 % interval of what is lost against the unreduced model;"
-    " tokens: visual ones as they enter the language model; FLOPs: of prefill,"
-    " vision and selection included; cache: bytes that count; both as shares"
+    " named, kept: cells that questions name, and patches, that are part of a"
+    " token at the end; tokens: visual ones as they enter the language model;"
+    " FLOPs: of prefill, vision and selection included; cache: bytes that"
+    " count; both as shares"
     " of the unreduced model's; prefill, first (token), decode: measured"
     f" speed-up{''.join(filter(None, verdicts))}",
   )
@@ -88,6 +90,7 @@ def unclear(results: Results, keep: float, kind: str) -> str:
 
 def _cells(row: Row, whole: Row, kinds: Sequence[str]) -> list[str]:
   share = lambda name: f"{row[name] / whole[name]:.1%}"
+  percent = lambda x: "-" if x is None else f"{x:.0%}"
   answers = [
     f"{100 * row[f'accuracy_{kind}']:.1f} ±{row[f'lost_{kind}_interval']:.1f}"
     for kind in ("all", *kinds)
@@ -96,6 +99,8 @@ def _cells(row: Row, whole: Row, kinds: Sequence[str]) -> list[str]:
     row["method"],
     f"{row['keep']:g}",
     *answers,
+    percent(row["kept_named"]),
+    percent(row["kept"]),
     str(row["image_tokens"]),
     share("gflops"),
     share("logical_bytes"),

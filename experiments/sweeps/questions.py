@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import typed
+from experiments import typed, visual_tokens
 from experiments.sweeps import intervals, question_report
 from experiments.sweeps.probe import words_of
 from experiments.sweeps.programs import speedup
@@ -22,7 +22,7 @@ from experiments.sweeps.question_models import (
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import Results, Row
 from experiments.sweeps.subject import Job, OptionsSweep, Unfit
-from tokjax.analysis import cost
+from tokjax.analysis import cost, gallery, merge_map
 from tokjax.models import (
   VisionLanguageGenerator,
   generation,
@@ -33,6 +33,8 @@ from tokjax.models.generation import Generation
 from tokjax.models.vlm import Prompts
 
 ALL = "all"
+# So many questions that name a cell say which patches remain.
+NAMED = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,11 +188,12 @@ class QuestionsSubject:
       if program is not whole:
         own, other = self._answers(program)
         moved = (np.exp(logits) * (logits - other)).sum(axis=-1)
-      rows.append({**self._row(right, own, moved), **self._sizes(program)})
+      row = {**self._row(right, own, moved), **self._sizes(program)}
+      rows.append({**row, **self._kept(program)})
     return rows
 
   def _answers(self, program: Program) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each is right, `[seeds, n]`; log probabilities of first tokens."""
+    """Which are right, `[seeds, n]`; log probabilities of first tokens."""
     right, logits = [], []
     for params in self.model.weights:
       hits, found, begin = [], [], 0
@@ -284,8 +287,68 @@ class QuestionsSubject:
   def picture(
     self, results: Results, methods: Sequence[str], path: pathlib.Path
   ) -> None:
-    """See `Subject.picture`."""
-    del results, methods, path
+    """Which patches each method leaves of the first images.
+
+    Methods that the model cannot be built with, or that cannot be followed
+    through a whole sequence, are left out.
+    """
+    del results
+    settings, maps = self.settings, {}
+    asked = self.model.asked[: settings.pictures]
+    if self.model.config.pinpoints:
+      return
+    for method in methods:
+      job = settings.job(method, settings.picture_keep)
+      stages = self._stages(job, asked)
+      if stages:
+        maps[method] = stages[-1].groups(self.model.config.vision.grid)
+    images = np.stack([one.image for one in asked])
+    questions = " ".join(f"{one.question.text}" for one in asked)
+    gallery.draw_methods(
+      merge_map.displayable(images), maps, path,
+      title=f"Patches that remain, keep {settings.picture_keep:g}",
+      note=questions, side=96,
+    )  # fmt: skip
+
+  def _stages(
+    self, job: Job, asked: Sequence[Asked]
+  ) -> list[visual_tokens.Stage] | None:
+    """What is left of patches after each stage; None: cannot be followed."""
+    if self.model.config.pinpoints:
+      return None
+    try:
+      model = self.model.build(job.slots())
+      count = vlm_generation.tokens_per_image(model.config, model.slots)
+      longest = max(len(one.prompt) for one in asked) - 1 + count
+      generator = VisionLanguageGenerator(
+        model, self.model.params, longest, 1, buckets=(longest,),
+        image_buckets=(len(asked),),
+      )  # fmt: skip
+      prompts = _pack(generator, asked, len(asked)).prompts
+      key = jax.random.key(0)
+      found = visual_tokens.look(model, self.model.params, prompts, key)
+    except ValueError:
+      return None
+    return found
+
+  def _kept(self, program: Program) -> Row:
+    """How many patches remain at the end, and of cells that are asked about.
+
+    Of questions that name a cell, by the first weights; None: there are none,
+    or the recipe cannot be followed through a whole sequence.
+    """
+    asked = [one for one in self.model.asked if one.question.box is not None]
+    stages = self._stages(program.job, asked[:NAMED]) if asked else None
+    if stages is None:
+      return {"kept": None, "kept_named": None}
+    if not stages:
+      return {"kept": 1.0, "kept_named": 1.0}
+    grid, remains = self.model.config.vision.grid, stages[-1].remains
+    named = np.stack([one.question.named(grid) for one in asked[:NAMED]])
+    return {
+      "kept": float(remains.mean()),
+      "kept_named": float(remains[named].mean()),
+    }
 
 
 def _most_crops(asked: Sequence[Asked]) -> int:

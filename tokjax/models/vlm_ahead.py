@@ -79,6 +79,7 @@ class Ahead(Reduces, nn.Module):
     where = {"bias": None, "mask": tokens.mask}
     known = EncoderAnswers(0, self.config.kinds, tokens, q, k, v, where)
     answers = known.add_to(passage.answers, tower.asked(self.slots))
-    return self.reduce_at(
-      "input", 0, passage.replace(answers=answers), reducer
-    ).tokens
+    passage = passage.replace(answers=answers)
+    passage = self.reduce_at("input", 0, passage, reducer)
+    self.sow("intermediates", "plans", passage.plans)
+    return passage.tokens
