@@ -5,6 +5,8 @@ python -m experiments.generate --model smollm2 --chat --prompt "Who are you?"
 python -m experiments.generate --prompts questions.jsonl --json
 python -m experiments.generate --config configs/generate.py:recipe=snapkv ...
 python -m experiments.generate --config configs/generate.py:checkpoint=NAME ...
+python -m experiments.generate --model FOLDER_OR_RUN --image cat.png \
+  --image dog.png --prompt "<image> and <image>: which is larger?"
 
 Streams the text, then prints time to first token, tokens per second and the
 bytes of the cache, compared with the full cache. The model is SmolLM2 once it
@@ -24,8 +26,8 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 
+from experiments import image_prompts, typed
 from experiments import prompts as prompting
-from experiments import typed
 from experiments.generated import Generated
 from experiments.prompts import Answer, Prompt
 from experiments.small_prompts import fitted
@@ -106,6 +108,7 @@ def main(
   model: str | None = None,
   yes: bool = False,
   as_json: bool = False,
+  images: Sequence[str | pathlib.Path] = (),
 ) -> Generated | list[Generated]:
   """Generates as `config` says.
 
@@ -118,10 +121,18 @@ def main(
     model: a checkpoint or a name of `tokjax models`, instead of the config's.
     yes: a model of `tokjax models` that is not here may be downloaded.
     as_json: `show` is given one line of JSON for each prompt, and no more.
+    images: files, in the order of the placeholders `<image>` of the prompt; the
+      model is then a vision-language model, a checkpoint or the workdir of a
+      run.
 
   Returns:
     One, or a list where `prompts` is given.
   """
+  if images:
+    config = load(config)
+    if prompts is not None:
+      raise ValueError("image and prompts: give one of the two")
+    return with_images(config, prompt, model, images, show, as_json)
   config, workdir = chosen(load(config), model, yes), pathlib.Path(workdir)
   if prompts is not None and prompt is not None:
     raise ValueError("prompt and prompts: give one of the two")
@@ -152,6 +163,38 @@ def main(
       show(f"> {one.prompt}\n{one.text}\n\n")
     show(f"{out[-1].report()}\n")
   return out if prompts is not None else out[0]
+
+
+def with_images(
+  config: Generate,
+  prompt: str | None,
+  model: str | None,
+  images: Sequence[str | pathlib.Path],
+  show: Show,
+  as_json: bool,
+) -> Generated:
+  """`main` for a prompt with images.
+
+  Raises:
+    ConfigError: no model is named.
+    ValueError: see `image_prompts.answer`.
+  """
+  own = config.language_model
+  source = own.checkpoint if isinstance(own, Pretrained) else None
+  if (source := model or source) is None:
+    raise typed.ConfigError(
+      "image: needs --model, a checkpoint of a vision-language model or the"
+      " workdir of a run that trained one"
+    )
+  text = config.prompt if prompt is None else prompt
+  out = image_prompts.answer(
+    config, source, text, images, None if as_json else show
+  )
+  if as_json:
+    show(out.record(source, config.recipe.name) + "\n")
+  else:
+    show(f"\n\n{out.report()}\n")
+  return out
 
 
 def chosen(config: Generate, model: str | None, yes: bool) -> Generate:
@@ -379,6 +422,7 @@ def from_command_line(given: Any) -> None:
     model=given.model,
     yes=given.yes,
     as_json=given.json,
+    images=given.image or (),
   )
 
 
@@ -392,6 +436,7 @@ if __name__ == "__main__":
       (
         Option("prompt", str, None, "Text to continue."),
         Option("prompts", str, None, "File of prompts, text or .jsonl."),
+        Option("image", str, None, "A file, for the prompt.", many=True),
         Option("model", str, None, "Of `tokjax models`, or a checkpoint."),
         Option("yes", bool, False, "The model may be downloaded."),
         Option("chat", bool, False, "The prompt is a user's message."),

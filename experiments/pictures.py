@@ -4,8 +4,13 @@ python -m experiments.pictures --recipe tome --out DIR
 python -m experiments.pictures --recipe evit --image cat.jpg --keep 0.3 \\
   --checkpoint facebook/deit-small-patch16-224 --out DIR
 
-Without images, scikit-learn's two sample photographs; without a checkpoint, a
-model that compares colours and is not trained (`tokjax.analysis.stand_in`).
+python -m experiments.pictures --recipe fastv --checkpoint FOLDER_OR_RUN \\
+  --image cat.jpg --prompt "what is this?" --out DIR
+
+With a prompt, the model is a vision-language model: one picture shows where the
+prompt looks and which patches remain, stage by stage. Otherwise, without
+images, scikit-learn's two sample photographs; without a checkpoint, a model
+that compares colours and is not trained (`tokjax.analysis.stand_in`).
 """
 
 import dataclasses
@@ -19,6 +24,7 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
+from experiments import prompt_pictures
 from experiments.sweeps.results import writable
 from experiments.sweeps.subject import Job
 from tokjax import interop, recipes, zoo
@@ -193,13 +199,37 @@ def main(
 
 def from_command_line(given: Any) -> None:
   """`main` with the options of the command."""
-  written = main(
+  if given.prompt is not None:
+    written = of_prompt(given)
+  else:
+    written = of_images(given)
+  for path in written:
+    print(path)
+
+
+def of_prompt(given: Any) -> list[pathlib.Path]:
+  """Pictures of a vision-language model.
+
+  Raises:
+    ValueError: no checkpoint, or an option for models of images alone.
+  """
+  if given.checkpoint is None:
+    raise ValueError("prompt: needs --checkpoint, a folder or a run")
+  if given.block:
+    raise ValueError("prompt: takes no --block; every stage is shown")
+  return prompt_pictures.main(
+    given.recipe, given.out, images=given.image or (),
+    source=given.checkpoint, prompt=given.prompt, keep=given.keep,
+  )  # fmt: skip
+
+
+def of_images(given: Any) -> list[pathlib.Path]:
+  """Merge maps of a vision encoder."""
+  return main(
     given.recipe, given.out, images=given.image or (),
     checkpoint=given.checkpoint, keep=given.keep, blocks=given.block or (),
     size=given.size, patch=given.patch,
   )  # fmt: skip
-  for path in written:
-    print(path)
 
 
 if __name__ == "__main__":
@@ -214,6 +244,7 @@ if __name__ == "__main__":
         Option("out", str, None, "Folder of the pictures.", required=True),
         Option("image", str, None, "A file; None: two photographs.", many=True),
         Option("checkpoint", str, None, "Folder, hub id, `tokjax models`."),
+        Option("prompt", str, None, "About each image; for models of both."),
         Option("keep", float, 0.2, "Fraction of tokens that remain."),
         Option("block", int, None, "To show, from 1; None: all.", many=True),
         Option("size", int, 384, "Of the image, without a checkpoint."),

@@ -6,10 +6,11 @@ python -m experiments.sweep --config configs/kv_pareto.py --workdir DIR
 Image classifiers: writes `pareto.json`, `pareto.csv`, `pareto.png` and
 `merges.png` into the workdir; language models: `kv_pareto.json`,
 `kv_pareto.csv`, `kv_pareto.png` and `recall.png`; dense models: `dense.json`,
-`dense.csv`, `dense.png` and `maps.png`. With several seeds
-(`--config.subject.seeds=3`) rows are means over models trained from each.
-Both print a table. Interrupted, a sweep goes on where it was: rows that are
-there are kept. Kinds of model are files in `experiments/sweeps`, see
+`dense.csv`, `dense.png` and `maps.png`; vision-language models:
+`vlm_pareto.json`, `vlm_pareto.csv`, `vlm_pareto.png` and `kept.png`. With
+several seeds (`--config.subject.seeds=3`) rows are means over models trained
+from each. All print a table. Interrupted, a sweep goes on where it was: rows
+that are there are kept. Kinds of model are files in `experiments/sweeps`, see
 `experiments.sweeps.subject`.
 """
 
@@ -24,12 +25,13 @@ from experiments.sweeps.classification import Classification
 from experiments.sweeps.count import Count
 from experiments.sweeps.dense import Dense
 from experiments.sweeps.language import Language
+from experiments.sweeps.questions import Questions
 from experiments.sweeps.results import WHOLE, Results, Row, writable
 from experiments.sweeps.subject import UNREDUCED, Job, Subject, Sweep, Unfit
 from experiments.training import rundir
 from experiments.training.eta import working
 
-KINDS: tuple[type[Sweep], ...] = (Classification, Language, Dense)
+KINDS: tuple[type[Sweep], ...] = (Classification, Language, Dense, Questions)
 
 
 def load(config: Any) -> Sweep:

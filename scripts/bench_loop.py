@@ -41,7 +41,9 @@ class Bare:
     )
     self.batch = next(batches)
     batches.close()
-    example = config.task.inputs(pipeline.heldout_arrays(config.data, 1))
+    example = config.task.inputs(
+      pipeline.heldout_arrays(config.data, 1), model
+    )
     self.state = jax.jit(
       lambda: state_lib.init(config, model, example, optimizer)
     )()

@@ -3,6 +3,7 @@
 from experiments.data.digit_grid import DigitGrid
 from experiments.data.digits import Digits
 from experiments.data.errors import DataError
+from experiments.data.grid_questions import GridQuestions
 from experiments.data.images import FolderImages, TfdsImages
 from experiments.data.recall import Recall
 from experiments.data.text import (
@@ -15,6 +16,7 @@ from experiments.data.text import (
 DATA = {
   "digits": Digits,
   "digit_grid": DigitGrid,
+  "grid_questions": GridQuestions,
   "tfds_images": TfdsImages,
   "folder_images": FolderImages,
   "standard_library": StandardLibrary,

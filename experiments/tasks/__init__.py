@@ -2,5 +2,10 @@
 
 from experiments.tasks.classification import Classification
 from experiments.tasks.language import Language
+from experiments.tasks.questions import Questions
 
-TASKS = {"classification": Classification, "language": Language}
+TASKS = {
+  "classification": Classification,
+  "language": Language,
+  "questions": Questions,
+}

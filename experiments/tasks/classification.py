@@ -43,8 +43,9 @@ class Classification(Task):
     if not self.mixup >= 0:
       raise ValueError(f"mixup={self.mixup}: must be 0 or more")
 
-  def inputs(self, batch: Batch) -> jax.Array:
+  def inputs(self, batch: Batch, model: nn.Module) -> jax.Array:
     """What the model is called with."""
+    del model
     return batch["image"]
 
   def distribution(self, batch: Batch, classes: int) -> jax.Array:

@@ -27,8 +27,9 @@ class Language(Task):
 
   unit = "tokens"
 
-  def inputs(self, batch: Batch) -> jax.Array:
+  def inputs(self, batch: Batch, model: nn.Module) -> Any:
     """What the model is called with."""
+    del model
     return batch["tokens"] if "target" in batch else batch["tokens"][:, :-1]
 
   def targets(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -79,8 +80,9 @@ _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _count(task, model, params, batch):
-  logits, _ = model.apply({"params": params}, task.inputs(batch))
-  logits, (target, asked) = logits.astype(jnp.float32), task.targets(batch)
+  logits, _ = model.apply({"params": params}, task.inputs(batch, model))
+  logits = task.answers(logits, batch).astype(jnp.float32)
+  target, asked = task.targets(batch)
   weight = batch["weight"][:, None] * asked
   return {
     "loss": (_cross_entropy(logits, target) * weight).sum(),

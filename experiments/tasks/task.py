@@ -52,9 +52,14 @@ class Task:
     if self.temperature is not None and not self.temperature > 0:
       raise ValueError(f"temperature={self.temperature}: must be positive")
 
-  def inputs(self, batch: Batch) -> jax.Array:
+  def inputs(self, batch: Batch, model: nn.Module) -> Any:
     """What the model is called with."""
     raise NotImplementedError
+
+  def answers(self, logits: jax.Array, batch: Batch) -> jax.Array:
+    """The logits that are compared, one for each entry of the targets."""
+    del batch
+    return logits
 
   def distribution(self, batch: Batch, classes: int) -> jax.Array:
     """The right answer to each position of the logits, `[..., classes]`.
@@ -90,13 +95,14 @@ class Task:
       The loss, and "loss", the task's metrics, "distill" where there is a
       teacher, and every auxiliary loss under its name.
     """
-    inputs = self.inputs(batch)
+    inputs = self.inputs(batch, model)
     (logits, out), sown = model.apply(
       {"params": params}, inputs, key=key, train=True, mutable=["losses"]
     )
-    logits = logits.astype(jnp.float32)
+    logits = self.answers(logits, batch).astype(jnp.float32)
     loss, metrics = self.compare(logits, batch)
     if teacher is not None:
+      teacher = self.answers(teacher, batch)
       metrics["distill"] = distance(logits, teacher, self.temperature)
       loss = (1 - self.distill) * loss + self.distill * metrics["distill"]
     if extra := (*model.slots.losses, *self.auxiliary):

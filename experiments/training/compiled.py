@@ -82,7 +82,9 @@ def _optimizer(programs: Programs):
 
 
 def _init(programs: Programs, seed, params) -> state_lib.State:
-  example = programs.config.task.inputs(_example(programs))
+  example = programs.config.task.inputs(
+    _example(programs), programs.model
+  )
   return state_lib.init(
     programs.config, programs.model, example, _optimizer(programs), params, seed
   )

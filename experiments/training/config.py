@@ -18,11 +18,27 @@ from experiments.training.mesh import Mesh
 from experiments.training.optim import Optimizer
 from experiments.training.published import FromInit, resolve
 from tokjax import budgets, recipes
-from tokjax.models import Decoder, DecoderConfig, ViT, ViTConfig
+from tokjax.models import (
+  Decoder,
+  DecoderConfig,
+  VisionLanguage,
+  VisionLanguageConfig,
+  ViT,
+  ViTConfig,
+)
 from tokjax.slots import Slots
 
-MODELS = {"vit": ViTConfig, "decoder": DecoderConfig, "init": FromInit}
-BUILDERS = {ViTConfig: ViT, DecoderConfig: Decoder}
+MODELS = {
+  "vit": ViTConfig,
+  "decoder": DecoderConfig,
+  "vlm": VisionLanguageConfig,
+  "init": FromInit,
+}
+BUILDERS = {
+  ViTConfig: ViT,
+  DecoderConfig: Decoder,
+  VisionLanguageConfig: VisionLanguage,
+}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Entries of a model that are sizes, where it has them.

@@ -55,7 +55,8 @@ def init(
     seed: may be traced; None: that of the config.
   """
   key = jax.random.key(config.seed if seed is None else seed)
-  fresh = model.init({"params": key}, jnp.asarray(example), key=key)["params"]
+  example = jax.tree.map(jnp.asarray, example)
+  fresh = model.init({"params": key}, example, key=key)["params"]
   params = fresh if params is None else trees.overlay(fresh, params, "init")
   ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
   return State(
@@ -81,7 +82,7 @@ def make_step(
     known = None
     if teacher is not None:
       logits, _ = teacher.apply(
-        {"params": teacher_params}, task.inputs(batch), key=key
+        {"params": teacher_params}, task.inputs(batch, teacher), key=key
       )
       known = jax.lax.stop_gradient(logits)
     return task.loss(model, params, batch, key, known)

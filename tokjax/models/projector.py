@@ -113,7 +113,9 @@ class Projector(Reduces, nn.Module):
     passage = passage.replace(answers=known)
     passage = self.reduce_at("input", 0, passage, reducer)
     passage = self._projected(passage)
-    return self.reduce_at("output", 0, passage, reducer).tokens
+    passage = self.reduce_at("output", 0, passage, reducer)
+    self.sow("intermediates", "plans", passage.plans)
+    return passage.tokens
 
   def _projected(self, passage: Passage) -> Passage:
     tokens, cfg = passage.tokens, self.config

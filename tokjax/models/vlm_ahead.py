@@ -70,9 +70,10 @@ class Ahead(Reduces, nn.Module):
     passage, reducer = tower.start(self.slots, tokens, front, grid, key)
     known = self._known(tokens)
     answers = known.add_to(passage.answers, tower.asked(self.slots))
-    return self.reduce_at(
-      "input", 0, passage.replace(answers=answers), reducer
-    ).tokens
+    passage = passage.replace(answers=answers)
+    passage = self.reduce_at("input", 0, passage, reducer)
+    self.sow("intermediates", "plans", passage.plans)
+    return passage.tokens
 
   def answer(self, tokens: Tokens, question: Question) -> Array:
     """The answer about features, before anything is reduced.

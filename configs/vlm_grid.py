@@ -1,0 +1,57 @@
+"""A small vision-language model that answers questions about a grid of digits.
+
+python -m experiments.train --config configs/vlm_grid.py --workdir DIR
+
+"Which digit is in row b column 3?", "how many cells show 7?", "which digit is
+the largest?". A vision encoder, a projector and a language model, trained
+together; nothing is downloaded.
+"""
+
+import ml_collections
+
+from configs import common
+from experiments.data.grid_questions import GridQuestions
+from experiments.data.words import IMAGE
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  """`arg`: "runlocal" for two steps."""
+  values = common.parse_arg(arg)
+  config = common.base()
+  data = GridQuestions(side=6, digits=8, turns=1, heldout=600)
+  config.data = dict(
+    name="grid_questions", side=data.side, digits=data.digits,
+    turns=data.turns, heldout=data.heldout,
+  )  # fmt: skip
+  width = 48
+  config.model = dict(
+    name="vlm", image_token=IMAGE, pass_class=True,
+    vision=dict(
+      image_size=data.image_size, patch_size=8, channels=data.channels,
+      width=32, depth=2, heads=2, mlp_dim=64, pool="none",
+    ),
+    projector=dict(width=width),
+    language=dict(
+      vocabulary=data.num_classes, width=width, depth=4, heads=3, kv_heads=3,
+      mlp_dim=96, length=256, rotary=dict(base=100_000.0), embed_scale=True,
+    ),
+  )  # fmt: skip
+  # ViT's default is a head of 1000 classes.
+  config.model.vision.num_classes = None
+  config.task = dict(name="questions")
+  config.recipe = common.recipe()
+  config.optimizer = dict(
+    name="adamw", lr=3e-3, warmup=100, b2=0.98, weight_decay=0.02
+  )
+  config.steps = 1500
+  config.batch_size, config.eval_batch_size = 32, 120
+  config.checkpoint = dict(every=500, keep=1)
+  config.log_every, config.eval_every = 50, 500
+  config.threads = 1
+  if values.runlocal:
+    common.shorten(config)
+    config.data.heldout = 24
+    config.model.vision.update(width=12, depth=1, mlp_dim=12)
+    config.model.language.update(depth=3, mlp_dim=16)
+    config.eval_batch_size = 24
+  return config

@@ -1,0 +1,246 @@
+"""Text from a prompt with images, with any recipe, and what it costs."""
+
+import dataclasses
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from experiments import typed
+from experiments.evaluate import restore_run
+from experiments.generated import Generated
+from experiments.prompts import Answer, Prompt
+from experiments.training import config as config_lib
+from experiments.training import mesh as mesh_lib
+from experiments.training import published, trees
+from tokjax import interop, zoo
+from tokjax.models import (
+  VisionLanguage,
+  VisionLanguageConfig,
+  VisionLanguageGenerator,
+  vlm_generation,
+)
+from tokjax.models.generation import Generation
+from tokjax.slots import Slots
+
+PLACEHOLDER = "<image>"
+Show = Callable[[str], Any]
+Path = str | pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageModel:
+  """A model of images and text, and how both are prepared for it.
+
+  Attributes:
+    config, params: its architecture and weights.
+    dtype: of activations and caches.
+    tokenizer: text to ids and back.
+    preprocessing: from an image to what the model takes.
+    origin: where the weights come from, in words.
+  """
+
+  config: VisionLanguageConfig
+  params: Any
+  dtype: Any
+  tokenizer: Any
+  preprocessing: Any
+  origin: str
+
+  def build(self, slots: Slots) -> VisionLanguage:
+    """The model with these slots.
+
+    Raises:
+      ConfigError: the recipe learns something that is not among the weights.
+      ValueError: the model cannot carry the recipe out.
+    """
+    model = VisionLanguage(self.config, slots, self.dtype)
+    trees.check_complete(slots.name, model, self.params)
+    return model
+
+  def encode(self, text: str, images: int, chat: bool = False) -> list[int]:
+    """Ids of a prompt; images stand in front of a text that places none.
+
+    Raises:
+      ValueError: not as many placeholders as images, or a tokenizer that does
+        not know the placeholder.
+    """
+    if PLACEHOLDER not in text:
+      text = f"{(PLACEHOLDER + chr(10)) * images}{text}"
+    if (holders := text.count(PLACEHOLDER)) != images:
+      raise ValueError(
+        f"prompt: has {holders} placeholders {PLACEHOLDER} for {images} images;"
+        " put one where each image belongs, or none at all to have the images"
+        " in front"
+      )
+    ids = Prompt(text).encode(self.tokenizer, chat)
+    if ids.count(self.config.image_token) != images:
+      raise ValueError(
+        f"prompt: {PLACEHOLDER} is not the id {self.config.image_token} to the"
+        f" tokenizer of {self.origin}, by which the model knows images"
+      )
+    return ids
+
+
+def load(source: Path) -> ImageModel:
+  """The model of a finished run or of a published checkpoint.
+
+  Raises:
+    ConfigError: a model that takes no images, or a checkpoint without tokenizer
+      or preprocessing.
+  """
+  if published.is_run(str(source)):
+    return _of_run(source)
+  where = f"checkpoint={str(source)!r}"
+  model, params, inputs = interop.load(zoo.resolve(str(source)))
+  if not isinstance(model, VisionLanguage):
+    raise typed.ConfigError(
+      f"{where}: is a {type(model).__name__}, which takes no images and text"
+    )
+  for name in ("tokenizer", "preprocessing"):
+    if getattr(inputs, name) is None:
+      raise typed.ConfigError(
+        f"{where}: the folder has no {name}; put that of the checkpoint next to"
+        " its weights"
+      )
+  return ImageModel(
+    model.config, params, model.dtype, inputs.tokenizer, inputs.preprocessing,
+    str(source),
+  )  # fmt: skip
+
+
+def _of_run(source: Path) -> ImageModel:
+  mesh = mesh_lib.Mesh().build()
+  config, params, step = restore_run(source, mesh)
+  if not isinstance(config.model, VisionLanguageConfig):
+    raise typed.ConfigError(
+      f"run {str(source)!r}: is of a {type(config.model).__name__}, which takes"
+      " no images and text"
+    )
+  return ImageModel(
+    config.model, params, config_lib.DTYPES[config.precision],
+    config.data.words, config.data.preprocessing, f"{source}, step {step}",
+  )  # fmt: skip
+
+
+def read_image(path: Path) -> Image.Image:
+  """An image file.
+
+  Raises:
+    ValueError: there is none, or it cannot be read.
+  """
+  try:
+    with Image.open(path) as image:
+      image.load()
+  except (OSError, Image.DecompressionBombError) as error:
+    raise ValueError(
+      f"image={str(path)!r}: is no image that can be read ({error})"
+    ) from error
+  return image
+
+
+def answer(
+  config: Any,
+  source: Path,
+  prompt: str,
+  images: Sequence[Path],
+  show: Show | None,
+) -> Generated:
+  """What follows a prompt.
+
+  Args:
+    config: an `experiments.generate.Generate`.
+    source: see `load`.
+    prompt: with a placeholder for each image, or with none.
+    images: files, in the order of the placeholders.
+    show: is given the text piece by piece; None: nobody is.
+
+  Raises:
+    ValueError: see `ImageModel.encode` and `read_image`.
+  """
+  slots = config.recipe.slots()
+  found = [read_image(path) for path in images]
+  lm = load(source)
+  ids = lm.encode(prompt, len(found), config.chat)
+  print(f"model: {lm.origin}", file=sys.stderr, flush=True)
+  generator = VisionLanguageGenerator(
+    lm.build(slots), lm.params, config.capacity or lm.config.language.length,
+    config.tokens, chunk=config.chunk,
+  )  # fmt: skip
+  pixels = [lm.preprocessing(image) for image in found]
+  packed, _ = generator.pack([ids], [pixels])
+  began = time.perf_counter()
+  going = _prefill(generator, config, ids, pixels)
+  sizes = generator.bytes(going)
+  for _ in zip(_stream(generator, config, going), range(2), strict=False):
+    pass
+  compiled = time.perf_counter() - began
+  text, first, rate = _run(generator, config, lm, ids, pixels, show)
+  return Generated(
+    text.text, tuple(text.ids), first, rate, compiled,
+    float(np.asarray(sizes.logical).mean()), sizes.physical,
+    full_bytes(lm, generator, ids, pixels), prompt, int(packed.length[0]),
+    text.stopped,
+  )  # fmt: skip
+
+
+def _prefill(generator, config, ids, pixels) -> Generation:
+  key = jax.random.key(config.seed)
+  return generator.prefill([ids], [pixels], key)
+
+
+def _stream(generator, config, going, ends=()):
+  key = jax.random.key(config.seed) if config.sampler.temperature else None
+  return generator.stream(going, sampler=config.sampler, key=key, ends=ends)
+
+
+def _run(
+  generator: VisionLanguageGenerator,
+  config: Any,
+  lm: ImageModel,
+  ids: Sequence[int],
+  pixels: Sequence[Any],
+  show: Show | None,
+) -> tuple[Answer, float, float]:
+  """The answer, seconds to the first token, tokens per second."""
+  ends, show = lm.tokenizer.ends, show or (lambda text: None)
+  text, times = Answer(lm.tokenizer.decode, ends, config.stop), []
+  began = time.perf_counter()
+  going = _prefill(generator, config, ids, pixels)
+  for (token,) in _stream(generator, config, going, ends):
+    times.append(time.perf_counter() - began)
+    show(text.add(int(token)))
+    sys.stdout.flush()
+    if text.done:
+      break
+  show(text.rest())
+  later = len(times) - 1
+  rate = later / (times[-1] - times[0]) if later else math.nan
+  return text, times[0], rate
+
+
+def full_bytes(
+  lm: ImageModel,
+  generator: VisionLanguageGenerator,
+  ids: Sequence[int],
+  pixels: Sequence[Any],
+) -> int:
+  """Bytes of the unreduced model's cache; nothing is computed."""
+  plain = dataclasses.replace(generator, model=lm.build(Slots()))
+  packed, room = plain.pack([ids], [pixels])
+
+  def states(params, prompts):
+    going = vlm_generation.prefill(
+      plain.model, params, prompts, plain.decode, None, room
+    )
+    return jax.tree.leaves(going.states)
+
+  leaves = jax.eval_shape(states, lm.params, packed)
+  return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)

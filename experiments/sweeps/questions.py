@@ -1,0 +1,368 @@
+"""Sweeps of vision-language models: right answers, FLOPs, bytes and times."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import typed, visual_tokens
+from experiments.sweeps import intervals, question_report
+from experiments.sweeps.probe import words_of
+from experiments.sweeps.programs import speedup
+from experiments.sweeps.question_models import (
+  QUESTION_MODELS,
+  Asked,
+  QuestionModel,
+)
+from experiments.sweeps.report import Plot, Table
+from experiments.sweeps.results import Results, Row
+from experiments.sweeps.subject import Job, OptionsSweep, Unfit
+from tokjax.analysis import cost, gallery, merge_map
+from tokjax.models import (
+  VisionLanguageGenerator,
+  generation,
+  vlm_generation,
+)
+from tokjax.models.decoder_slots import Capacities
+from tokjax.models.generation import Generation
+from tokjax.models.vlm import Prompts
+
+ALL = "all"
+# So many questions that name a cell say which patches remain.
+NAMED = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions(OptionsSweep):
+  """Settings of a sweep of a vision-language model.
+
+  Attributes:
+    subject: the model and its questions; "trained_questions" or
+      "published_questions".
+    keeps: fractions of the visual tokens that remain at the end.
+    answer: tokens of an answer that are generated to score it.
+    steps: of decoding that are timed, for each batch.
+    pictures: number of images of `kept.png`.
+  """
+
+  subject: Annotated[Any, typed.OneOf(QUESTION_MODELS)]
+  families: tuple[str, ...] = ("vlm",)
+  keeps: tuple[float, ...] = (0.5, 0.25, 0.125)
+  picture_keep: float = 0.25
+  answer: int = 1
+  steps: int = 8
+  pictures: int = 4
+
+  SUBJECTS = QUESTION_MODELS
+  STEM, PICTURE = "vlm_pareto", "kept.png"
+  DEPENDS = ("subject", "batch_size", "options", "answer")
+  NOTHING = "none"
+  TOGETHER = 4
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.at_least_one("answer", "steps", "pictures")
+
+  def prepare(self, workdir: pathlib.Path) -> "QuestionsSubject":
+    """See `Sweep.prepare`."""
+    return QuestionsSubject(self, self.subject.prepare(workdir))
+
+
+class Packed(NamedTuple):
+  """A batch of questions as one shape.
+
+  Attributes:
+    prompts: on the device.
+    room: the most tokens of each kind (static).
+    real: how many rows are no filling.
+  """
+
+  prompts: Prompts
+  room: Capacities
+  real: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A model with a recipe, whose prefill is one compiled program.
+
+  Attributes:
+    job: what was compiled.
+    generator: the model.
+    batches: all questions, packed for it.
+    run: from parameters, prompts and a key to a `Generation`.
+    cost: of the prefill of a batch, vision and selection included, by the
+      compiler's own analysis.
+  """
+
+  job: Job
+  generator: VisionLanguageGenerator
+  batches: Sequence[Packed]
+  run: Callable[..., Generation]
+  cost: cost.Cost
+
+  def step(self, params: Any, going: Generation, token) -> Generation:
+    """A step of decoding; `going` is used up."""
+    decoder = self.generator.model.decoder
+    return generation.decode_step(decoder, params["language"], going, token)
+
+  def decode(
+    self, params: Any, going: Generation, count: int
+  ) -> list[jax.Array]:
+    """The first `count` tokens of each answer, without sampling."""
+    tokens = [going.logits.argmax(-1).astype(jnp.int32)]
+    for _ in range(count - 1):
+      going = self.step(params, going, tokens[-1])
+      tokens.append(going.logits.argmax(-1).astype(jnp.int32))
+    return tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionsSubject:
+  """A vision-language model under the settings of a sweep; a `Subject`."""
+
+  settings: Questions
+  model: QuestionModel
+
+  @property
+  def origin(self) -> str:
+    return self.model.origin
+
+  @functools.cached_property
+  def _kind(self) -> np.ndarray:
+    """Of each question."""
+    return np.array([one.question.kind for one in self.model.asked])
+
+  def compile(self, job: Job) -> Program:
+    """See `Subject.compile`.
+
+    The prompt has as many tokens as the longest one of all questions needs.
+    """
+    asked, size = self.model.asked, self.settings.batch_size
+    room = max(self.settings.steps, self.settings.answer)
+    try:
+      model = self.model.build(job.slots())
+      count = vlm_generation.tokens_per_image(model.config, model.slots)
+      most = _most_crops(asked)
+      longest = max(len(one.prompt) for one in asked) - 1 + most * (count + 1)
+      generator = VisionLanguageGenerator(
+        model, self.model.params, longest, room, buckets=(longest,),
+        image_buckets=(most, most * size),
+      )  # fmt: skip
+      batches = [
+        _pack(generator, asked[first : first + size], size)
+        for first in range(0, len(asked), size)
+      ]
+      first = batches[0]
+
+      def prefill(params, prompts, key):
+        return vlm_generation.prefill(
+          model, params, prompts, room, None, first.room, key
+        )
+
+      jitted = jax.jit(prefill)
+      inputs = self.model.params, first.prompts, jax.random.key(0)
+      compiled = jitted.lower(*inputs).compile()
+    except ValueError as error:
+      raise Unfit(job, str(error)) from error
+    spent = cost.measure(jitted, *inputs, compiled=compiled)
+    return Program(job, generator, batches, compiled, spent)
+
+  def score(self, programs: Sequence[Program], whole: Program) -> list[Row]:
+    """Right answers by kind of question, drift, FLOPs and bytes.
+
+    Means over seeds; intervals are those of `intervals.lost`, question by
+    question. Drift is the mean Kullback-Leibler divergence of the first token
+    from the unreduced model's, in nats. Random recipes draw the same keys in
+    every run. FLOPs and bytes are those of one question.
+    """
+    right, logits = self._answers(whole)
+    rows = []
+    for program in programs:
+      own, moved = right, np.zeros(right.shape)
+      if program is not whole:
+        own, other = self._answers(program)
+        moved = (np.exp(logits) * (logits - other)).sum(axis=-1)
+      row = {**self._row(right, own, moved), **self._sizes(program)}
+      rows.append({**row, **self._kept(program)})
+    return rows
+
+  def _answers(self, program: Program) -> tuple[np.ndarray, np.ndarray]:
+    """Which are right, `[seeds, n]`; log probabilities of first tokens."""
+    right, logits = [], []
+    for params in self.model.weights:
+      hits, found, begin = [], [], 0
+      for i, batch in enumerate(program.batches):
+        going = program.run(params, batch.prompts, jax.random.key(i))
+        log_p = jax.nn.log_softmax(going.logits)[: batch.real]
+        said = np.stack(program.decode(params, going, self.settings.answer), 1)
+        asked = self.model.asked[begin : (begin := begin + batch.real)]
+        hits += [self._right(*both) for both in zip(asked, said, strict=False)]
+        found.append(np.asarray(log_p))
+      right.append(hits)
+      logits.append(np.concatenate(found))
+    return np.array(right), np.stack(logits)
+
+  def _right(self, asked: Asked, said: np.ndarray) -> bool:
+    """Whether generated tokens, up to an end, contain the answer's words."""
+    tokenizer, ids = self.model.tokenizer, said.tolist()
+    ends = [i for i, token in enumerate(ids) if token in tokenizer.ends]
+    text = tokenizer.decode(ids[: min(ends, default=len(ids))])
+    own, wanted = words_of(text), words_of(asked.question.answer)
+    return f" {' '.join(wanted)} " in f" {' '.join(own)} "
+
+  def _row(self, right: np.ndarray, own: np.ndarray, moved: np.ndarray) -> Row:
+    """What is scored of one program."""
+    row: Row = {}
+    for kind in (ALL, *self.model.kinds):
+      chosen = (self._kind == kind) | (kind == ALL)
+      row[f"accuracy_{kind}"] = float(own[:, chosen].mean())
+      found = intervals.lost(right[:, chosen], own[:, chosen])
+      row[f"lost_{kind}"] = found["lost"]
+      row[f"lost_{kind}_interval"] = found["lost_interval"]
+      row[f"lost_{kind}_by_seed"] = found["lost_by_seed"]
+    return {**row, "drift": float(moved.mean())}
+
+  def _sizes(self, program: Program) -> Row:
+    """Tokens, FLOPs and bytes of one question."""
+    going = self._prefilled(program)
+    size, held = self.settings.batch_size, program.generator.bytes(going)
+    logical = np.broadcast_to(np.asarray(held.logical), (size,))
+    return {
+      "image_tokens": program.generator.image_tokens,
+      "gflops": program.cost.flops / size / 1e9,
+      "gflops_exact": program.cost.exact,
+      "logical_bytes": float(logical.mean()),
+      "physical_bytes": held.physical / size,
+    }
+
+  def _prefilled(self, program: Program) -> Generation:
+    """What the first batch left."""
+    prompts = program.batches[0].prompts
+    return program.run(self.model.params, prompts, jax.random.key(0))
+
+  def calls(self, program: Program) -> dict[str, Callable[[], Any]]:
+    """What is timed: prefill, the way to the first token, and decoding.
+
+    The first token counts from prompts and pixels on the host to its id there.
+    """
+    params, key = self.model.params, jax.random.key(0)
+    prompts, going = program.batches[0].prompts, self._prefilled(program)
+    size, asked = self.settings.batch_size, self.model.asked
+
+    def first():
+      packed = _pack(program.generator, asked[:size], size)
+      logits = program.run(params, packed.prompts, key).logits
+      return np.asarray(logits.argmax(-1))
+
+    # Steps use buffers up; to copy them is a small part of the time.
+    def decode():
+      copy = jax.tree.map(jnp.copy, going)
+      return program.decode(params, copy, self.settings.steps)
+
+    run = lambda: program.run(params, prompts, key)
+    return {"prefill": run, "first": first, "decode": decode}
+
+  def speed(self, seconds: Mapping[str, np.ndarray]) -> Row:
+    """Milliseconds of a batch by the best round; speed-ups."""
+    best = {name: 1e3 * float(x[:, 0].min()) for name, x in seconds.items()}
+    best["decode"] /= max(self.settings.steps - 1, 1)
+    times = {f"{name}_ms": value for name, value in best.items()}
+    ups = {f"{name}_speedup": speedup(x) for name, x in seconds.items()}
+    return {**times, **ups}
+
+  def plot(self, results: Results) -> Plot:
+    """See `Subject.plot`."""
+    return question_report.plot(results, (ALL, *self.model.kinds))
+
+  def table(self, results: Results) -> Table:
+    """See `Subject.table`."""
+    return question_report.table(results, self.model.kinds)
+
+  def picture(
+    self, results: Results, methods: Sequence[str], path: pathlib.Path
+  ) -> None:
+    """Which patches each method leaves of the first images.
+
+    Methods that the model cannot be built with, or that cannot be followed
+    through a whole sequence, are left out.
+    """
+    del results
+    settings, maps = self.settings, {}
+    asked = self.model.asked[: settings.pictures]
+    if self.model.config.pinpoints:
+      return
+    for method in methods:
+      job = settings.job(method, settings.picture_keep)
+      stages = self._stages(job, asked)
+      if stages:
+        maps[method] = stages[-1].groups(self.model.config.vision.grid)
+    images = np.stack([one.image for one in asked])
+    questions = " ".join(f"{one.question.text}" for one in asked)
+    gallery.draw_methods(
+      merge_map.displayable(images), maps, path,
+      title=f"Patches that remain, keep {settings.picture_keep:g}",
+      note=questions, side=96,
+    )  # fmt: skip
+
+  def _stages(
+    self, job: Job, asked: Sequence[Asked]
+  ) -> list[visual_tokens.Stage] | None:
+    """What is left of patches after each stage; None: cannot be followed."""
+    if self.model.config.pinpoints:
+      return None
+    try:
+      model = self.model.build(job.slots())
+      count = vlm_generation.tokens_per_image(model.config, model.slots)
+      longest = max(len(one.prompt) for one in asked) - 1 + count
+      generator = VisionLanguageGenerator(
+        model, self.model.params, longest, 1, buckets=(longest,),
+        image_buckets=(len(asked),),
+      )  # fmt: skip
+      prompts = _pack(generator, asked, len(asked)).prompts
+      key = jax.random.key(0)
+      found = visual_tokens.look(model, self.model.params, prompts, key)
+    except ValueError:
+      return None
+    return found
+
+  def _kept(self, program: Program) -> Row:
+    """How many patches remain at the end, and of cells that are asked about.
+
+    Of questions that name a cell, by the first weights; None: there are none,
+    or the recipe cannot be followed through a whole sequence.
+    """
+    asked = [one for one in self.model.asked if one.question.box is not None]
+    stages = self._stages(program.job, asked[:NAMED]) if asked else None
+    if stages is None:
+      return {"kept": None, "kept_named": None}
+    if not stages:
+      return {"kept": 1.0, "kept_named": 1.0}
+    grid, remains = self.model.config.vision.grid, stages[-1].remains
+    named = np.stack([one.question.named(grid) for one in asked[:NAMED]])
+    return {
+      "kept": float(remains.mean()),
+      "kept_named": float(remains[named].mean()),
+    }
+
+
+def _most_crops(asked: Sequence[Asked]) -> int:
+  """The most crops of an image; 1 where images are seen once."""
+  pixels = [getattr(one.image, "pixels", one.image) for one in asked]
+  return max(1 if x.ndim == 3 else len(x) for x in pixels)
+
+
+def _pack(
+  generator: VisionLanguageGenerator, asked: Sequence[Asked], size: int
+) -> Packed:
+  """A batch of `size` questions, the last one filled up with the first."""
+  rows = [*asked, *(asked[:1] * (size - len(asked)))]
+  prompts, room = generator.pack(
+    [one.prompt for one in rows], [[one.image] for one in rows]
+  )
+  return Packed(prompts, room, len(asked))
