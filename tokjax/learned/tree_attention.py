@@ -199,9 +199,9 @@ class TreeCrossAttention(nn.Module):
       raise ValueError(f"heads={self.heads}: must divide the width {width}")
     tokens = jnp.where(mask[..., None], tokens, 0.0)
     levels = self._tree(tokens, mask)
-    out, seen, *chosen = self._search(query, levels, key)
+    out, seen, log_prob, entropy, group = self._search(query, levels, key)
     full = self._attended(query, tokens, mask[:, None])
-    return Read(out, full, *chosen[:2], seen.sum(axis=-1), chosen[2])
+    return Read(out, full, log_prob, entropy, seen.sum(axis=-1), group)
 
   def _attended(self, query, x, seen):
     """Cross attention with its MLP; `x [*b, n, d]`, `seen [*b, #q, n]`."""

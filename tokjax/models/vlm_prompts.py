@@ -7,6 +7,7 @@ tokens as its layout has.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +100,7 @@ def origins_of(
     layout: see `layout_of`, of all patches.
     image: its number in its prompt.
   """
-  cfg = config.vision
+  cfg: Any = config.vision  # Of native resolution is refused: see `vlm_seen`.
   (rows, columns), high, wide = cfg.grid, 0, 0
   if config.pinpoints:
     side = cfg.image_sides[0]
