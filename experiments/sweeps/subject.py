@@ -36,9 +36,12 @@ def find(name: str) -> recipes.Recipe | recipes.Joined:
 
   Raises:
     UnknownRecipe: there is none; names near ones.
+    ConfigError: shares of a keep ratio that cannot be.
   """
   try:
     return recipes.find(name)
+  except ValueError as error:
+    raise typed.ConfigError(str(error)) from error
   except KeyError as error:
     raise UnknownRecipe(error.args[0]) from error
 

@@ -212,7 +212,7 @@ class Recipe:
       keep = self.warmup.keep(keep, level)
     try:
       found = recipes.find(self.name)
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
       raise typed.ConfigError(error.args[0]) from error
     given = options_of(found, dict(self.options))
     if not isinstance(self.budget, Own):

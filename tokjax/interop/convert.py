@@ -73,7 +73,7 @@ def _(config: VisionLanguageConfig):
     given = Patches(np.zeros((side**2, cfg.patch_features)), np.full(2, side))
     images = vlm_native.batch([given], cfg, 1, (side // cfg.merge) ** 2)
     return VisionLanguage(config), Prompts(
-      row, row, row, row[0, :1], images, row, row[0, :1]
+      row, row, row, row[0, :1], images, start=row, following=row[0, :1]
     )
   images = jnp.zeros((1, *cfg.image_sides, cfg.channels))
   return VisionLanguage(config), Prompts(row, row, row, row[0, :1], images)

@@ -63,7 +63,7 @@ def _answer(words: Sequence[str]) -> str:
   if not found:
     try:
       known = recipes.find(text)
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
       sys.exit(f"error: {error.args[0]}")
     if isinstance(known, recipes.Joined):
       return "\n\n".join(map(page, known.parts))

@@ -5,8 +5,10 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+from tokjax.budgets import check_keep
 from tokjax.recipes.joining import compose as compose_slots
 from tokjax.slots import Slots
 
@@ -134,13 +136,21 @@ class Joined:
 
   Attributes:
     parts: in the order in which they act.
+    shares: how one keep ratio is shared out: each part is given `keep` to the
+      power of its share, so that the product is `keep`; None: a part that keep
+      ratios do not turn. (): see `Slots.with_keep`.
   """
 
   parts: tuple[Recipe, ...]
+  shares: tuple[Fraction | None, ...] = ()
 
   @property
   def name(self) -> str:
-    return "+".join(part.name for part in self.parts)
+    shares = self.shares or (None,) * len(self.parts)
+    return "+".join(
+      part.name if share is None else f"{part.name}^{share}"
+      for part, share in zip(self.parts, shares, strict=True)
+    )
 
   @property
   def family(self) -> str:
@@ -182,8 +192,30 @@ class Joined:
         f" keep, {', '.join(self.options)}"
       )
     own = lambda r: {o: v for o, v in options.items() if o in r.options}
-    slots = compose_slots(*(part(**own(part)) for part in self.parts))
-    return slots if keep is None else slots.with_keep(keep)
+    parts = [part(**own(part)) for part in self.parts]
+    if not self.shares:
+      slots = compose_slots(*parts)
+      return slots if keep is None else slots.with_keep(keep)
+    if keep is None:
+      raise ValueError(
+        f"recipe {self.name!r} shares out a keep ratio: give keep"
+      )
+    check_keep(keep)
+    for i, (part, share) in enumerate(zip(parts, self.shares, strict=True)):
+      if (share is not None) != _turned(part):
+        raise ValueError(
+          f"recipe {self.name!r}: {part.name!r} "
+          + ("is not turned by a keep ratio; leave out its share"
+             if share else "is turned by a keep ratio, and has no share of it")
+        )  # fmt: skip
+      if share is not None:
+        parts[i] = part.with_keep(float(keep) ** float(share))
+    return compose_slots(*parts)
+
+
+def _turned(slots: Slots) -> bool:
+  """Whether a keep ratio changes the slots."""
+  return slots.with_keep(0.5) != slots.with_keep(0.25)
 
 
 def search(text: str) -> tuple[Recipe, ...]:
@@ -207,14 +239,41 @@ def find(name: str) -> Recipe | Joined:
   """A recipe, or several that are joined by "+".
 
   Args:
-    name: its name, in any case; or what only it is found by with `search`.
+    name: its name, in any case; or what only it is found by with `search`. Of
+      several each may have a share of the keep ratio: "divprune^1/2+fastv^1/2";
+      see `Joined`.
 
   Raises:
     KeyError: there is none, or more than one; names near ones.
+    ValueError: shares that are no positive numbers, or do not sum to 1.
   """
-  if "+" in name:
-    return Joined(tuple(_one(part.strip()) for part in name.split("+")))
-  return _one(name)
+  if "+" not in name:
+    return _one(name)
+  names, shares = zip(*map(_shared, name.split("+")), strict=True)
+  parts = tuple(map(_one, names))
+  if not any(shares):
+    return Joined(parts)
+  if sum(filter(None, shares)) != 1:
+    said = ", ".join(str(share) for share in shares if share)
+    raise ValueError(f"recipe {name!r}: shares {said} must sum to 1")
+  return Joined(parts, shares)
+
+
+def _shared(text: str) -> tuple[str, Fraction | None]:
+  """A name and its share, if it has one."""
+  name, mark, share = text.partition("^")
+  if not mark:
+    return text.strip(), None
+  try:
+    value = Fraction(share.strip())
+  except (ValueError, ZeroDivisionError):
+    value = Fraction(0)
+  if value <= 0:
+    raise ValueError(
+      f"recipe {text.strip()!r}: the share {share!r} of the keep ratio must be"
+      ' a positive number, as in "tome^1/2"'
+    )
+  return name.strip(), value
 
 
 def _one(name: str) -> Recipe:
@@ -238,7 +297,8 @@ def get(name: str, **options: Any) -> Slots:
 
   Args:
     name: one of `names()`, or several joined by "+", in the order in which
-      they act: "evit+tome", "fastv+snapkv+kivi".
+      they act: "evit+tome", "fastv+snapkv+kivi"; with shares of the keep ratio,
+      "fastv^1/3+snapkv^2/3+kivi" (see `Joined`).
     **options: `keep` (fraction of tokens that remain at the end), for encoders
       `restore` (see `Slots.restored`), and the recipe's own; of several
       recipes each takes the options that it has.

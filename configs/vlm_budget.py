@@ -1,0 +1,45 @@
+"""One budget over encoder, prompt, language model and cache: how to share it.
+
+python -m experiments.sweep --config configs/vlm_budget.py --workdir DIR
+
+The model of `vlm_pareto.py`. Single methods before the language model, inside
+it and in its cache, against pairs and triples that share one keep ratio:
+"divprune^1/3+snapkv^2/3" gives the first keep^(1/3), the second keep^(2/3). The
+search is the list of shares. Says under the table whether the best
+combination beats the best single method at equal FLOPs and at equal bytes.
+"""
+
+import ml_collections
+
+from configs import common, vlm_pareto
+
+# What acts before the language model, inside it, and in its cache.
+BEFORE = ("divprune", "fastervlm")
+INSIDE = ("fastv",)
+CACHE = ("snapkv",)
+SHARES = ("1/3", "1/2", "2/3")
+
+
+def combinations() -> tuple[str, ...]:
+  """Names of pairs with three shares each, and of equal triples."""
+  pairs = [
+    f"{a}^{share}+{b}^{rest}"
+    for firsts, seconds in ((BEFORE, INSIDE), (BEFORE, CACHE), (INSIDE, CACHE))
+    for a in firsts
+    for b in seconds
+    for share, rest in zip(SHARES, reversed(SHARES), strict=True)
+  ]
+  triples = [
+    f"{a}^1/3+{b}^1/3+{c}^1/3" for a in BEFORE for b in INSIDE for c in CACHE
+  ]
+  return (*pairs, *triples)
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  """`arg`: as of `vlm_pareto`; "runlocal" is two methods and a pair."""
+  values = common.parse_arg(arg, checkpoint="", questions="")
+  config = vlm_pareto.get_config(arg)
+  config.recipes = ("random_visual", *BEFORE, *INSIDE, *CACHE, *combinations())
+  if values.runlocal:
+    config.recipes = ("divprune", "snapkv", "divprune^1/2+snapkv^1/2")
+  return config
