@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """`arg`: "runlocal" for two steps."""
   values = common.parse_arg(arg)
   config = common.base()
-  data = GridQuestions(side=6, digits=8, turns=1, heldout=600)
+  data = GridQuestions(side=5, digits=6, turns=1, heldout=600)
   config.data = dict(
     name="grid_questions", side=data.side, digits=data.digits,
     turns=data.turns, heldout=data.heldout,
@@ -41,13 +41,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.task = dict(name="questions")
   config.recipe = common.recipe()
   config.optimizer = dict(
-    name="adamw", lr=3e-3, warmup=100, b2=0.98, weight_decay=0.02
+    name="adamw", lr=4e-3, warmup=50, b2=0.98, weight_decay=0.02, ema=0.98
   )
   config.steps = 1500
-  config.batch_size, config.eval_batch_size = 32, 120
+  config.batch_size, config.eval_batch_size = 64, 120
   config.checkpoint = dict(every=500, keep=1)
   config.log_every, config.eval_every = 50, 500
-  config.threads = 1
+  config.threads = 2
   if values.runlocal:
     common.shorten(config)
     config.data.heldout = 24

@@ -27,8 +27,10 @@ SHARES = (0.5, 0.3, 0.2)
 # Cells of one image that show the digit that is counted: 0 to MANY - 1.
 MANY = 5
 CELL = 8
-# Pixels are 0 to MOST, and normalised.
-MOST, MEAN, STD = 16.0, 5.0, 6.0
+# Pixels are 0 to MOST. Normalised, they are small, so that embeddings of patches
+# do not drown those of positions at the start: where a digit stands would be
+# learned many times later than what it is.
+MOST, MEAN, STD = 16.0, 5.0, 60.0
 LONGEST = 11  # Ids of a question with its answer and the end.
 
 
@@ -44,6 +46,13 @@ class Scene(NamedTuple):
   image: np.ndarray
   label: np.ndarray
   common: int
+
+
+@functools.cache
+def by_label(split: str) -> list[np.ndarray]:
+  """Which images of a split show each digit."""
+  labels = digit_grid.flat(split)[1]
+  return [np.flatnonzero(labels == digit) for digit in range(10)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +125,12 @@ class GridQuestions:
     scene = self.scene(element["split"], rng)
     kinds = rng.choice(KINDS, self.turns, p=SHARES)
     asked = [self.ask(scene, kind, rng) for kind in kinds]
-    return conversation(self.words, scene.image, asked, self.length, ends=True)
+    return conversation(self.words, scene.image, asked, self.length)
 
   def prepare(self, element: Element) -> Element:
     """A held-out image with one question."""
     image, question = self.question(element["number"])
-    return conversation(self.words, image, [question], self.length, ends=False)
+    return conversation(self.words, image, [question], self.length, held=True)
 
   def question(self, number: int) -> tuple[np.ndarray, Question]:
     """A held-out image and what is asked about it."""
@@ -135,18 +144,18 @@ class GridQuestions:
     The largest digit is drawn first, and how many cells show one of the others,
     so that guesses are of little use.
     """
-    pixels, labels = digit_grid.flat(split)
+    pixels, of = digit_grid.flat(split)[0], by_label(split)
     top, many = rng.integers(3, 10), rng.integers(MANY)
     common = rng.integers(top + 1)
-    others = np.delete(np.arange(top + 1), common)
-    wanted = rng.choice(others, self.digits)
+    # One of the other digits up to the largest.
+    wanted = rng.integers(top, size=self.digits)
+    wanted += wanted >= common
     wanted[:many] = common
-    cells = self.side**2
-    chosen = rng.integers(len(pixels), size=cells)
+    chance, cells = rng.random(self.digits), self.side**2
+    shown = pixels[rng.integers(len(pixels), size=cells)]
+    shown[self.digits :] = rng.permuted(shown[self.digits :], axis=1)
     for i, digit in enumerate(wanted):
-      chosen[i] = rng.choice(np.flatnonzero(labels == digit))
-    shown = rng.permuted(pixels[chosen], axis=1)
-    shown[: self.digits] = pixels[chosen[: self.digits]]
+      shown[i] = pixels[of[digit][int(chance[i] * len(of[digit]))]]
     label = np.full(cells, -1)
     label[: self.digits] = wanted
     order = rng.permutation(cells)
@@ -163,7 +172,8 @@ class GridQuestions:
       count = (label == scene.common).sum()
       text = f"how many cells show {scene.common}?"
       return Question(text, str(count), kind)
-    row, column = rng.permutation(np.argwhere(label >= 0))[0].tolist()
+    places = np.argwhere(label >= 0)
+    row, column = places[rng.integers(len(places))].tolist()
     name = string.ascii_lowercase[row]
     text = f"which digit is in row {name} column {column + 1}?"
     box = (row, column, row + 1, column + 1)

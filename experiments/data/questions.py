@@ -55,7 +55,7 @@ def conversation(
   questions: Sequence[Question],
   length: int,
   *,
-  ends: bool,
+  held: bool = False,
 ) -> Element:
   """An example of the training loop.
 
@@ -64,7 +64,8 @@ def conversation(
     image: as the model sees it.
     questions: asked one after the other.
     length: that ids are padded to.
-    ends: the end of each answer is expected too.
+    held: of held-out examples, the ends of answers are not expected, and the
+      text stops where the last answer would begin: no recipe sees it.
 
   Returns:
     "image" `[height, width, c]`, "tokens" and "target" `[length]`, int32, with
@@ -76,7 +77,9 @@ def conversation(
     (answer,) = words.encode(question.answer)[1:]
     ids += [*asked, answer, END]
     expected += [NOTHING] * (len(asked) - 1)
-    expected += [answer, END if ends else NOTHING, NOTHING]
+    expected += [answer, NOTHING if held else END, NOTHING]
+  if held:
+    ids, expected = ids[:-2], expected[:-2]
   if len(ids) > length:
     raise ValueError(f"length={length}: the conversation has {len(ids)} ids")
   tokens, target = np.zeros(length, np.int32), np.full(length, NOTHING)

@@ -24,9 +24,11 @@ from experiments.sweeps.results import Results, Row
 from experiments.sweeps.subject import Job, OptionsSweep, Unfit
 from tokjax.analysis import cost, gallery, merge_map
 from tokjax.models import (
+  VisionLanguage,
   VisionLanguageGenerator,
   generation,
   vlm_generation,
+  vlm_prompts,
 )
 from tokjax.models.decoder_slots import Capacities
 from tokjax.models.generation import Generation
@@ -147,31 +149,31 @@ class QuestionsSubject:
     room = max(self.settings.steps, self.settings.answer)
     try:
       model = self.model.build(job.slots())
-      count = vlm_generation.tokens_per_image(model.config, model.slots)
-      most = _most_crops(asked)
-      longest = max(len(one.prompt) for one in asked) - 1 + most * (count + 1)
-      generator = VisionLanguageGenerator(
-        model, self.model.params, longest, room, buckets=(longest,),
-        image_buckets=(most, most * size),
-      )  # fmt: skip
+      generator = generator_of(model, self.model, asked, size, room)
       batches = [
-        _pack(generator, asked[first : first + size], size)
+        pack(generator, asked[first : first + size], size)
         for first in range(0, len(asked), size)
       ]
       first = batches[0]
 
-      def prefill(params, prompts, key):
+      leaves, tree = jax.tree.flatten(first.prompts)
+
+      def prefill(params, leaves, key):
+        prompts = tree.unflatten(leaves)
         return vlm_generation.prefill(
           model, params, prompts, room, None, first.room, key
         )
 
       jitted = jax.jit(prefill)
-      inputs = self.model.params, first.prompts, jax.random.key(0)
+      inputs = self.model.params, leaves, jax.random.key(0)
       compiled = jitted.lower(*inputs).compile()
     except ValueError as error:
       raise Unfit(job, str(error)) from error
     spent = cost.measure(jitted, *inputs, compiled=compiled)
-    return Program(job, generator, batches, compiled, spent)
+    run = lambda params, prompts, key: compiled(
+      params, jax.tree.leaves(prompts), key
+    )
+    return Program(job, generator, batches, run, spent)
 
   def score(self, programs: Sequence[Program], whole: Program) -> list[Row]:
     """Right answers by kind of question, drift, FLOPs and bytes.
@@ -256,7 +258,7 @@ class QuestionsSubject:
     size, asked = self.settings.batch_size, self.model.asked
 
     def first():
-      packed = _pack(program.generator, asked[:size], size)
+      packed = pack(program.generator, asked[:size], size)
       logits = program.run(params, packed.prompts, key).logits
       return np.asarray(logits.argmax(-1))
 
@@ -266,7 +268,10 @@ class QuestionsSubject:
       return program.decode(params, copy, self.settings.steps)
 
     run = lambda: program.run(params, prompts, key)
-    return {"prefill": run, "first": first, "decode": decode}
+    found = {"prefill": run, "first": first, "decode": decode}
+    # Compiles the steps.
+    jax.block_until_ready([call() for call in found.values()])
+    return found
 
   def speed(self, seconds: Mapping[str, np.ndarray]) -> Row:
     """Milliseconds of a batch by the best round; speed-ups."""
@@ -318,13 +323,8 @@ class QuestionsSubject:
       return None
     try:
       model = self.model.build(job.slots())
-      count = vlm_generation.tokens_per_image(model.config, model.slots)
-      longest = max(len(one.prompt) for one in asked) - 1 + count
-      generator = VisionLanguageGenerator(
-        model, self.model.params, longest, 1, buckets=(longest,),
-        image_buckets=(len(asked),),
-      )  # fmt: skip
-      prompts = _pack(generator, asked, len(asked)).prompts
+      generator = generator_of(model, self.model, asked, len(asked))
+      prompts = pack(generator, asked, len(asked)).prompts
       key = jax.random.key(0)
       found = visual_tokens.look(model, self.model.params, prompts, key)
     except ValueError:
@@ -351,16 +351,38 @@ class QuestionsSubject:
     }
 
 
-def _most_crops(asked: Sequence[Asked]) -> int:
-  """The most crops of an image; 1 where images are seen once."""
-  pixels = [getattr(one.image, "pixels", one.image) for one in asked]
-  return max(1 if x.ndim == 3 else len(x) for x in pixels)
+def generator_of(
+  model: VisionLanguage,
+  source: QuestionModel,
+  asked: Sequence[Asked],
+  size: int,
+  decode: int = 1,
+) -> VisionLanguageGenerator:
+  """A generator with room for the longest prompt, which all are padded to.
+
+  Args:
+    model: built with the slots of a recipe.
+    source: of its parameters.
+    asked: all questions.
+    size: of batches.
+    decode: tokens that can be generated.
+  """
+  count = vlm_generation.tokens_per_image(model.config, model.slots)
+  cut = lambda one: vlm_prompts.crops_of(one.image, model.config).pixels
+  crops = [len(cut(one)) for one in asked]
+  # Where images are cut, a newline ends each row of each crop at most.
+  most, each = max(crops), count * 2 if model.config.pinpoints else count
+  longest = max(len(one.prompt) for one in asked) - 1 + most * each
+  return VisionLanguageGenerator(
+    model, source.params, longest, decode, buckets=(longest,),
+    image_buckets=(most, most * size),
+  )  # fmt: skip
 
 
-def _pack(
+def pack(
   generator: VisionLanguageGenerator, asked: Sequence[Asked], size: int
 ) -> Packed:
-  """A batch of `size` questions, the last one filled up with the first."""
+  """A batch of `size` questions, filled up with the first of them."""
   rows = [*asked, *(asked[:1] * (size - len(asked)))]
   prompts, room = generator.pack(
     [one.prompt for one in rows], [[one.image] for one in rows]

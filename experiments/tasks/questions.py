@@ -54,7 +54,8 @@ class Questions(Language):
     Those of a placeholder are behind the last token of its image.
     """
     tokens = jnp.asarray(batch["tokens"])
-    place, more = jnp.arange(tokens.shape[1]), logits.shape[1] - tokens.shape[1]
+    more = logits.shape[1] - tokens.shape[1]
+    place = jnp.arange(tokens.shape[1])[None]
     place = place + jnp.where(place >= _holder(tokens), more, 0)
     return jnp.take_along_axis(logits, place[..., None], axis=1)
 
