@@ -1,5 +1,7 @@
 """Qwen2-VL and Qwen2.5-VL equal `transformers`: patches, positions, logits."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ import pytest
 from tests.interop.language_references import torch, transformers
 from tests.interop.references import randomise
 from tokjax import interop
-from tokjax.interop import files
-from tokjax.models import VisionLanguageGenerator
+from tokjax.interop import files, qwen_vl
+from tokjax.interop.preprocessing_files import HF_FILE
+from tokjax.models import Rotary, VisionLanguageGenerator
 
 # The requirement is 1e-4.
 BOUND = 2e-5
@@ -126,3 +129,124 @@ def test_prefill_and_decode_equal_the_reference(loaded, record_property):
     worst = np.abs(found[i] - expected).max()
     record_property("max_abs_difference", float(worst))
     assert worst < BOUND, i
+
+
+def flat(whole: dict) -> dict:
+  """A config.json as published: no text_config, older names."""
+  text = dict(whole.pop("text_config"))
+  rope = text.pop("rope_parameters")
+  for name in ("model_type", "layer_types", "sliding_window", "pad_token_id"):
+    text.pop(name)
+  vision = dict(whole["vision_config"])
+  vision["in_chans"] = vision.pop("in_channels")
+  vision |= {"spatial_patch_size": vision["patch_size"]}
+  del vision["rope_parameters"], vision["model_type"]
+  scaling = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+  return {
+    **whole, **text, "vision_config": vision, "rope_scaling": scaling,
+    "rope_theta": rope["rope_theta"], "sliding_window": 32_768,
+  }  # fmt: skip
+
+
+def resolved(config):
+  """Without the window of sliding layers, of which there are none."""
+  language = qwen_vl.LANGUAGE.resolved(config.language)
+  return dataclasses.replace(config, language=language)
+
+
+def in_memory(name: str) -> str:
+  """As the model's own state has it."""
+  if name.startswith("visual."):
+    return f"model.{name}"
+  return name.replace("model.", "model.language_model.", 1)
+
+
+def test_every_published_spelling_is_read(loaded, tmp_path):
+  _, _, folder, (model, params, inputs) = loaded
+  with files.opened(folder / files.SINGLE) as file:
+    tensors = {in_memory(n): file.get_tensor(n) for n in file.keys()}
+  assert "model.visual.merger.mlp.0.bias" in tensors
+  files.save_file(tensors, tmp_path / files.SINGLE, metadata={"format": "pt"})
+  whole = flat(files.read_json(folder / "config.json"))
+  files.write_json(tmp_path / "config.json", whole)
+  stated = files.read_json(folder / HF_FILE)
+  size = stated.pop("size")
+  stated["min_pixels"] = size["shortest_edge"]
+  stated["max_pixels"] = size["longest_edge"]
+  files.write_json(tmp_path / HF_FILE, stated)
+  other, again, read = interop.load(tmp_path)
+  assert resolved(other.config) == resolved(model.config)
+  assert other.config.language.rotary.sections == (2, 3, 3)
+  assert read.preprocessing == inputs.preprocessing
+  assert jax.tree.all(jax.tree.map(np.array_equal, params, again))
+
+
+@pytest.mark.parametrize("loaded", ["Qwen2VL"], indirect=True)
+def test_what_is_not_read_is_refused(loaded, tmp_path):
+  _, _, folder, _ = loaded
+  whole = files.read_json(folder / "config.json")
+  text, vision = whole["text_config"], whole["vision_config"]
+  rope = text["rope_parameters"]
+  (tmp_path / files.SINGLE).write_bytes((folder / files.SINGLE).read_bytes())
+  for change, message in (
+    ({"text_config": {**text, "rope_parameters": {
+      **rope, "mrope_section": [2, 2, 2]}}}, "sections.*must sum to 8"),
+    ({"text_config": {**text, "rope_parameters": {
+      **rope, "mrope_interleaved": True}}}, "mrope_interleaved"),
+    ({"text_config": {**text, "rope_parameters": {
+      **rope, "rope_type": "dynamic", "factor": 2.0}}}, "scaling='dynamic'"),
+    ({"vision_config": {**vision, "hidden_act": "relu6"}}, "hidden_act"),
+    ({"vision_config": {**vision, "hidden_size": 24}}, "width 24.*32"),
+    ({"vision_config": {**vision, "embed_dim": 30}}, "width=30.*multiple of 8"),
+    ({"image_token_id": 99}, "image_token=99"),
+    ({"architectures": ["Qwen3VLForConditionalGeneration"]}, "names.*Qwen3VL"),
+    ({"architectures": ["InternVLForConditionalGeneration"]}, "names.*Intern"),
+  ):
+    files.write_json(tmp_path / "config.json", {**whole, **change})
+    with pytest.raises(ValueError, match=f"config.json(?s:.)*{message}"):
+      interop.load(tmp_path)
+  files.write_json(tmp_path / "config.json", whole)
+  stated = files.read_json(folder / HF_FILE)
+  for change, message in (
+    ({"patch_size": 5}, "patch_size=5: must be 4, as in config.json"),
+    ({"do_resize": False}, "do_resize=False"),
+    ({"do_pad": True}, "do_pad=True is not supported"),
+    ({"image_processor_type": "CLIPImageProcessor"}, "image_processor_type"),
+    ({"size": {"height": 4}}, "size.*without.*height"),
+    ({"min_pixels": 5000}, "least=5000, most=1200"),
+  ):
+    files.write_json(tmp_path / HF_FILE, {**stated, **change})
+    with pytest.raises(ValueError, match=f"{HF_FILE}(?s:.)*{message}"):
+      interop.inputs_of(tmp_path)
+
+
+# Of Qwen2.5-VL-7B-Instruct, without what says nothing of shapes. Qwen2-VL-7B
+# has other vision_config.
+PUBLISHED = dict(
+  hidden_act="silu", hidden_size=3584, image_token_id=151_655,
+  intermediate_size=18_944, max_position_embeddings=128_000,
+  max_window_layers=28, model_type="qwen2_5_vl", num_attention_heads=28,
+  num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-6,
+  rope_theta=1e6, sliding_window=32_768, tie_word_embeddings=False,
+  use_sliding_window=False, vocab_size=152_064,
+  rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
+)  # fmt: skip
+
+
+def test_files_that_say_little_have_the_defaults_of_the_reference():
+  read = lambda name, **vision: qwen_vl.QWEN_VL[name].read(
+    {**PUBLISHED, "vision_config": vision}
+  )
+  new = read(
+    "Qwen2_5_VLForConditionalGeneration", hidden_size=1280, in_chans=3,
+    out_hidden_size=3584, tokens_per_second=2,
+  )  # fmt: skip
+  vision = new.vision
+  assert (vision.depth, vision.mlp_dim, vision.window) == (32, 3420, 8)
+  assert vision.full == (7, 15, 23, 31) and vision.patch_features == 1176
+  assert (vision.norm, vision.gated, vision.activation) == ("rms", True, "silu")
+  assert new.language.rotary == Rotary(1e6, sections=(16, 24, 24))
+  assert new.projector.hidden == 5120 and new.projector.norm == "rms"
+  old = read("Qwen2VLForConditionalGeneration", embed_dim=1280, mlp_ratio=4)
+  assert (old.vision.mlp_dim, old.vision.window) == (5120, None)
+  assert (old.vision.norm, old.vision.activation) == ("layer", "quick_gelu")

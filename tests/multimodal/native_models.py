@@ -1,4 +1,4 @@
-"""Tiny models with a vision tower of native resolution, and prompts for them."""
+"""Tiny models whose vision tower has native resolution, and prompts."""
 
 import numpy as np
 

@@ -78,7 +78,8 @@ def test_what_a_tower_removes_leaves_the_positions_of_the_others():
   at = [[0, 0, 0], *(whole[rows] + 1).tolist(), *([n] * 3 for n in (5, 6, 7))]
   expected, _ = run(
     made.model.decoder, params["language"], jnp.array([ids]),
-    kind=jnp.array([kind]), inputs=jnp.asarray(inputs), coordinates=jnp.array([at]),
+    kind=jnp.array([kind]), inputs=jnp.asarray(inputs),
+    coordinates=jnp.array([at]),
   )  # fmt: skip
   found = few.prefill([PROMPTS[0]], [models.images_of()[0]])
   assert int(found.ahead[0]) == 8 - len(ids)
@@ -127,7 +128,8 @@ def test_axes_that_agree_are_one_axis():
   moved = at * jnp.array([[[1, 2, 0]]])
   other = of(moved)
   assert np.abs(other - expected).max() > 1e-2
-  np.testing.assert_allclose(of(moved + jnp.array([[[5, 0, 7]]])), other, **CLOSE)
+  shifted = of(moved + jnp.array([[[5, 0, 7]]]))
+  np.testing.assert_allclose(shifted, other, **CLOSE)
   with pytest.raises(ValueError, match="has 2 axes.*have 3"):
     of(at[..., :2])
   with pytest.raises(ValueError, match="must sum to"):

@@ -47,6 +47,67 @@ class AnyResolution:
     return Crops(np.stack([self.crop(part) for part in parts]), size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Tiled:
+  """Images in tiles of the encoder's size, then as a whole (InternVL).
+
+  The image is resized to the grid of tiles whose proportions are nearest; one
+  that is a single tile is seen once.
+
+  Attributes:
+    crop: resize and normalisation of a tile.
+    least, most: tiles of an image.
+  """
+
+  crop: Preprocessing
+  least: int = 1
+  most: int = 12
+
+  def __post_init__(self):
+    high, wide = self.crop.sides
+    if self.crop.keep_aspect or self.crop.resized_sides != (high, wide):
+      raise ValueError("crop: must resize to its size without a centre crop")
+    if not 1 <= self.least <= self.most:
+      raise ValueError(
+        f"least={self.least}, most={self.most}: must be numbers of tiles of 1"
+        " or more, least not above most"
+      )
+
+  def grid(self, size: Size) -> Size:
+    """Rows and columns of tiles for an image of this height and width.
+
+    Of grids whose proportions are equally near, one with more tiles is taken
+    if the image has more than half of its pixels.
+    """
+    (height, width), (high, wide) = size, self.crop.sides
+    count = range(1, self.most + 1)
+    every = [(y, x) for x in count for y in count]
+    fit = [(y, x) for y, x in every if self.least <= x * y <= self.most]
+    best, nearest = (1, 1), math.inf
+    for rows, columns in sorted(fit, key=math.prod):
+      apart = abs(width / height - columns / rows)
+      fills = height * width > 0.5 * high * wide * columns * rows
+      if apart < nearest or (apart == nearest and fills):
+        best, nearest = (rows, columns), apart
+    return best
+
+  def __call__(self, image: np.ndarray | Image.Image) -> Crops:
+    """An image as the model takes it; see `images.to_pillow` for errors."""
+    image = to_pillow(image, len(self.crop.mean))
+    method = getattr(Image.Resampling, self.crop.interpolation.upper())
+    size, (high, wide) = (image.height, image.width), self.crop.sides
+    rows, columns = self.grid(size)
+    canvas = image.resize((columns * wide, rows * high), method)
+    corners = [(x, y) for y in range(rows) for x in range(columns)]
+    parts = [
+      canvas.crop((x * wide, y * high, (x + 1) * wide, (y + 1) * high))
+      for x, y in corners
+    ]
+    if len(parts) > 1:
+      parts.append(image.resize((wide, high), method))
+    return Crops(np.stack([self.crop(part) for part in parts]), size)
+
+
 def resized(size: Size, room: Size) -> Size:
   """Height and width of an image that fills one side of a room."""
   (height, width), (high, wide) = size, room
@@ -66,5 +127,9 @@ class ImagesAndText:
 
   tokenizer: Tokenizer | None
   preprocessing: (
-    Preprocessing | AnyResolution | NativeResolutionPreprocessing | None
+    Preprocessing
+    | AnyResolution
+    | Tiled
+    | NativeResolutionPreprocessing
+    | None
   )

@@ -176,9 +176,8 @@ class Llava(Layout):
   def is_ignored(self, name: str, config: VisionLanguageConfig) -> bool:
     """Blocks behind the features, constants, a copy of a tied embedding."""
     vision = tower_of(config.vision)
-    block = re.match(r".*vision_tower\..*encoder\.layers\.(\d+)\.", name)
-    if block is not None:
-      return int(block[1]) >= config.vision.depth
+    if (block := block_of(name)) >= 0:
+      return block >= config.vision.depth
     inside = name.startswith(vision.prefixes)
     if inside and (".head." in name or vision.is_ignored(name, config.vision)):
       return True
@@ -263,6 +262,12 @@ def rows_of_block(
   ]
 
 
+def block_of(name: str) -> int:
+  """The block of the encoder that a tensor is of; -1: it is of none."""
+  block = re.match(r".*vision_tower\..*encoder\.layers?\.(\d+)\.", name)
+  return -1 if block is None else int(block[1])
+
+
 def tower_of(config: ViTConfig) -> Architecture:
   """The layout of the encoder: CLIP has a class token, SigLIP none."""
   return VISION["clip_vision_model" if config.kinds else "siglip_vision_model"]
@@ -276,13 +281,8 @@ def read_vision(
   kind = {"model_type": part.get("model_type", "clip_vision_model")}
   tower = fields.one_of(VISION)(kind, "model_type")
   full = tower.read({**part}, names)
-  layer, depth = values.get("layer", -1), full.depth
-  # Hidden states are numbered from 0, before the first block.
-  blocks = layer if layer >= 0 else depth + 1 + layer
-  if not 1 <= blocks <= depth:
-    raise fields.wrong(
-      "vision_feature_layer", layer, f"a layer of the {depth} of the encoder"
-    )
+  depth = full.depth
+  blocks = blocks_of(values.get("layer", -1), depth)
   if not full.kinds and not values.get("pass_class", True):
     raise ValueError(
       "vision_feature_select_strategy='default': drops the first token, which"
@@ -292,9 +292,25 @@ def read_vision(
   return cut, blocks < depth
 
 
-def read_language(whole: Json) -> DecoderConfig:
-  """The language model."""
-  part = {"model_type": "llama", **fields.mapping(whole, "text_config")}
+def blocks_of(layer: int, depth: int) -> int:
+  """How many blocks run before the features leave.
+
+  Args:
+    layer: of the hidden states, numbered from 0, before the first block, or
+      from the end.
+    depth: blocks of the encoder.
+  """
+  blocks = layer if layer >= 0 else depth + 1 + layer
+  if not 1 <= blocks <= depth:
+    raise fields.wrong(
+      "vision_feature_layer", layer, f"a layer of the {depth} of the encoder"
+    )
+  return blocks
+
+
+def read_language(whole: Json, usual: str = "llama") -> DecoderConfig:
+  """The language model; `usual` is its type where none is stated."""
+  part = {"model_type": usual, **fields.mapping(whole, "text_config")}
   layout = fields.one_of(LANGUAGE)(part, "model_type")
   silent = {**SEVEN_BILLION, **SILENT[part["model_type"]]}
   text = {"text_config": {**silent, **part}}

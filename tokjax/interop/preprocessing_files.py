@@ -58,6 +58,16 @@ PROCESSORS: dict[str, Json] = {
   "Llava": CLIP,
   # Crops are told by the model, and padding is of a batch.
   "LlavaNext": {**CLIP, "do_pad": True, "image_grid_pinpoints": None},
+  # The number of tiles is read with the model.
+  "GotOcr2": {
+    **CLIP,
+    "size": {"height": 384, "width": 384},
+    "default_to_square": True,
+    "do_center_crop": False,
+    "crop_to_patches": True,
+    "min_patches": 1,
+    "max_patches": 12,
+  },
   "Bit": CLIP,
   "Siglip": {**VIT, "resample": 3, "default_to_square": False},
 }
@@ -72,6 +82,7 @@ OF_MODEL = {
   "clip_vision_model": "CLIP",
   "llava": "Llava",
   "llava_next": "LlavaNext",
+  "internvl": "GotOcr2",
   "siglip": "Siglip",
   "siglip_vision_model": "Siglip",
   "dinov2": "Bit",

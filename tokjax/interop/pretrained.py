@@ -19,6 +19,7 @@ from tokjax.interop import labels as labels_lib
 from tokjax.interop.architectures_language import LANGUAGE
 from tokjax.interop.architectures_vision import VISION
 from tokjax.interop.convert import Config
+from tokjax.interop.internvl import INTERNVL
 from tokjax.interop.layout import Layout
 from tokjax.interop.llava import LLAVA
 from tokjax.interop.qwen_vl import QWEN_VL
@@ -27,7 +28,7 @@ from tokjax.slots import Slots
 
 PLAIN = Slots()
 LAYOUTS: dict[str, Layout] = {
-  **VISION, **LANGUAGE, **LLAVA, **QWEN_VL, Timm.name: Timm(),
+  **VISION, **LANGUAGE, **LLAVA, **QWEN_VL, **INTERNVL, Timm.name: Timm(),
 }  # fmt: skip
 
 
@@ -48,8 +49,8 @@ def load(
   """A published model of any kind, built with slots.
 
   `architectures` of config.json (timm: `architecture`) says what it is: a
-  vision tower becomes a `ViT`, a language model a `Decoder`, LLaVA and
-  Qwen-VL a `VisionLanguage`; an ONNX graph a `DenseViT`.
+  vision tower becomes a `ViT`, a language model a `Decoder`, LLaVA,
+  Qwen-VL and InternVL a `VisionLanguage`; an ONNX graph a `DenseViT`.
 
   Args:
     source: folder with config.json and safetensors, a GGUF file of a language

@@ -254,7 +254,7 @@ class QwenVL(Layout):
   def read(
     self, whole: Json, names: Collection[str] = ()
   ) -> VisionLanguageConfig:
-    """The configuration in a config.json; published ones have no text_config."""
+    """The configuration in a config.json, with or without a text_config."""
     del names
     problems = Problems("config.json")
     values: dict[str, Any] = {}

@@ -26,7 +26,9 @@ class Head(nn.Module):
   def __call__(self, tokens: Tokens):
     """Returns the model's output and its intermediates; see `ViT`."""
     cfg = self.config
-    norm = nn.LayerNorm(epsilon=cfg.epsilon, dtype=self.dtype, name="norm")
+    norm = lambda x: x
+    if cfg.head_norm != "none":
+      norm = nn.LayerNorm(epsilon=cfg.epsilon, dtype=self.dtype, name="norm")
     x = norm(tokens.x) if cfg.head_norm == "tokens" else tokens.x
     pooled = self._pool(x, tokens)
     if cfg.head_norm == "pooled":

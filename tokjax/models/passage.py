@@ -105,7 +105,7 @@ def renumbered(passage: Passage) -> Passage:
   """Positions counted anew from 0; the next token follows what remains.
 
   That holds where the last token of a text was removed, too. Only the place is
-  counted: coordinates on several axes stay with their tokens, since the rows and
+  counted: coordinates on several axes stay with their tokens, since rows and
   columns of an image do not close up.
   """
   tokens = passage.tokens

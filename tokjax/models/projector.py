@@ -81,7 +81,8 @@ class Projector(Reduces, nn.Module):
   def setup(self):
     cfg = self.config
     layer = lambda width: nn.Dense(width, use_bias=cfg.bias, dtype=self.dtype)
-    self.linear1, self.linear2 = layer(cfg.hidden or cfg.width), layer(cfg.width)
+    self.linear1 = layer(cfg.hidden or cfg.width)
+    self.linear2 = layer(cfg.width)
     if cfg.norm == "layer":
       self.norm = nn.LayerNorm(epsilon=cfg.epsilon, dtype=self.dtype)
     elif cfg.norm == "rms":

@@ -41,7 +41,7 @@ CARRIES = (
 CHOICES = {
   "stem": ("patch", "conv"),
   "pool": ("class", "mean", "map", "none"),
-  "head_norm": ("tokens", "pooled"),
+  "head_norm": ("tokens", "pooled", "none"),
   "activation": tuple(ACTIVATIONS),
   "position_resize": RESIZES,
 }
@@ -63,7 +63,7 @@ class ViTConfig:
     pool: what the head sees: "class", "mean" of the patches, "map" (SigLIP's
       attention pooling) or "none" (all tokens).
     head_norm: "tokens": the final norm acts before pooling, "pooled": after
-      it (CLIP, MAE fine-tuning).
+      it (CLIP, MAE fine-tuning); "none": there is none (InternVL).
     pre_norm: LayerNorm on the embedded tokens (CLIP).
     patch_bias, qkv_bias: the patch embedding, and queries, keys and values have
       a bias.
@@ -95,7 +95,7 @@ class ViTConfig:
   distillation_token: bool = False
   registers: int = 0
   pool: Literal["class", "mean", "map", "none"] = "class"
-  head_norm: Literal["tokens", "pooled"] = "tokens"
+  head_norm: Literal["tokens", "pooled", "none"] = "tokens"
   pre_norm: bool = False
   patch_bias: bool = True
   qkv_bias: bool = True

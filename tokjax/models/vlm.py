@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention.padding import RealFirst
-from tokjax.models import vlm_seen, vlm_tower
+from tokjax.models import faults, vlm_places, vlm_seen, vlm_tower
 from tokjax.models.decoder import Decoder, Rows, positions_of
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.native_resolution import (
@@ -58,6 +58,10 @@ class VisionLanguageConfig:
     ahead: there is one more block behind the features, which rules can ask.
     pinpoints: heights and widths that images are brought to and cut into crops
       from, see `tokjax.models.any_resolution`; (): an image is seen once.
+    tiled: without pinpoints: an image is any number of crops, whose tokens
+      stand one after the other.
+    merge: patches on a side of the block that becomes one visual token (pixel
+      shuffle); an encoder of native resolution has its own.
   """
 
   vision: ViTConfig | NativeResolutionConfig
@@ -67,6 +71,8 @@ class VisionLanguageConfig:
   pass_class: bool = False
   ahead: bool = False
   pinpoints: tuple[tuple[int, int], ...] = ()
+  tiled: bool = False
+  merge: int = 1
 
   def __post_init__(self):
     points = tuple((height, width) for height, width in self.pinpoints)
@@ -75,6 +81,7 @@ class VisionLanguageConfig:
       self._check_native(self.vision)
     else:
       self._check_pinpoints(self.vision)
+      self._check_merge(self.vision)
     if self.projector.width != self.language.width:
       raise ValueError(
         f"projector: has width {self.projector.width}; must be that of the"
@@ -99,11 +106,26 @@ class VisionLanguageConfig:
         " image_size"
       )
 
-  def _check_native(self, vision: NativeResolutionConfig) -> None:
-    if self.pinpoints or self.ahead:
+  def _check_merge(self, vision: ViTConfig) -> None:
+    faults.check(faults.integers(self, ("merge",), 1))
+    if any(side % self.merge for side in vision.grid):
       raise ValueError(
-        "pinpoints, ahead: are for encoders of one size of image, and this one"
-        " takes images at their own"
+        f"merge={self.merge}: must divide the sides of the grid of patches,"
+        f" {vision.grid}"
+      )
+    if self.merge > 1 and (self.pinpoints or self.pass_class or self.ahead):
+      raise ValueError(
+        f"merge={self.merge}: does not go together with pinpoints, pass_class"
+        " and ahead"
+      )
+    if self.tiled and self.pinpoints:
+      raise ValueError("tiled: crops are those of pinpoints; give one of both")
+
+  def _check_native(self, vision: NativeResolutionConfig) -> None:
+    if self.pinpoints or self.ahead or self.tiled or self.merge != 1:
+      raise ValueError(
+        "pinpoints, ahead, tiled, merge: are for encoders of one size of image,"
+        " and this one takes images at their own"
       )
     if self.language.axes != 3:
       raise ValueError(
@@ -269,6 +291,9 @@ class VisionLanguage(nn.Module):
     if not passes_class(self.config, self.slots):
       tokens = jax.tree.map(lambda x: x[:, front:], tokens)
       front = 0
+    if (merge := self.config.merge) > 1:
+      tokens = vlm_places.merged(tokens, (rows, columns), merge)
+      rows, columns = rows // merge, columns // merge
     tokens = self.projector(
       tokens, front=front, grid=grid_of(tokens, front), key=_part(key, 1)
     )
@@ -311,7 +336,11 @@ class VisionLanguage(nn.Module):
       inputs = jnp.where(newline, self.newline.astype(inputs.dtype), inputs)
     coordinates = None
     if isinstance(prompts.images, Patches):
-      coordinates = coordinates_of(prompts, tokens)
+      if prompts.start is None:
+        raise ValueError("prompts: have patches, and no start= of positions")
+      coordinates = vlm_places.coordinates(
+        prompts.start, prompts.kind, prompts.place, tokens
+      )
     return Placed(inputs, real, out, coordinates)
 
   def _known(self, prompts: Prompts, seen: dict[str, Any] | None) -> Answers:
@@ -342,21 +371,6 @@ class VisionLanguage(nn.Module):
       value = vlm_seen.spread(value, prompts.kind, prompts.place)
       known = known.add(question, value)
     return known
-
-
-def coordinates_of(prompts: Prompts, tokens: Tokens) -> Int[Array, "b n 3"]:
-  """Positions of tokens in time, row and column; a text advances on all.
-
-  Args:
-    prompts: with `start`.
-    tokens: the visual ones of all images, their positions rows and columns.
-  """
-  if prompts.start is None:
-    raise ValueError("prompts: have patches, and no start= of their positions")
-  inside = tokens.position.reshape(-1, 2).astype(jnp.int32)
-  inside = jnp.pad(inside, ((0, 0), (1, 0)))[prompts.place]
-  visual = (prompts.kind == Kind.VISUAL)[..., None]
-  return prompts.start[..., None] + jnp.where(visual, inside, 0)
 
 
 def _part(key: PRNGKeyArray | None, i: int) -> PRNGKeyArray | None:
@@ -404,6 +418,12 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
         f"recipe {slots.name!r} fills the tower {name!r}, which a"
         f" vision-language model does not have; its towers are {known}"
       )
+  if passes_class(config, slots) and config.merge > 1:
+    raise ValueError(
+      f"recipe {slots.name!r}, tower 'vision': fills 'pass_class', and the"
+      f" language model takes {config.merge} x {config.merge} patches, which"
+      " the class token is not; use a recipe that does without it"
+    )
   if passes_class(config, slots) and not config.vision.kinds:
     raise ValueError(
       f"recipe {slots.name!r}, tower 'vision': fills 'pass_class', and this"
@@ -472,13 +492,24 @@ def tokens_per_image(config: VisionLanguageConfig, slots: Slots) -> int:
     lambda x: tower.init_with_output(key, x, key=key)[0][1]["tokens"].x, image
   )
   front = len(cfg.kinds)
-  patches = out.shape[1] - front
+  patches, all_patches = out.shape[1] - front, cfg.num_patches
+  grid = cfg.grid
+  if (merge := config.merge) > 1:
+    if patches != all_patches:
+      raise ValueError(
+        f"recipe {slots.name!r}, tower 'vision': leaves {patches} of"
+        f" {all_patches} patches, and {merge} x {merge} of them are merged"
+        " behind the encoder, for which all must be there; use the recipe"
+        " within the projector"
+      )
+    patches = all_patches = patches // merge**2
+    grid = (grid[0] // merge, grid[1] // merge)
   for name in ("ahead", "projector"):
     if name == "projector" and not passes_class(config, slots):
       front = 0
-    grid = cfg.grid if patches == cfg.num_patches else None
-    plan = lambda name=name, patches=patches, front=front, grid=grid: (
-      vlm_tower.stages_of(slots.tower(name), patches, front, grid)
+    whole = grid if patches == all_patches else None
+    plan = lambda name=name, patches=patches, front=front, whole=whole: (
+      vlm_tower.stages_of(slots.tower(name), patches, front, whole)
     )
     for stage in _in_tower(name, plan)[0]:
       patches = stage.outputs - front

@@ -34,14 +34,18 @@ def crops_of(image: np.ndarray | Crops, config: VisionLanguageConfig) -> Crops:
   cfg = config.vision
   assert isinstance(cfg, ViTConfig)
   shape = (*cfg.image_sides, cfg.channels)
-  cut = isinstance(image, Crops)
-  if cut != bool(config.pinpoints):
+  cut, crops = isinstance(image, Crops), config.pinpoints or config.tiled
+  if cut != bool(crops):
     raise ValueError(
       f"images: got {type(image).__name__}; this model takes"
-      f" {'Crops' if config.pinpoints else 'arrays'}, as the preprocessing of"
+      f" {'Crops' if crops else 'arrays'}, as the preprocessing of"
       " the checkpoint makes them"
     )
-  made = image if cut else Crops(np.asarray(image)[None], shape[:2])
+  made = image
+  if not isinstance(made, Crops):
+    made = Crops(np.asarray(made)[None], shape[:2])
+  if not len(made.pixels):
+    raise ValueError("images: one has no crops; must be at least one")
   if made.pixels.shape[1:] != shape:
     raise ValueError(
       f"images: one has shape {made.pixels.shape[1:]}; must be {shape}, as the"
@@ -52,7 +56,7 @@ def crops_of(image: np.ndarray | Crops, config: VisionLanguageConfig) -> Crops:
       f"images: one has dtype {made.pixels.dtype}; must be float, normalised as"
       " the preprocessing of the checkpoint does"
     )
-  if cut:
+  if config.pinpoints:
     size = any_resolution.best_size(made.size, config.pinpoints)
     many = 1 + size[0] * size[1] // shape[0] ** 2
     if len(made.pixels) != many:

@@ -1,0 +1,137 @@
+"""InternVL equals `transformers`: tiles, pixel shuffle, logits."""
+
+import numpy as np
+import pytest
+
+from tests.interop.language_references import torch, transformers
+from tests.interop.references import randomise
+from tokjax import interop, recipes
+from tokjax.interop import files
+from tokjax.models import VisionLanguageGenerator
+
+# The requirement is 1e-4.
+BOUND = 2e-5
+IMAGE, STEPS, SIDE = 50, 3, 16
+VISION = dict(
+  hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+  intermediate_size=40, image_size=(SIDE, SIDE), patch_size=(4, 4),
+  attention_bias=True,
+)  # fmt: skip
+TEXT = dict(
+  model_type="qwen2", vocab_size=60, hidden_size=24, intermediate_size=48,
+  num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+  max_position_embeddings=256,
+)  # fmt: skip
+SIZES = ((30, 17), (9, 40), (12, 12), (1, 1), (50, 7), (40, 40))
+PROMPTS = ([1, 7, IMAGE, 9, IMAGE, 11], [1, 5, 6], [IMAGE, 8, 3])
+OF = ((0, 1), (), (2,))
+NEXT = np.random.default_rng(2).integers(3, 40, (STEPS, len(PROMPTS)))
+
+
+def photos() -> list[np.ndarray]:
+  rng = np.random.default_rng(4)
+  return [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("internvl")
+  config = transformers.InternVLConfig(
+    vision_config=VISION, text_config=TEXT, image_token_id=IMAGE,
+    image_seq_length=4,
+  )  # fmt: skip
+  config._attn_implementation = "eager"
+  theirs = randomise(transformers.InternVLForConditionalGeneration(config))
+  theirs.save_pretrained(folder)
+  processor = transformers.models.got_ocr2.GotOcr2ImageProcessorPil(
+    size={"height": SIDE, "width": SIDE}, crop_to_patches=True, max_patches=5
+  )
+  processor.save_pretrained(folder)
+  return theirs, processor, folder, interop.load(folder)
+
+
+def test_tiles_are_those_of_the_reference(loaded):
+  _, processor, _, (_, _, inputs) = loaded
+  counts = []
+  for photo in photos():
+    expected = processor(
+      photo, return_tensors="np", input_data_format="channels_last"
+    )
+    ours = inputs.preprocessing(photo)
+    counts.append(len(ours.pixels))
+    assert expected["num_patches"].tolist() == [len(ours.pixels)]
+    pixels = expected["pixel_values"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(ours.pixels, pixels, atol=1e-6)
+  assert counts == [3, 5, 1, 1, 6, 5]
+
+
+def test_prefill_and_decode_equal_the_reference(loaded, record_property):
+  """A ragged batch with none to two images a prompt, of one to five tiles."""
+  theirs, _, _, (model, params, inputs) = loaded
+  cut = [inputs.preprocessing(photo) for photo in photos()]
+  images = [[cut[i] for i in own] for own in OF]
+  made = VisionLanguageGenerator(
+    model, params, capacity=64, decode=STEPS, buckets=(64,)
+  )
+  assert made.image_tokens == 4
+  packed, _ = made.pack(PROMPTS, images)
+  going = made.prefill(PROMPTS, images)
+  found = [np.asarray(going.logits)]
+  for token in NEXT:
+    going = made.step(going, token.astype(np.int32))
+    found.append(np.asarray(going.logits))
+  found = np.stack(found, axis=1)
+  for i, own in enumerate(images):
+    ids = packed.tokens[i, : packed.length[i]].tolist()
+    given = {}
+    if own:
+      pixels = np.concatenate([x.pixels for x in own]).transpose(0, 3, 1, 2)
+      given = dict(pixel_values=torch.tensor(pixels))
+    with torch.no_grad():
+      expected = theirs(
+        input_ids=torch.tensor([[*ids, *NEXT[:, i]]]), **given
+      ).logits[0, len(ids) - 1 :].numpy()
+    assert np.abs(expected).max() > 0.5
+    worst = np.abs(found[i] - expected).max()
+    record_property("max_abs_difference", float(worst))
+    assert worst < BOUND, i
+
+
+def test_recipes_act_on_merged_patches(loaded):
+  """Each tile keeps as many tokens; the vision tower keeps all its patches."""
+  _, _, folder, (_, _, inputs) = loaded
+  image = inputs.preprocessing(photos()[0])
+  fastv = recipes.get("fastv", layer=1)
+  snapkv = recipes.get("snapkv", window=2)
+  slots = recipes.compose("avgpool_visual", fastv, snapkv, keep=0.25)
+  model, params, _ = interop.load(folder, slots=slots)
+  made = VisionLanguageGenerator(model, params, capacity=64, decode=2)
+  assert made.image_tokens < 4
+  packed, _ = made.pack([[1, IMAGE, 4]], [[image]])
+  assert packed.length[0] == 2 + made.image_tokens * len(image.pixels)
+  assert len(made.generate([[1, IMAGE, 4]], [[image]])[0]) == 2
+  for name, message in (
+    ("fastervlm", "tower 'vision'.*16 patches.*within the projector"),
+    ("visionzip", "'pass_class'.*2 x 2 patches"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      interop.load(folder, slots=recipes.get(name, keep=0.5))
+
+
+def test_what_is_not_read_is_refused(loaded, tmp_path):
+  _, _, folder, _ = loaded
+  whole = files.read_json(folder / "config.json")
+  vision = whole["vision_config"]
+  (tmp_path / files.SINGLE).write_bytes((folder / files.SINGLE).read_bytes())
+  for change, message in (
+    ({"vision_config": {**vision, "norm_type": "rms_norm"}}, "norm_type"),
+    ({"vision_config": {**vision, "use_qk_norm": True}}, "use_qk_norm=True"),
+    ({"vision_config": {**vision, "use_mean_pooling": False}}, "mean_pooling"),
+    ({"downsample_ratio": 0.3}, "downsample_ratio=0.3: must be 1 over"),
+    ({"downsample_ratio": 0.125}, "merge=8: must divide"),
+    ({"vision_feature_select_strategy": "full"}, "strategy='full'"),
+    ({"text_config": {"model_type": "phi"}}, "model_type='phi'"),
+  ):
+    files.write_json(tmp_path / "config.json", {**whole, **change})
+    with pytest.raises(ValueError, match=f"config.json(?s:.)*{message}"):
+      interop.load(tmp_path)
