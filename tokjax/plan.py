@@ -119,10 +119,11 @@ class Assignment:
   def index(self) -> Int[Array, "n"]:
     """The output each source goes to, m where it is dropped, `[n]`."""
     m, n = self.num_outputs, self.num_sources
-    own = jnp.arange(m)
+    own, at = jnp.arange(m), self.anchor
     if self.valid is not None:
-      own = jnp.where(self.valid, own, m)
-    index = jnp.full((n,), m, own.dtype).at[self.anchor].set(own)
+      # Outputs that are padding may name an anchor of others.
+      at = jnp.where(self.valid, at, n)
+    index = jnp.full((n,), m, own.dtype).at[at].set(own, mode="drop")
     if self.rest is None:
       return index
     # The anchor of an output that is padding may move elsewhere.
@@ -139,10 +140,10 @@ class Assignment:
     own = jnp.ones((self.num_outputs,), jnp.float32)
     if self.anchor_weight is not None:
       own = self.anchor_weight
+    n, at = self.num_sources, self.anchor
     if self.valid is not None:
-      own = jnp.where(self.valid, own, 0.0)
-    n = self.num_sources
-    weight = jnp.zeros((n,), own.dtype).at[self.anchor].set(own)
+      at = jnp.where(self.valid, at, n)
+    weight = jnp.zeros((n,), own.dtype).at[at].set(own, mode="drop")
     if self.rest is None:
       return weight
     moved = jnp.ones(self.rest.shape, own.dtype)

@@ -2,7 +2,8 @@
 
 Written from the official code in its own terms, in float64 NumPy. HiRED:
 hasanar1f/HiRED modeling_llava_next.py. GlobalCom2: xuyang-liu16/GlobalCom2
-llava_arch.py.
+llava_arch.py. VFlowOpt: sihany077/VFlowOpt siglip_encoder.py and
+llava_qwen_training_free.py.
 """
 
 import math
@@ -102,3 +103,68 @@ def globalcom2(logits, sides, crops, shown, ratio, temperature):
     count = int(len(own) * ratios[c])
     kept += [(c + 1, own[i]) for i in sorted(best(list(both), count))]
   return kept
+
+
+def flow(attention, threshold):
+  """Importance by the map `[h, n, n]` of one view of an image."""
+  mean = np.mean(attention, axis=0)
+  received = mean.mean(axis=0)
+  much = np.flatnonzero(received > threshold * received.mean())
+  much = much if len(much) else [int(np.argmax(received))]
+  return mean[much].mean(axis=0)
+
+
+def vflowopt(importance, sides, crops, shown, ratio, cell, room=None):
+  """What is kept before the language model, and what each one is made of.
+
+  Args:
+    importance: `[crops + 1, n]`.
+    sides, crops, shown: see `hired`.
+    ratio: fraction that remains.
+    cell: side of the cells.
+    room: at most so many remain; None: any number.
+
+  Returns:
+    Pairs of a token and its weights of tokens; tokens are pairs of a crop and
+    an index.
+  """
+  tokens = [(0, i) for i in range(len(importance[0]))]
+  tokens += [(c + 1, i) for c, own in enumerate(shown) for i in own]
+  score = {t: importance[t[0]][t[1]] for t in tokens}
+  gone = round(len(tokens) * (1 - ratio))
+  if shown:
+    gone += int(len(tokens) / (cell * cell))
+  ranked = sorted(tokens, key=lambda t: score[t])
+  place = {}
+  for c, i in tokens:
+    row, column = divmod(i, sides[1])
+    if c:
+      row += (c - 1) // crops[1] * sides[0]
+      column += (c - 1) % crops[1] * sides[1]
+    place[c, i] = (row, column)
+  local = [place[t] for t in tokens if t[0]]
+  low = np.min(local, axis=0) if local else (0, 0)
+
+  def cell_of(token):
+    start = low if token[0] else (0, 0)
+    at = (np.array(place[token]) - start) // cell
+    return (token[0] > 0, *at)
+
+  members = {}
+  # The most important of a cell comes first.
+  for token in ranked[:gone][::-1] if shown else []:
+    members.setdefault(cell_of(token), []).append(token)
+  if room is not None:
+    # The least cells go; what is beyond the room joins those that there are.
+    top = sorted(members, key=lambda at: -score[members[at][0]])[:room]
+    members = {at: members[at] for at in top}
+    over = max(len(tokens) - gone + len(members) - room, 0)
+    for token in ranked[gone : gone + over]:
+      if cell_of(token) in members:
+        members[cell_of(token)].append(token)
+    gone += over
+  made = [(token, {token: 1.0}) for token in ranked[gone:]]
+  for own in members.values():
+    total = sum(score[t] for t in own)
+    made.append((own[0], {t: score[t] / total for t in own}))
+  return made

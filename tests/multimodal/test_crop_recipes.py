@@ -179,6 +179,53 @@ def test_crops_keep_what_a_slow_version_keeps(case):
     assert np.asarray(out["remains"][i])[newlines].all()
 
 
+@pytest.mark.parametrize(("ratio", "cell"), [(0.5, 2.5), (0.2, 1.75)])
+def test_what_is_pruned_is_recycled_in_cells(ratio, cell):
+  """VFlowOpt; the second setting has more cells than there is room for."""
+  slots = recipes.get(
+    "vflowopt", ratios=(ratio, 0.8, 0.5), cell=cell, threshold=1.5
+  )
+  made, (prompts, _) = packed(slots)
+  _, out = jax.jit(
+    lambda p: made.model.apply({"params": made.params}, p),
+    compiler_options=QUICK,
+  )(prompts)  # fmt: skip
+  plan, more = out["plans"][0]
+  (last,) = out["plans"][1]
+  matrix = np.asarray(jax.vmap(lambda p: p.matrix())(plan))
+  origin = np.asarray(prompts.origin)
+  for i, own in enumerate(told()):
+    if own is None:
+      continue
+    name = [(int(o[1]), int(o[2] * 6 + o[3])) for o in origin[i]]
+    importance = np.array([slow.flow(m, 1.5)[1:] for m in own.maps])
+    many = sum(map(len, own.parts[2])) + 36
+    expected = slow.vflowopt(
+      importance, *own.parts, ratio, cell, room=round(many * ratio)
+    )
+    assert len(expected) <= round(many * ratio)
+    weights, found = dict(expected), []
+    for j, at in enumerate(np.asarray(plan.anchor[i])):
+      if not plan.valid[i, j] or prompts.kind[i, at] != Kind.VISUAL:
+        continue
+      found.append(name[at])
+      row = {name[k]: matrix[i, j, k] for k in np.flatnonzero(matrix[i, j])}
+      assert set(row) == set(weights[name[at]])
+      for token, weight in weights[name[at]].items():
+        np.testing.assert_allclose(row[token], weight, rtol=1e-4)
+    assert found == in_order(sorted(weights), own)
+    # Then the best by the same map, at two blocks.
+    source = np.arange(prompts.tokens.shape[1])
+    for step, share in ((plan, 1), (more, 0.8), (last, 0.4)):
+      at = np.asarray(step.anchor[i])[np.asarray(step.valid[i])]
+      source = source[at]
+      now = [name[j] for j in source if prompts.kind[i, j] == Kind.VISUAL]
+      count = max(int(many * round(ratio * share, 6)), 1)
+      best = sorted(found, key=lambda t: -importance[t[0]][t[1]])[:count]
+      if share < 1:
+        assert now == in_order(sorted(best), own)
+
+
 def test_a_ragged_batch_equals_each_prompt_alone():
   slots = recipes.get("hired", budget=Once(Share(0.3)))
   made, (prompts, _) = packed(slots)

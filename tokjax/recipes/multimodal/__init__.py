@@ -14,3 +14,4 @@ from tokjax.recipes.multimodal import staged
 from tokjax.recipes.multimodal import vla
 from tokjax.recipes.multimodal import transition
 from tokjax.recipes.multimodal import trim
+from tokjax.recipes.multimodal import vflowopt

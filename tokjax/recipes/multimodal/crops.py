@@ -77,6 +77,21 @@ class Parts(NamedTuple):
     found = over(values, self.image, num_segments=n)
     return found[jnp.minimum(self.image, n - 1)]
 
+  def in_crops(self) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+    """Row and column of tokens of crops in the grid of all crops."""
+    o, wide = self.origin, jnp.maximum(self.origin.wide, 1)
+    row = (o.crop - 1) // wide * o.rows + o.row
+    return row, (o.crop - 1) % wide * o.columns + o.column
+
+  def least(self, values: Int[Array, "n *f"]) -> Int[Array, "n *f"]:
+    """The least among the tokens of the crops of each image."""
+    inside = (self.image < self.image.shape[0]) & ~self.whole
+    inside = inside.reshape(-1, *(1,) * (values.ndim - 1))
+    most = jnp.iinfo(jnp.int32).max
+    return self.of_image(
+      jnp.where(inside, values, most), over=jax.ops.segment_min
+    )
+
   def of_crop(self, values: Array) -> Array:
     """The sum over the tokens of each crop, seen from its tokens."""
     n = self.crop.shape[0]
@@ -236,23 +251,17 @@ def enlarged(parts: Parts, score: Float[Array, "n"]) -> Float[Array, "n"]:
   o, n = parts.origin, parts.image.shape[0]
   inside = (parts.image < n) & ~parts.whole
 
-  def along(at, crop, length):
+  def along(place, length):
     """Two neighbours in the whole image, and how near the second one is."""
-    place = crop * length + at
-    low, high = (
-      sign * parts.of_image(
-        jnp.where(inside, sign * place, n * n), over=jax.ops.segment_min
-      )
-      for sign in (1, -1)
-    )  # fmt: skip
+    low, high = parts.least(place), -parts.least(-place)
     scale = length / jnp.maximum(high - low + 1, 1)
     source = jnp.maximum((place - low + 0.5) * scale - 0.5, 0.0)
     before = jnp.minimum(source.astype(jnp.int32), length - 1)
     return before, jnp.minimum(before + 1, length - 1), source - before
 
-  wide = jnp.maximum(o.wide, 1)
-  top, bottom, down = along(o.row, (o.crop - 1) // wide, o.rows)
-  left, right, over = along(o.column, (o.crop - 1) % wide, o.columns)
+  row, column = parts.in_crops()
+  top, bottom, down = along(row, o.rows)
+  left, right, over = along(column, o.columns)
   start = parts.image * o.rows * o.columns
   at = jnp.where(parts.whole, start + o.row * o.columns + o.column, n)
   table = jnp.zeros((n,)).at[at].set(score, mode="drop")
