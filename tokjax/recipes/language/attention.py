@@ -183,6 +183,7 @@ def cca(
   local: Budget = budgets.Count(1024),
   group: int = 16,
   place: Literal["last", "first", "own"] = "last",
+  weighted: bool = True,
 ) -> Slots:
   """A window, and one weighted mean for each group of tokens before it.
 
@@ -194,8 +195,10 @@ def cca(
     group: tokens a group.
     place: position of a mean's key: "last" or "first" token of its group;
       "own": it is a mean of keys at their own positions.
+    weighted: False for plain means, to compare with.
   """
-  return Slots(attend=CoreContext(group, local, place), cache=Cores())
+  attend = CoreContext(group, local, place, weighted)
+  return Slots(attend=attend, cache=Cores())
 
 
 @recipe(
