@@ -37,9 +37,10 @@ from tokjax.slots import Bytes
 def refuse_notes(cache: Any, attend: Any) -> None:
   """Raises where attention leaves notes that a cache cannot keep."""
   if attend.leaves_notes:
-    fix = "KV() with Exact() entries that are read whole"
-    if attend.leaves_notes == "memo":
-      fix = "Retriever()"
+    fixes = {"memo": "Retriever()", "cores": "Cores()"}
+    fix = fixes.get(
+      attend.leaves_notes, "KV() with Exact() entries that are read whole"
+    )
     raise ValueError(
       f"{type(attend).__name__} leaves notes for the cache, which"
       f" {type(cache).__name__} does not keep; use {fix}"
@@ -165,7 +166,7 @@ class KV(Prompted):
     self.store.check(layer)
     self.read.check(layer)
     exact = self.store.movable and self.read.dense
-    if not exact or attend.leaves_notes == "memo":
+    if not exact or attend.leaves_notes in ("memo", "cores"):
       refuse_notes(self, attend)
     answers_lib.queries_of(self.asks)
     if self.evict is not None:

@@ -1,9 +1,16 @@
-"""Attention to chunks of varying length."""
+"""Attention to chunks of varying length, and to means of groups."""
 
 import numpy as np
 
-from tests.cache.cases import GROUPS, HEADS
-from tests.cache.reference.layer_input import half, kept_then_all, softmax
+from tests.cache.cases import GROUPS, HEADS, STEPS
+from tests.cache.reference.layer_input import (
+  GROUP,
+  SCALE,
+  half,
+  kept_then_all,
+  rope,
+  softmax,
+)
 
 
 def boundary_logit(made, k, i, n, w):
@@ -67,3 +74,30 @@ def dhsa(s, block=4, first=2, near=3, exact=3):
     outs.append(s.out(i, [seen] * GROUPS))
   assert len(outs[0]) == HEADS
   return np.stack(outs), kept_then_all(s, [range(n)] * GROUPS)
+
+
+def cca(s, group=4):
+  """Cores of the groups that lie before the window, then the tokens."""
+  local = half(s.n)
+
+  def row(i, h):
+    g = h // GROUP
+    early = max((i - local) // group, 0)
+    keys, values = [], []
+    for m in range(early):
+      members = range(m * group, (m + 1) * group)
+      weight = s.weights(h, members[-1], members)
+      mean = sum(w * s.k[j, g] for w, j in zip(weight, members, strict=True))
+      keys.append(rope(mean, members[-1]))
+      values.append(
+        sum(w * s.v[j, g] for w, j in zip(weight, members, strict=True))
+      )
+    for j in range(early * group, i + 1):
+      keys.append(s.rk[j, g])
+      values.append(s.v[j, g])
+    return softmax(SCALE * np.array(keys) @ s.rq[i, h]) @ np.array(values)
+
+  outs = [
+    np.stack([row(i, h) for h in range(HEADS)]) for i in range(s.n + STEPS)
+  ]
+  return np.stack(outs[: s.n]), np.stack(outs[s.n :])

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from tokjax import budgets
+from tokjax.attention.core_context import CoreContext
 from tokjax.attention.dynamic_chunks import DynamicChunks
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear, LinearState
@@ -12,6 +13,7 @@ from tokjax.binding import bind
 from tokjax.budgets import Budget
 from tokjax.cache import scores as importance
 from tokjax.cache.answers import Observed, Remembered
+from tokjax.cache.cores import Cores
 from tokjax.cache.evict import Trim, evicting
 from tokjax.cache.kv import KV
 from tokjax.cache.stores import Exact
@@ -161,6 +163,42 @@ def dhsa(
       certainty,
     )
   )  # fmt: skip
+
+
+@recipe(
+  "cca",
+  family="llm",
+  paper="Core Context Aware Attention for Long Context Language Modeling",
+  arxiv="2412.12465",
+  training="both",
+  evidence="the text of the paper (version 2) and its project page; no code is"
+  " released",
+  deviations="indices count from 0, so that every token is seen once (literally"
+  " one is seen twice); what position the keys of cores have is not told, here"
+  " that of their group's last token; cores are means of keys and values, which"
+  " differ from projected means of inputs where keys are normed; query heads"
+  " that share a key head have cores of their own",
+)
+def cca(
+  local: Budget = budgets.Count(1024),
+  group: int = 16,
+  place: Literal["last", "first", "own"] = "last",
+  weighted: bool = True,
+) -> Slots:
+  """A window, and one weighted mean for each group of tokens before it.
+
+  Made for models that are fine-tuned with it; the cache holds the window and
+  the means.
+
+  Args:
+    local: last tokens that a query sees exactly, at least.
+    group: tokens a group.
+    place: position of a mean's key: "last" or "first" token of its group;
+      "own": it is a mean of keys at their own positions.
+    weighted: False for plain means, to compare with.
+  """
+  attend = CoreContext(group, local, place, weighted)
+  return Slots(attend=attend, cache=Cores())
 
 
 @recipe(
