@@ -26,7 +26,7 @@ def merged(tokens: Tokens, grid: tuple[int, int], merge: int) -> Tokens:
 
 
 def coordinates(
-  origin: Int[Array, "b n"],
+  start: Int[Array, "b n"],
   kind: Int[Array, "b n"],
   place: Int[Array, "b n"],
   tokens: Tokens,
@@ -34,10 +34,10 @@ def coordinates(
   """Positions in time, row and column; a text advances on all.
 
   Args:
-    origin, kind, place: see `tokjax.models.vlm.Prompts`.
+    start, kind, place: see `tokjax.models.vlm.Prompts`.
     tokens: the visual ones of all images, their positions rows and columns.
   """
   inside = tokens.position.reshape(-1, 2).astype(jnp.int32)
   inside = jnp.pad(inside, ((0, 0), (1, 0)))[place]
   visual = (kind == Kind.VISUAL)[..., None]
-  return origin[..., None] + jnp.where(visual, inside, 0)
+  return start[..., None] + jnp.where(visual, inside, 0)

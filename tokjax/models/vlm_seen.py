@@ -54,10 +54,11 @@ def check(config: Any, slots: Slots) -> None:
   where = f"recipe {slots.name!r}, slot 'reduce': asks about images"
   if not asked(slots):
     return
-  if isinstance(config.vision, NativeResolutionConfig):
+  native = isinstance(config.vision, NativeResolutionConfig)
+  if native or config.merge > 1 or config.tiled:
     raise ValueError(
-      f"{where} patch by patch, and this encoder of native resolution merges"
-      " its patches; use a recipe that does not ask the encoder"
+      f"{where} patch by patch, and this model merges patches of the encoder,"
+      " or cuts images into tiles; use a recipe that does not ask the encoder"
     )
   kinds, depth = {*config.vision.kinds, Kind.PATCH}, config.vision.depth
   reduced = [name for name, own in slots.towers if own.reduce]
