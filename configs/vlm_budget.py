@@ -13,6 +13,8 @@ import ml_collections
 
 from configs import common, vlm_pareto
 
+# Prompts are short: the last words of a question look for the rest.
+WINDOW = 4
 # What acts before the language model, inside it, and in its cache.
 BEFORE = ("divprune", "fastervlm")
 INSIDE = ("fastv",)
@@ -42,4 +44,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.recipes = ("random_visual", *BEFORE, *INSIDE, *CACHE, *combinations())
   if values.runlocal:
     config.recipes = ("divprune", "snapkv", "divprune^1/2+snapkv^1/2")
+  if not values.checkpoint:
+    for name in config.recipes:
+      if "snapkv" in name:
+        config.options[name] = dict(window=WINDOW)
   return config

@@ -49,8 +49,9 @@ def verdict(rows: Sequence[Row], cost: str, most: float) -> str | None:
     return None
   count = len(able[0]["right"][0])
   gained, names = [], []
-  for half in (0, 1):
-    choose = np.arange(count) % 2 == half
+  # Drawn, since kinds of questions may take turns.
+  first = np.random.default_rng(0).permutation(count) < count // 2
+  for choose in (first, ~first):
     combination, single = (best(side, choose) for side in sides)
     own, other = (
       read(row["right"])[:, ~choose] for row in (combination, single)

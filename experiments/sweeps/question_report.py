@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.sweeps import intervals
+from experiments.sweeps import intervals, question_budget
 from experiments.sweeps.report import Loss, Plot, Table
 from experiments.sweeps.results import Results, Row
 from tokjax.analysis import plots
@@ -69,6 +69,7 @@ def table(results: Results, kinds: Sequence[str]) -> Table:
     " count; both as shares"
     " of the unreduced model's; prefill, first (token), decode: measured"
     f" speed-up{''.join(filter(None, verdicts))}",
+    notes=question_budget.verdicts(results),
   )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import typed, visual_tokens
-from experiments.sweeps import intervals, question_report
+from experiments.sweeps import intervals, question_budget, question_report
 from experiments.sweeps.probe import words_of
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.question_models import (
@@ -228,7 +228,8 @@ class QuestionsSubject:
       row[f"lost_{kind}"] = found["lost"]
       row[f"lost_{kind}_interval"] = found["lost_interval"]
       row[f"lost_{kind}_by_seed"] = found["lost_by_seed"]
-    return {**row, "drift": float(moved.mean())}
+    right_words = question_budget.words_of(own)
+    return {**row, "right": right_words, "drift": float(moved.mean())}
 
   def _sizes(self, program: Program) -> Row:
     """Tokens, FLOPs and bytes of one question."""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import vlm_pareto
+from configs import vlm_budget, vlm_pareto
 from experiments import sweep, typed, visual_tokens
-from experiments.sweeps import question_models, questions
+from experiments.sweeps import question_budget, question_models, questions
 from experiments.sweeps.subject import Job
 from tests.contract.case import draw_params
 from tokjax import interop
@@ -141,3 +141,20 @@ def test_bad_settings_are_refused():
   ):
     with pytest.raises(typed.ConfigError, match=message):
       sweep.load(config(**changes)).methods()
+
+
+def test_a_combination_takes_part(tmp_path):
+  found = vlm_budget.get_config("runlocal")
+  found.rounds = 1
+  results = sweep.main(found, tmp_path)
+  names = {row["method"] for row in results.reduced}
+  assert names == {"divprune", "snapkv", "divprune^1/2+snapkv^1/2"}
+  rows = {row["method"]: row for row in results.reduced}
+  # Half in all: less before the language model than with half there alone.
+  pair = rows["divprune^1/2+snapkv^1/2"]
+  assert pair["image_tokens"] > rows["divprune"]["image_tokens"]
+  assert pair["gflops"] > rows["divprune"]["gflops"]
+  assert pair["gflops"] < rows["snapkv"]["gflops"]
+  assert len(pair["right"]) == 1 and set(pair["right"][0]) <= set("01")
+  lines = question_budget.verdicts(results)
+  assert lines and all("points, divprune^1/2+snapkv^1/2" in x for x in lines)
