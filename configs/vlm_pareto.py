@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.batch_size = 2
   if values.runlocal:
     if not values.checkpoint:
-      config.subject.update(seeds=1, questions=6)
+      config.subject.update(seeds=1, questions=8)
     config.recipes = ("random_visual", "fastervlm", "fastv")
     config.options, config.keeps = {}, (0.5,)
     config.batch_size, config.rounds, config.steps = 4, 2, 2

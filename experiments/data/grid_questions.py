@@ -1,8 +1,8 @@
 """Questions about a grid of digits: one cell, how many, the largest.
 
 Some cells show a digit, the others one whose pixels are scrambled. A question
-about a cell needs the few patches that show it and no others, a count needs
-those of all digits.
+about a cell needs the patches that show it and no others; how many there are
+and which is the largest follow from what all cells show.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ SPLITS = {"train": 0, "test": 1}
 TRAIN = 1 << 16
 KINDS = ("cell", "count", "largest")
 # Of each kind among the questions of training.
-SHARES = (0.5, 0.3, 0.2)
+SHARES = (0.6, 0.25, 0.15)
 # Cells of one image that show the digit that is counted: 0 to MANY - 1.
 MANY = 5
 CELL = 8
-# Pixels are 0 to MOST. Normalised, they are small, so that embeddings of patches
-# do not drown those of positions at the start: where a digit stands would be
-# learned many times later than what it is.
+# Pixels are 0 to MOST. Normalised, they are small, so that at the start patches
+# do not drown positions: where a digit stands would be learned long after what
+# it is.
 MOST, MEAN, STD = 16.0, 5.0, 60.0
-LONGEST = 11  # Ids of a question with its answer and the end.
+LONGEST = 8  # Ids of a question with its answer and the end.
 
 
 class Scene(NamedTuple):
@@ -53,6 +53,11 @@ def by_label(split: str) -> list[np.ndarray]:
   """Which images of a split show each digit."""
   labels = digit_grid.flat(split)[1]
   return [np.flatnonzero(labels == digit) for digit in range(10)]
+
+
+def name(row: int, column: int) -> str:
+  """Of a cell, as on a chess board: "b3" is the third of the second row."""
+  return f"{string.ascii_lowercase[row]}{column + 1}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +96,9 @@ class GridQuestions:
   @functools.cached_property
   def words(self) -> Words:
     """The language of questions and answers."""
-    text = "which digit is in row column how many cells show the largest ?"
-    rows = string.ascii_lowercase[: self.side]
-    return Words((*map(str, range(10)), *rows, *text.split()))
+    text = "which digit is at how many show the largest ?"
+    cells = [name(i, j) for i in range(self.side) for j in range(self.side)]
+    return Words((*map(str, range(10)), *cells, *text.split()))
 
   @property
   def num_classes(self) -> int:
@@ -123,8 +128,8 @@ class GridQuestions:
   def augment(self, element: Element, rng: np.random.Generator) -> Element:
     """Another image at every turn, with `turns` questions of all kinds."""
     scene = self.scene(element["split"], rng)
-    kinds = rng.choice(KINDS, self.turns, p=SHARES)
-    asked = [self.ask(scene, kind, rng) for kind in kinds]
+    kinds = np.searchsorted(np.cumsum(SHARES), rng.random(self.turns))
+    asked = [self.ask(scene, KINDS[kind], rng) for kind in kinds]
     return conversation(self.words, scene.image, asked, self.length)
 
   def prepare(self, element: Element) -> Element:
@@ -167,15 +172,14 @@ class GridQuestions:
     """Draws a question of a kind."""
     label = scene.label
     if kind == "largest":
-      return Question("which digit is the largest?", str(label.max()), kind)
+      return Question("which is the largest?", str(label.max()), kind)
     if kind == "count":
       count = (label == scene.common).sum()
-      text = f"how many cells show {scene.common}?"
+      text = f"how many show {scene.common}?"
       return Question(text, str(count), kind)
     places = np.argwhere(label >= 0)
     row, column = places[rng.integers(len(places))].tolist()
-    name = string.ascii_lowercase[row]
-    text = f"which digit is in row {name} column {column + 1}?"
+    text = f"which digit is at {name(row, column)}?"
     box = (row, column, row + 1, column + 1)
     box = tuple(edge / self.side for edge in box)
     return Question(text, str(label[row, column]), kind, box)
