@@ -53,14 +53,12 @@ def test_calibration_is_that_of_the_official_loops(share):
 
 
 def test_what_is_left_sums_to_what_training_had():
-  delta = jnp.asarray(steps(texts=1)[0])
-  long = jnp.tile(delta, (20, 1))
-  c = field.calibrate(delta[None], -jnp.ones(HEADS), (T, 800), share=1 / T)
-  left = field.filtered(long, jnp.int32(800), c, least=0.0).sum(axis=0)
-  share = np.asarray(left / delta.sum(axis=0))
-  assert (share > 0.6).all()
-  assert (share < 1.6).all()
-  assert (long.sum(axis=0) > 10 * delta.sum(axis=0)).all()
+  rng = np.random.default_rng(0)
+  delta = jnp.asarray(rng.uniform(size=(T, HEADS)), jnp.float32)
+  long = jnp.tile(delta, (4, 1))
+  c = field.calibrate(delta[None], -jnp.ones(HEADS), (T, 4 * T), share=1 / T)
+  left = field.filtered(long, jnp.int32(4 * T), c, least=0.0).sum(axis=0)
+  np.testing.assert_allclose(left, delta.sum(axis=0), rtol=0.2)
 
 
 def test_only_long_texts_and_wide_heads_are_filtered():
