@@ -1,14 +1,14 @@
 """Looking up names in a sorted list: Tree Cross Attention next to exact one.
 
-    python scripts/bench_tree_attention.py [--seeds 3] [--steps 1500] [--size 32]
+    python -m scripts.bench_tree_attention [--seeds 3] [--steps 1500]
 
-A context is a list of names of functions and classes of the standard library in
-alphabetical order, each with a random one of eight labels; a query is a name of
-the list and asks for its label. A small encoder of letters is trained together
-with what reads the list, on four fifths of the names; lists of the other names
-are looked up in. Prints one tab-separated row for each reader, over seeds with
-a 95 % interval: how often the label is right, how often the walk ends at the
-name, and how many vectors a query reads.
+A context is a list of names of functions and classes of the standard library
+in alphabetical order, each with a random one of eight labels; a query is a name
+of the list and asks for its label. A small encoder of letters is trained
+together with what reads the list, on four fifths of the names; lists of the
+other names are looked up in. Prints one tab-separated row for each reader, over
+seeds with a 95 % interval: how often the label is right, how often the walk
+ends at the name, and how many vectors a query reads.
 """
 
 import argparse
@@ -100,6 +100,7 @@ def asked(key, table, index):
 
 
 def wanted(label, place):
+  """Labels of the names that are asked for."""
   return jnp.take_along_axis(label, place, axis=1)
 
 
@@ -173,10 +174,10 @@ def main() -> None:
   found = collections.defaultdict(list)
   for seed in range(args.seeds):
     held = np.random.default_rng(seed).random(len(every)) < 0.2
-    train, test = (
-      jnp.asarray(letters([x for x, h in zip(every, held, strict=True) if h == s]))
-      for s in (False, True)
-    )  # fmt: skip
+    parts = [], []
+    for name, apart in zip(every, held, strict=True):
+      parts[apart].append(name)
+    train, test = (jnp.asarray(letters(part)) for part in parts)
     rng = np.random.default_rng(seed)
     train_lists = lists(rng, len(train), args.size, args.steps + 1)
     test_lists = lists(rng, len(test), args.size, 40)
@@ -191,7 +192,8 @@ def main() -> None:
   for kind, rows in found.items():
     x = np.array(rows)
     wide = 1.96 * x.std(axis=0, ddof=min(1, len(x) - 1)) / len(x) ** 0.5
-    cells = [f"{100 * x[:, i].mean():.1f} ± {100 * wide[i]:.1f}" for i in (0, 1)]
+    mean, wide = 100 * x.mean(axis=0), 100 * wide
+    cells = [f"{mean[i]:.1f} ± {wide[i]:.1f}" for i in (0, 1)]
     print(kind, *cells, f"{x[:, 2].mean():.1f}", sep="\t")
 
 

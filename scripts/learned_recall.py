@@ -9,6 +9,7 @@ held-out texts in percent, before and after that training, over seeds with a
 """
 
 import argparse
+import collections
 import pathlib
 
 import jax
@@ -22,7 +23,7 @@ from experiments.sweeps import runs
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 
-KINDS = ("weighted", "plain", "window", "dense")
+KINDS = ("weighted", "plain", "window")
 
 
 def params_of(config, folder: pathlib.Path):
@@ -51,15 +52,19 @@ def main() -> None:
   root = args.workdir.resolve()
   start = root / "backbone"
   before = params_of(recall.get_config("length=64"), start)
-  print("kind\tbefore\tafter", flush=True)
-  for kind in KINDS:
-    found = []
-    for seed in range(args.seeds):
+  found = collections.defaultdict(list)
+  for seed in range(args.seeds):
+    for kind in KINDS:
       config = cca.get_config(f"backbone={start},kind={kind}")
       config.seed = seed
       after = params_of(config, root / f"{kind}-{seed}")
-      found.append([accuracy(config, p) for p in (before, after)])
-    x = np.array(found)
+      found[kind].append([accuracy(config, p) for p in (before, after)])
+      print(seed, kind, *found[kind][-1], flush=True)
+  dense = recall.get_config("length=64")
+  print("kind\tbefore\tafter")
+  print("dense", f"{accuracy(dense, before):.1f}", "-", sep="\t")
+  for kind, rows in found.items():
+    x = np.array(rows)
     wide = 1.96 * x[:, 1].std(ddof=min(1, len(x) - 1)) / len(x) ** 0.5
     cells = f"{x[0, 0]:.1f}\t{x[:, 1].mean():.1f} ± {wide:.1f}"
     print(kind, cells, sep="\t", flush=True)

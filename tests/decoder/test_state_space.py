@@ -90,7 +90,8 @@ def test_a_ragged_batch_equals_transformers_one_by_one():
   assert jax.tree.map(jnp.shape, shapes["params"]) == jax.tree.map(
     jnp.shape, params
   )
-  logits, _ = jax.jit(StateSpace(CONFIG).apply)({"params": params}, token, valid)
+  run = jax.jit(StateSpace(CONFIG).apply)
+  logits, _ = run({"params": params}, token, valid)
   for i, n in enumerate(LENGTHS):
     with torch.no_grad():
       want = model(torch.tensor(np.array(token[i : i + 1, :n]))).logits[0]

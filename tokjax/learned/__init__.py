@@ -5,6 +5,7 @@ from tokjax.learned.local_pooling import TokenAwarePooling
 from tokjax.learned.modulation import PairModulation
 from tokjax.learned.sparse_mask import SparseMask
 from tokjax.learned.token_learner import TokenLearner
+from tokjax.learned.tree_attention import TreeCrossAttention
 
 __all__ = [
   "KeepPredictor",
@@ -12,4 +13,5 @@ __all__ = [
   "SparseMask",
   "TokenAwarePooling",
   "TokenLearner",
+  "TreeCrossAttention",
 ]

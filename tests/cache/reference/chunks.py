@@ -8,6 +8,7 @@ from tests.cache.reference.layer_input import (
   SCALE,
   half,
   kept_then_all,
+  masked_prompt,
   rope,
   softmax,
 )
@@ -101,3 +102,14 @@ def cca(s, group=4):
     np.stack([row(i, h) for h in range(HEADS)]) for i in range(s.n + STEPS)
   ]
   return np.stack(outs[: s.n]), np.stack(outs[s.n :])
+
+
+def sentinel_tokens(s, tokens=(3, 7)):
+  """A sentinel goes back to the one before it, others to the beginning."""
+
+  def sees(i, j):
+    if s.token[i] not in tokens:
+      return True
+    return not any(s.token[m] in tokens for m in range(j, i))
+
+  return masked_prompt(s, sees), kept_then_all(s, [range(s.n)] * GROUPS)

@@ -8,6 +8,7 @@ from tokjax.attention.dynamic_chunks import DynamicChunks
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear, LinearState
 from tokjax.attention.recalibrate import Calibrated, FirstToken, Gated
+from tokjax.attention.sentinel import Sentinels
 from tokjax.attention.static import Band, Separators
 from tokjax.binding import bind
 from tokjax.budgets import Budget
@@ -256,6 +257,33 @@ def sepllm(
       trim=trim,
     ),
   )  # fmt: skip
+
+
+@recipe(
+  "sentinel_tokens",
+  family="llm",
+  paper="Taking a Deep Breath: Enhancing Language Modeling of Large Language"
+  " Models with Sentinel Tokens",
+  arxiv="2406.10985",
+  training="learned",
+  evidence="weak: the abstract and the mask of Figure 1; no code was found",
+  deviations="how long chunks are is up to the data, and whether a sentinel"
+  " sees earlier ones an option, as neither is told; a sentinel that is"
+  " generated sees everything",
+)
+def sentinel_tokens(
+  tokens: tuple[int, ...] = (), earlier: bool = False
+) -> Slots:
+  """Tokens that end chunks of a prompt see their own chunk alone.
+
+  The data puts them there, for example with `with_landmarks` of
+  `tokjax.attention.landmark`, and asks for no prediction at them.
+
+  Args:
+    tokens: their ids.
+    earlier: whether they also see those of earlier chunks.
+  """
+  return Slots(attend=Sentinels(tokens, earlier))
 
 
 @recipe(
