@@ -120,3 +120,34 @@ class Trim(Plain):
       *tokens[:first], *(tokens[image[i]] for i in kept), merged,
       *tokens[last + 1 :],
     ])  # fmt: skip
+
+
+class Csp(Plain):
+  """So many evenly spaced tokens, all of them from a block on, then a share."""
+
+  def __init__(self, count, until, block, share):
+    self.count, self.until, self.block, self.share = count, until, block, share
+
+  def before(self, model, tokens, layer):
+    image = visual_places(tokens)
+    if not image:
+      return tokens
+    if layer == 0:
+      self.waiting, n = tokens, len(image)
+      if self.count >= n:
+        return tokens
+      step = n // self.count
+      return stay(tokens, [image[i * step] for i in range(self.count)])
+    if layer == self.until:
+      done = {t.source: t for t in tokens}
+      tokens = [done.get(t.source, t) for t in self.waiting]
+      image = visual_places(tokens)
+    if layer == self.block:
+      entries = []
+      for token in tokens:
+        _, k, v = model.projected(token, layer)
+        entries.append((k, v, token.position))
+      row = model.row(tokens[-1], layer, entries)
+      kept = best(list(row[image]), max(1, round(len(image) * self.share)))
+      tokens = stay(tokens, [image[i] for i in kept])
+    return tokens

@@ -40,6 +40,13 @@ CASES = {
     ),
     lambda: slow.Trim(0.5, False, cosine=True),
   ),
+  "lvlm_csp": (
+    lambda: recipes.get(
+      "lvlm_csp", until=1, clusters=budgets.Once(budgets.Count(4)),
+      budget=budgets.Once(0.25, 3),
+    ),
+    lambda: slow.Csp(4, 1, 3, 0.25),
+  ),
 }  # fmt: skip
 
 
@@ -58,14 +65,18 @@ def run(case: str):
 def kept_of(out, i: int) -> list[list[int]]:
   """Places of the visual tokens that each reduction left of a prompt."""
   _, _, kinds = prompts.packed()
-  kept, source = [], np.arange(prompts.LENGTH)
+  kept, whole = [], np.arange(prompts.LENGTH)
+  visual = lambda source: source[kinds[i, source] == prompts.V].tolist()
+  now, source = visual(whole), whole
   for plan in (plan for made in out["plans"] for plan in made):
-    before = source[kinds[i, source] == prompts.V]
-    at = np.asarray(plan.anchor[i])[np.asarray(plan.valid[i])]
-    source = source[at]
-    now = source[kinds[i, source] == prompts.V]
-    if before.tolist() != now.tolist():
-      kept.append(now.tolist())
+    # Where tokens came back all are there again.
+    source = whole if plan.num_sources == prompts.LENGTH else source
+    taken = source[np.asarray(plan.anchor[i])[np.asarray(plan.valid[i])]]
+    for left in (source, taken):
+      before, now = now, visual(left)
+      if before != now:
+        kept.append(now)
+    source = taken
   return kept
 
 
@@ -107,7 +118,15 @@ def test_counts_of_their_cards():
 
 @pytest.mark.parametrize(
   ("name", "options", "message"),
-  [("trim", {"similarity": "sum"}, "similarity='sum'")],
+  [
+    ("trim", {"similarity": "sum"}, "similarity='sum'"),
+    ("lvlm_csp", {"centres": "random"}, "centres='random'"),
+    ("hired", {"share": 1.5}, "share=1.5"),
+    ("globalcom2", {"temperature": 0.0}, "temperature=0.0"),
+    ("vflowopt", {"ratios": (0.5, 0.5)}, r"ratios=\(0.5, 0.5\)"),
+    ("vflowopt", {"ratios": (0.5, 0.0, 1.0)}, "ratios=0.0"),
+    ("vflowopt", {"cell": 0.5}, "cell=0.5"),
+  ],
 )
 def test_an_option_out_of_range_is_refused(name, options, message):
   with pytest.raises(ValueError, match=message):

@@ -10,6 +10,7 @@ from tokjax.recipes.multimodal import holov
 from tokjax.recipes.multimodal import prumerge
 from tokjax.recipes.multimodal import pruning
 from tokjax.recipes.multimodal import dart
+from tokjax.recipes.multimodal import scatter
 from tokjax.recipes.multimodal import staged
 from tokjax.recipes.multimodal import vla
 from tokjax.recipes.multimodal import transition

@@ -121,7 +121,7 @@ def _joined(
   f" that receives most counts (there nothing is a number); {SHARED}",
 )
 def vflowopt(
-  ratios: tuple[float, float, float] = (0.2651, 0.9833, 0.8773),
+  ratios: tuple[float, ...] = (0.2651, 0.9833, 0.8773),
   cell: float = 15.58,
   threshold: float = 34.76,
 ) -> Slots:
