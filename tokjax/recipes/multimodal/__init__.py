@@ -16,3 +16,4 @@ from tokjax.recipes.multimodal import vla
 from tokjax.recipes.multimodal import transition
 from tokjax.recipes.multimodal import trim
 from tokjax.recipes.multimodal import vflowopt
+from tokjax.recipes.multimodal import mustdrop
