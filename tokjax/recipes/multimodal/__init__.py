@@ -17,3 +17,5 @@ from tokjax.recipes.multimodal import transition
 from tokjax.recipes.multimodal import trim
 from tokjax.recipes.multimodal import vflowopt
 from tokjax.recipes.multimodal import mustdrop
+from tokjax.recipes.multimodal import density
+from tokjax.recipes.multimodal import frames
