@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from tokjax import scores, selection
 from tokjax.binding import bind
@@ -11,6 +10,7 @@ from tokjax.budgets import AtEnd, Budget, Share
 from tokjax.plan import Assignment
 from tokjax.recipes.multimodal import merging
 from tokjax.recipes.multimodal.encoder import CLASS_MEAN
+from tokjax.recipes.multimodal.parts import floors
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.site import Site
@@ -42,15 +42,11 @@ def dense_and_attended(
   alike = alike & mask[None] & ~jnp.eye(n, dtype=bool)
   distinct = mask & (alike.sum(axis=1) < others)
   count = jnp.minimum(distinct.sum(), due - 1)
-  first = _part(share, n)[count]
+  first = floors(share, n)[count]
   best = mask & (selection.places(site[late], mask=mask) < first)
   more = selection.places(site[early], mask=mask & ~best) < count - first
   best = best | (mask & ~best & more)
   return merging.with_mean_of_rest(best, mask & ~best, site.keep)
-
-
-def _part(share: float, most: int) -> Int[Array, "m"]:
-  return jnp.asarray([int(i * share) for i in range(most + 1)], jnp.int32)
 
 
 @recipe(

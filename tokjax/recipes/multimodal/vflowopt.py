@@ -7,7 +7,8 @@ from tokjax import selection
 from tokjax.binding import bind
 from tokjax.budgets import Once, Stages, check_keep
 from tokjax.plan import Assignment
-from tokjax.recipes.multimodal.crops import NEWLINES, SHARED, Parts, part_of
+from tokjax.recipes.multimodal.crops import NEWLINES, SHARED
+from tokjax.recipes.multimodal.parts import Parts, part_of
 from tokjax.recipes.multimodal.pruning import VISUAL
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.reduction import Reduce
