@@ -154,6 +154,21 @@ class Received(Question):
 
 
 @dataclasses.dataclass(frozen=True)
+class Peaks(Question):
+  """The most attention that tokens receive from one of some queries, `[n]`.
+
+  Mean over heads; asked of a decoder.
+
+  Attributes:
+    of: whose rows: those to which the signal gives a positive number.
+  """
+
+  of: By = By(None)
+
+  axes: ClassVar = (-1,)
+
+
+@dataclasses.dataclass(frozen=True)
 class Attention(Question):
   """The whole map, rows are queries, `[h, n, n]`; expensive for long texts."""
 

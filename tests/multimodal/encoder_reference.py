@@ -227,3 +227,22 @@ def fold(x, keys, row, size, keep, weight):
     row = np.array([row[o].mean() for o in own])
     size = np.array([size[o].sum() for o in own])
   return x
+
+
+def token_corr(seen, room, similarity, others, share, local):
+  """TokenCorrCompressor, from its card: distinct tokens, and a mean."""
+  keys = unit(np.concatenate(list(seen.keys[-1]), axis=-1)[1:])
+  n = len(keys)
+  alike = [
+    sum(keys[i] @ keys[j] >= similarity for j in range(n) if j != i)
+    for i in range(n)
+  ]
+  count = min(sum(many < others for many in alike), room - 1)
+  late, early = (
+    seen.attention[i][:, 0, 1:].mean(axis=0) for i in (-1, local)
+  )
+  kept = descending(late)[: int(count * share)]
+  kept += [i for i in descending(early) if i not in kept][: count - len(kept)]
+  rest = [i for i in range(n) if i not in kept]
+  x = seen.hidden[1:]
+  return np.concatenate([x[sorted(kept)], x[rest].mean(axis=0)[None]])

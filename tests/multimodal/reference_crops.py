@@ -168,3 +168,29 @@ def vflowopt(importance, sides, crops, shown, ratio, cell, room=None):
     total = sum(score[t] for t in own)
     made.append((own[0], {t: score[t] / total for t in own}))
   return made
+
+
+def lftr(x, places, significance, similarity, keep):
+  """Tokens of images in a row that are alike, as their means, from a card.
+
+  Args:
+    x: tokens, `[n, d]`.
+    places: of each, (image, place in it), in order.
+    significance: of each.
+    similarity: cosine from which tokens merge.
+    keep: at most so many remain.
+  """
+  at, chains = {p: i for i, p in enumerate(places)}, {}
+  for i, (image, place) in enumerate(places):
+    before = at.get((image - 1, place))
+    if before is not None:
+      a, b = x[before], x[i]
+      cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+      if cosine >= similarity:
+        chains[i] = chains[before]
+        chains[i].append(i)
+        continue
+    chains[i] = [i]
+  firsts = [i for i in range(len(x)) if chains[i][0] == i]
+  ranked = sorted(firsts, key=lambda i: -significance[i])[:keep]
+  return np.array([x[chains[i]].mean(axis=0) for i in sorted(ranked)])

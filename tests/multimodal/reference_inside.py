@@ -1,6 +1,7 @@
 """More methods for the slow decoder; see `tests.multimodal.reference`.
 
-TransPrune: liaolea/TransPrune modeling_llama_transprune.py. TRIM:
+TransPrune: liaolea/TransPrune modeling_llama_transprune.py. MustDrop:
+liuting20/MustDrop local_merge.py and modelling_sparse_llama.py. TRIM:
 FreedomIntelligence/TRIM clip_encoder.py.
 """
 
@@ -120,3 +121,104 @@ class Trim(Plain):
       *tokens[:first], *(tokens[image[i]] for i in kept), merged,
       *tokens[last + 1 :],
     ])  # fmt: skip
+
+
+class Csp(Plain):
+  """So many evenly spaced tokens, all of them from a block on, then a share."""
+
+  def __init__(self, count, until, block, share):
+    self.count, self.until, self.block, self.share = count, until, block, share
+
+  def before(self, model, tokens, layer):
+    image = visual_places(tokens)
+    if not image:
+      return tokens
+    if layer == 0:
+      self.waiting, n = tokens, len(image)
+      if self.count >= n:
+        return tokens
+      step = n // self.count
+      return stay(tokens, [image[i * step] for i in range(self.count)])
+    if layer == self.until:
+      done = {t.source: t for t in tokens}
+      tokens = [done.get(t.source, t) for t in self.waiting]
+      image = visual_places(tokens)
+    if layer == self.block:
+      entries = []
+      for token in tokens:
+        _, k, v = model.projected(token, layer)
+        entries.append((k, v, token.position))
+      row = model.row(tokens[-1], layer, entries)
+      kept = best(list(row[image]), max(1, round(len(image) * self.share)))
+      tokens = stay(tokens, [image[i] for i in kept])
+    return tokens
+
+
+class MustDrop(Plain):
+  """Blocks and the room there; `key` is a number for each place of a prompt."""
+
+  renumbers = True
+
+  def __init__(self, room, key, share, together, alone):
+    self.room, self.key, self.share = room, key, share
+    self.together, self.alone = together, alone
+
+  def start(self, tokens):
+    image = visual_places(tokens)
+    self.initial = len(image)
+    count = math.ceil(self.share * len(image))
+    best_of = best([self.key[tokens[i].source] for i in image], count)
+    self.spared = {tokens[image[i]].source for i in best_of}
+
+  def after(self, model, given, tokens, layer):
+    image = visual_places(given)
+    if layer not in self.room or not image:
+      return tokens
+    rows = np.array([
+      model.row(t, layer, model.caches[layer])[image]
+      for t in given[image[-1] + 1 :]
+    ])
+    if len(rows) == 0:
+      rows = np.zeros((1, len(image)))
+    total = rows.sum(axis=0)
+    drop = (total < total.sum() * self.together) & (
+      rows.max(axis=0) < self.alone
+    )
+    spared = np.array([given[i].source in self.spared for i in image])
+    stays = [i for i in range(len(image)) if spared[i] or not drop[i]]
+    count = max(1, int(self.initial * self.room[layer]))
+    if len(stays) > count:
+      worth = np.where(spared, np.inf, total)
+      stays = [stays[i] for i in best([worth[i] for i in stays], count)]
+    return renumbered(stay(tokens, [image[i] for i in stays]))
+
+
+def merged_windows(x, side, grid, threshold, keep):
+  """Means of windows of similar tokens, then the others, MustDrop.
+
+  Args:
+    x: tokens of a grid, `[n, d]`.
+    side: of a window.
+    grid: sides of the grid.
+    threshold: of the mean cosine within a window.
+    keep: at most so many tokens remain.
+  """
+  rows, columns = grid
+  windows = [
+    [
+      (r + i) * columns + c + j for i in range(side) for j in range(side)
+    ]
+    for r in range(0, rows, side)
+    for c in range(0, columns, side)
+  ]
+  unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+  alike = []
+  for own in windows:
+    pairs = [unit[i] @ unit[j] for i in own for j in own if i != j]
+    alike.append(np.mean(pairs))
+  count = sum(value >= threshold for value in alike)
+  count = max(count, -(-(len(x) - keep) // (side * side - 1)))
+  merged = [windows[w] for w in best(alike, count)]
+  gone = {i for own in merged for i in own}
+  rest = [i for i in range(len(x)) if i not in gone]
+  return np.array([*(x[own].mean(axis=0) for own in merged), *x[rest]])

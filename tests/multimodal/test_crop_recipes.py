@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,9 +16,10 @@ from tokjax import recipes
 from tokjax.budgets import Once, Share
 from tokjax.models import ViT
 from tokjax.models.any_resolution import NEWLINE, Crops, best_size, layout
-from tokjax.signals import Attention
+from tokjax.reduce.site import Site
+from tokjax.signals import Answers, Attention, Origin, Seen
 from tokjax.slots import Slots
-from tokjax.tokens import Kind
+from tokjax.tokens import Kind, Tokens
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 POINTS, SIDES = ((12, 24), (24, 24), (36, 12)), (6, 6)
@@ -224,6 +226,42 @@ def test_what_is_pruned_is_recycled_in_cells(ratio, cell):
       best = sorted(found, key=lambda t: -importance[t[0]][t[1]])[:count]
       if share < 1:
         assert now == in_order(sorted(best), own)
+
+
+@pytest.mark.parametrize(
+  ("noise", "keep"), [(0.0, 30), (0.4, 30), (0.4, 8), (9.0, 30)]
+)
+def test_frames_merge_where_they_are_alike(noise, keep):
+  """LFTR: frames that are the same, alike, unlike; text between them."""
+  rng, (frames, n) = np.random.default_rng(3), (4, 6)
+  base = rng.normal(size=(n, 5))
+  x = np.concatenate([
+    base + noise * rng.normal(size=(n, 5)) for _ in range(frames)
+  ])  # fmt: skip
+  x = np.insert(x, 2 * n, 1.0, axis=0).astype(np.float32)
+  image = np.insert(np.repeat(np.arange(frames), n), 2 * n, -1)
+  place = np.insert(np.tile(np.arange(n), frames), 2 * n, -1)
+  origin = np.stack([image, 0 * image, place // 3, place % 3], axis=-1)
+  origin = np.pad(origin, ((0, 0), (0, 4))).astype(np.int32)
+  visual, score = image >= 0, rng.random(len(x)).astype(np.float32)
+  (reduce,) = recipes.get("lftr").reduce
+  answers = Answers().add(Origin().answered(0), jnp.asarray(origin))
+  (seen,) = [q for q in reduce.asks if isinstance(q, Seen)]
+  answers = answers.add(seen.answered(0), jnp.asarray(score))
+
+  @jax.jit
+  def left(x):
+    site = Site(Tokens.create(x), answers, min(keep, 25),
+                free_at=jnp.asarray(visual))  # fmt: skip
+    plan = reduce.rule(site)
+    return plan.apply(x), plan.valid
+
+  found, valid = left(x)
+  places = list(zip(image[visual], place[visual], strict=True))
+  expected = slow.lftr(x[visual], places, score[visual], 0.9, keep)
+  np.testing.assert_allclose(found[valid], expected, **CLOSE)
+  if noise == 0:
+    assert valid.sum() == n
 
 
 def test_a_ragged_batch_equals_each_prompt_alone():

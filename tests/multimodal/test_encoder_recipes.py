@@ -63,6 +63,20 @@ CASES = {
   "hiprune": (
     dict(budget=KEEP, share=0.8), lambda s: slow.hiprune(s, 12, 0.8, 1)
   ),
+  "token_corr": (
+    dict(budget=budgets.Count(30), similarity=0.95, others=10, share=0.4),
+    lambda s: slow.token_corr(s, 30, 0.95, 10, 0.4, 1),
+  ),
+  # All are alike to some others: the mean alone.
+  "token_corr_alike": (
+    dict(budget=KEEP, similarity=-1.0),
+    lambda s: slow.token_corr(s, 12, -1.0, 3, 0.5, 1),
+  ),
+  # None is: as many as there is room for.
+  "token_corr_unlike": (
+    dict(budget=KEEP, similarity=1.1),
+    lambda s: slow.token_corr(s, 12, 1.1, 3, 0.5, 1),
+  ),
   "fopru": (dict(budget=KEEP), lambda s: slow.fopru(s, 12, False)),
   "fopru_rows": (
     dict(budget=KEEP, rows=True), lambda s: slow.fopru(s, 12, True)
@@ -137,7 +151,8 @@ def see(slots: Slots, key=None) -> Tokens:
 def test_visual_tokens_are_those_of_a_slow_version(case):
   options, expected = CASES[case]
   name = case.removesuffix("_rows").removesuffix("_small")
-  name = name.removesuffix("_nearest")
+  name = name.removesuffix("_nearest").removesuffix("_alike")
+  name = name.removesuffix("_unlike")
   slots = recipes.get(name, **options)
   tokens = see(slots)
   count = tokens_per_image(vlm_models.config(), slots)
@@ -146,6 +161,15 @@ def test_visual_tokens_are_those_of_a_slow_version(case):
     x = np.asarray(tokens.x[b])
     x = x if tokens.mask is None else x[np.asarray(tokens.mask[b])]
     np.testing.assert_allclose(x, projected(expected(seen()[b])), **CLOSE)
+
+
+def test_crops_have_as_many_tokens_as_are_distinct():
+  counts = [
+    len(slow.token_corr(own, 36, 0.95, 10, 0.4, 1)) for own in seen()
+  ]
+  assert len(set(counts)) > 1 and max(counts) < 30
+  with pytest.raises(ValueError, match="others=0"):
+    recipes.get("token_corr", others=0)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])

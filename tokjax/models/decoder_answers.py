@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from tokjax import signals
 from tokjax.attention import core
@@ -76,6 +76,8 @@ class DecoderAnswers:
       case signals.Received():
         every = signals.Of(tuple(Kind))
         return self._weighted(query_weights(every, self.tokens))
+      case signals.Peaks():
+        return self._peaks(self.known[question.of.signal] > 0)
       case signals.Rows():
         return signals.reduce_heads(self._rows(question), question.over)
     raise TypeError(f"a decoder does not answer {question}")
@@ -137,9 +139,6 @@ class DecoderAnswers:
   def _weighted(self, weight: Float[Array, "b n"]) -> Float[Array, "b h n"]:
     """Rows of all queries, summed by weight, a block of queries at a time."""
     n = weight.shape[1]
-    block = min(core.BLOCK, n)
-    blocks = -(-n // block)
-    at = jnp.arange(blocks * block).reshape(blocks, block)
 
     def step(total, at):
       # Beyond the last query the weight is zero.
@@ -149,4 +148,23 @@ class DecoderAnswers:
       return total + jnp.einsum("bchn,bc->bhn", rows, own), None
 
     zero = jnp.zeros((weight.shape[0], self.layer.heads, n))
-    return jax.lax.scan(step, zero, at)[0]
+    return jax.lax.scan(step, zero, _blocks(n))[0]
+
+  def _peaks(self, chosen: Bool[Array, "b n"]) -> Float[Array, "b n"]:
+    """The largest of some rows, mean over heads, a block at a time."""
+    n = chosen.shape[1]
+
+    def step(most, at):
+      inside = jnp.minimum(at, n - 1)
+      rows = self._rows_at(inside).mean(axis=2)
+      rows = jnp.where(chosen[:, inside, None], rows, 0.0)
+      return jnp.maximum(most, rows.max(axis=1)), None
+
+    return jax.lax.scan(step, jnp.zeros(chosen.shape), _blocks(n))[0]
+
+
+def _blocks(n: int) -> Int[Array, "i c"]:
+  """Places of n queries in blocks; the last one may go beyond them."""
+  block = min(core.BLOCK, n)
+  blocks = -(-n // block)
+  return jnp.arange(blocks * block).reshape(blocks, block)

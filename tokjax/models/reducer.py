@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from tokjax.models.passage import (
   Away,
@@ -45,6 +45,13 @@ def merge_map(
     return jax.vmap(plan.total)(plan.apply(weight))
 
   return jax.vmap(lambda p, w: jax.vmap(lambda a: one(p, a))(w))(plan, weight)
+
+
+def counted(tokens: Tokens, kinds: Group) -> Int[Array, "b"]:
+  """Real tokens of some kinds in each example."""
+  ours = tokens.of_kind(kinds)
+  ours = ours if tokens.mask is None else ours & tokens.mask
+  return ours.sum(axis=-1, dtype=jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +154,7 @@ class Reducer:
       group = group_of(stage)
       if group in counts or not (self.ragged or not stage.leading):
         continue
-      ours = tokens.of_kind(group)
-      if tokens.mask is not None:
-        ours = ours & tokens.mask
-      counts[group] = ours.sum(axis=-1, dtype=jnp.int32)
+      counts[group] = counted(tokens, group)
     return Passage(tokens, counts=counts, initial=counts)
 
   def soften(self, stage, passage, learned=None) -> Tokens:
@@ -236,9 +240,11 @@ class Reducer:
     left = passage.memory
     if back.fill == "memory":
       left = {**left, key: x}
-    # `before.away` knows of the plans up to this one, which is undone now.
+    # `before.away` knows of the plans up to this one, which is undone now, and
+    # its counts are those behind it.
+    counts = {group: counted(before.tokens, group) for group in before.counts}
     return before.replace(
-      tokens=before.tokens.replace(x=x), carries=passage.carries,
+      tokens=before.tokens.replace(x=x), carries=passage.carries, counts=counts,
       plans=passage.plans, memory=left,
     )  # fmt: skip
 

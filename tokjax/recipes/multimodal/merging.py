@@ -60,3 +60,22 @@ def target_plus_mean(plan: Assignment) -> Assignment:
   return dataclasses.replace(
     plan, anchor_weight=jnp.ones((m,), jnp.float32), rest_weight=weight
   )
+
+
+def with_mean_of_rest(
+  best: Bool[Array, "n"], rest: Bool[Array, "n"], keep: int
+) -> Assignment:
+  """Keeps the best in their order; behind them stands the mean of the rest.
+
+  Args:
+    best, rest: of the real tokens; without rest there is no mean.
+    keep: room (static), for the mean too.
+  """
+  n = best.shape[0]
+  place, first = jnp.arange(n), jnp.argmax(rest)
+  parent = jnp.where(best, place, jnp.where(rest, first, n))
+  plan = Assignment.from_parent(
+    parent, keep, order=jnp.where(best, place, n), mask=best | rest,
+    full=False, exact=False,
+  )  # fmt: skip
+  return plan.weighted(jnp.ones((n,), jnp.float32))

@@ -10,6 +10,7 @@ from tokjax import scores, selection
 from tokjax.binding import bind
 from tokjax.budgets import Budget, Once
 from tokjax.plan import Assignment
+from tokjax.recipes.multimodal import merging
 from tokjax.recipes.multimodal.diverse import WORDS, words
 from tokjax.recipes.multimodal.prumerge import outliers
 from tokjax.recipes.multimodal.pruning import VISUAL
@@ -45,14 +46,7 @@ def best_and_mean(
   if adaptive:
     many = jnp.minimum(many, outliers(score, mask))
   best = mask & (selection.places(score, mask=mask) < many)
-  rest = mask & ~best
-  place, first = jnp.arange(n), jnp.argmax(rest)
-  parent = jnp.where(best, place, jnp.where(rest, first, n))
-  plan = Assignment.from_parent(
-    parent, site.keep, order=jnp.where(best, place, n), mask=mask, full=False,
-    exact=False,
-  )  # fmt: skip
-  return plan.weighted(jnp.ones((n,), jnp.float32))
+  return merging.with_mean_of_rest(best, mask & ~best, site.keep)
 
 
 @recipe(

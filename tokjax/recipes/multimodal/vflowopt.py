@@ -7,7 +7,8 @@ from tokjax import selection
 from tokjax.binding import bind
 from tokjax.budgets import Once, Stages, check_keep
 from tokjax.plan import Assignment
-from tokjax.recipes.multimodal.crops import NEWLINES, SHARED, Parts, part_of
+from tokjax.recipes.multimodal.crops import NEWLINES, SHARED
+from tokjax.recipes.multimodal.parts import Parts, part_of
 from tokjax.recipes.multimodal.pruning import VISUAL
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.reduction import Reduce
@@ -121,7 +122,7 @@ def _joined(
   f" that receives most counts (there nothing is a number); {SHARED}",
 )
 def vflowopt(
-  ratios: tuple[float, float, float] = (0.2651, 0.9833, 0.8773),
+  ratios: tuple[float, ...] = (0.2651, 0.9833, 0.8773),
   cell: float = 15.58,
   threshold: float = 34.76,
 ) -> Slots:
