@@ -57,6 +57,9 @@ class VisionLanguageConfig:
     ahead: there is one more block behind the features, which rules can ask.
     pinpoints: heights and widths that images are brought to and cut into crops
       from, see `tokjax.models.any_resolution`; (): an image is seen once.
+    most_crops: with pinpoints: crops may have as many tokens as this number of
+      them, more are brought down, and images may come as a single crop, which a
+      newline ends (LLaVA-OneVision); None: neither.
     tiled: without pinpoints: an image is any number of crops, whose tokens
       stand one after the other.
     merge: patches on a side of the block that becomes one visual token (pixel
@@ -70,6 +73,7 @@ class VisionLanguageConfig:
   pass_class: bool = False
   ahead: bool = False
   pinpoints: tuple[tuple[int, int], ...] = ()
+  most_crops: int | None = None
   tiled: bool = False
   merge: int = 1
 
@@ -117,6 +121,10 @@ class VisionLanguageConfig:
         f"merge={self.merge}: does not go together with pinpoints, pass_class"
         " and ahead"
       )
+    if self.most_crops is not None:
+      faults.check(faults.integers(self, ("most_crops",), 1))
+      if not self.pinpoints:
+        raise ValueError("most_crops: is for crops of pinpoints; give these")
     if self.tiled and self.pinpoints:
       raise ValueError("tiled: crops are those of pinpoints; give one of both")
 
@@ -160,6 +168,7 @@ class Prompts:
       all of them, and of VISUAL ones that of the first of their image,
       `[b, n]`.
     following: then also the position of the token after each prompt, `[b]`.
+    mix: of what VISUAL tokens are means; None: each is one row.
   """
 
   tokens: Int[Array, "b n"]
@@ -169,10 +178,23 @@ class Prompts:
   images: Float[Array, "k height width c"] | Patches | None = None
   origin: Int[Array, "b n"] | None = None
   following: Int[Array, "b"] | None = None
+  mix: "Mix | None" = None
 
   @property
   def valid(self) -> Bool[Array, "b n"]:
     return jnp.arange(self.tokens.shape[1])[None] < self.length[:, None]
+
+
+class Mix(NamedTuple):
+  """Visual tokens that are weighted means of several.
+
+  Attributes:
+    place: rows as in `Prompts`, `[b, n, t]`.
+    weight: of each, `[b, n, t]`.
+  """
+
+  place: Int[Array, "b n t"]
+  weight: Float[Array, "b n t"]
 
 
 class Placed(NamedTuple):
@@ -323,6 +345,10 @@ class VisionLanguage(nn.Module):
       visual = prompts.kind == Kind.VISUAL
       real = ~visual | tokens.mask.reshape(-1)[prompts.place]
     inputs = flat[prompts.place]
+    if prompts.mix is not None:
+      place, weight = prompts.mix
+      weight = weight.astype(flat.dtype)
+      inputs = jnp.einsum("bnt,bntd->bnd", weight, flat[place])
     if self.config.pinpoints:
       newline = (prompts.kind == Kind.NEWLINE)[..., None]
       inputs = jnp.where(newline, self.newline.astype(inputs.dtype), inputs)

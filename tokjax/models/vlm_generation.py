@@ -144,6 +144,7 @@ class VisionLanguageGenerator:
       tokens, length, [x for own in crops for x in own],
       [x for own in layouts for x in own], config.image_token, count,
       self.image_bucket(sum(sizes)),
+      [vlm_prompts.weights_of(x, config, count) for own in crops for x in own],
     )  # fmt: skip
     real = np.arange(tokens.shape[1])[None] < length[:, None]
     room = dict(
