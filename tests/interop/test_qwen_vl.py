@@ -200,7 +200,7 @@ def test_what_is_not_read_is_refused(loaded, tmp_path):
     ({"vision_config": {**vision, "embed_dim": 30}}, "width=30.*multiple of 8"),
     ({"image_token_id": 99}, "image_token=99"),
     ({"architectures": ["Qwen3VLForConditionalGeneration"]}, "names.*Qwen3VL"),
-    ({"architectures": ["InternVLForConditionalGeneration"]}, "names.*Intern"),
+    ({"architectures": ["Idefics3ForConditionalGeneration"]}, "names.*Idefics"),
   ):
     files.write_json(tmp_path / "config.json", {**whole, **change})
     with pytest.raises(ValueError, match=f"config.json(?s:.)*{message}"):

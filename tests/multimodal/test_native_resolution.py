@@ -13,10 +13,17 @@ from tests.decoder.models import decoder, params_of, tokens
 from tests.multimodal import native_models as models
 from tests.multimodal.native_models import GRIDS, IMAGE, MORE, PROMPTS
 from tokjax import budgets, recipes
-from tokjax.models import Rotary, VisionLanguage, native_resolution, vlm_native
+from tokjax.models import (
+  Rotary,
+  VisionLanguage,
+  native_patches,
+  native_resolution,
+  vlm_native,
+)
 from tokjax.models.decoder import Decoder
-from tokjax.models.native_resolution import NativeResolution, Patches
-from tokjax.models.vlm import vision_tower
+from tokjax.models.native_patches import Patches
+from tokjax.models.native_resolution import NativeResolution
+from tokjax.models.vlm_slots import vision_tower
 from tokjax.signals import Derived
 from tokjax.tokens import Kind
 
@@ -163,7 +170,7 @@ def test_rules_are_answered_for_merged_patches():
 
 def last_map(tower: NativeResolution, patches: Patches):
   """The attention map of the last block, between patches."""
-  place, real = native_resolution.cells(48, patches.grid, 2)
+  place, real = native_patches.cells(48, patches.grid, 2)
   x = tower.patch(patches.pixels)
   tokens, known = native_resolution.tokens_of(x, place, real), None
   for block in tower.blocks:
@@ -172,11 +179,11 @@ def last_map(tower: NativeResolution, patches: Patches):
 
 
 def test_windows_hold_every_patch_once_and_only_neighbours():
-  made = native_resolution.windows_of(np.array([6, 10]), 2, 4)
+  made = native_patches.windows_of(np.array([6, 10]), 2, 4)
   assert made.shape == (6, 16)
   inside = made[made >= 0]
   assert sorted(inside.tolist()) == list(range(60))
-  cell, real = native_resolution.cells(64, jnp.array([[6, 10]]), 2)
+  cell, real = native_patches.cells(64, jnp.array([[6, 10]]), 2)
   assert int(real.sum()) == 60
   for own in made:
     at = np.asarray(cell[0])[own[own >= 0]] // 4

@@ -25,7 +25,8 @@ from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.projector import ProjectorConfig
 from tokjax.models.vit import ViTConfig
-from tokjax.models.vlm import VisionLanguage, VisionLanguageConfig
+from tokjax.models.vlm import VisionLanguage
+from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.slots import Slots
 
 # What `transformers` 5.24 has where text_config is silent, as that of

@@ -13,9 +13,10 @@ import numpy as np
 
 from tokjax.models import any_resolution
 from tokjax.models.any_resolution import Crops
-from tokjax.models.native_resolution import Patches
+from tokjax.models.native_patches import Patches
 from tokjax.models.vit import ViTConfig
-from tokjax.models.vlm import Mix, Prompts, VisionLanguageConfig
+from tokjax.models.vlm import Mix, Prompts
+from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.tokens import Kind
 
 Ids = Sequence[int]
