@@ -25,6 +25,7 @@ from tokjax.models.activations import ACTIVATIONS
 from tokjax.models.answers import EncoderAnswers
 from tokjax.models.decoder_layers import RMSNorm
 from tokjax.models.encoder import Attention, Mlp
+from tokjax.models.merged_patches import mean_of_merged
 from tokjax.models.native_patches import (
   USUAL,
   NativeResolutionConfig,
@@ -38,10 +39,7 @@ from tokjax.signals import Question
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
-ANSWERS = (
-  *signals.OF_TOKENS, signals.Rows, signals.Received, signals.Attention,
-  signals.Queries, signals.Keys, signals.Values,
-)  # fmt: skip
+
 @dataclasses.dataclass
 class NativeAnswers(EncoderAnswers):
   """Answers about patches, whose attention is that of rotated projections.
@@ -223,7 +221,8 @@ class NativeResolution(Reduces, nn.Module):
     for i, block in enumerate(self.blocks):
       tokens, known = block(tokens, patches)
       for question in reducer.asked_of_attention(i):
-        answers = answers.add(question, self._merged(known, question))
+        value = mean_of_merged(question, known.answer(question), cfg.merged)
+        answers = answers.add(question, value)
     whole = tokens_of(
       tokens.x.reshape(k, n // cfg.merged, -1),
       place[:, :: cfg.merged] // cfg.merge, real[:, :: cfg.merged],
@@ -232,17 +231,6 @@ class NativeResolution(Reduces, nn.Module):
     passage = self.reduce_at("output", cfg.depth - 1, passage, reducer)
     out = {"tokens": passage.tokens, "plans": list(passage.plans[0])}
     return passage.tokens.x, out
-
-  def _merged(self, known: NativeAnswers, question: Question) -> Array:
-    """An answer about merged patches: the mean over those of each."""
-    value, size = known.answer(question), self.config.merged
-    for axis in question.axes:
-      # Axes from the front are those of one example.
-      axis = axis + 1 if axis >= 0 else axis + value.ndim
-      shape = value.shape
-      value = value.reshape(*shape[:axis], -1, size, *shape[axis + 1 :])
-      value = value.mean(axis=axis + 1)
-    return value
 
 
 def tokens_of(x, place, real) -> Tokens:
@@ -273,7 +261,7 @@ def check_slots(config: NativeResolutionConfig, slots: Slots) -> None:
         f"{slots.described(reduce)} acts at {reduce.at!r} of a block of {what};"
         f" {hint}"
       )
-  tower.check_slots(slots, what, ("output",), ANSWERS)
+  tower.check_slots(slots, what, ("output",), tower.ANSWERS)
   tower.check_ragged(slots, what)
   tower.check_kinds(slots, (Kind.PATCH,))
   stages = stages_of(slots, USUAL, config.depth)

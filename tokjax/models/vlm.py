@@ -30,6 +30,7 @@ from tokjax.models.vlm_ahead import Ahead
 from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.models.vlm_slots import (
   check_slots,
+  merged_tower,
   passes_class,
   tokens_per_image,
   vision_tower,
@@ -132,6 +133,8 @@ class VisionLanguage(nn.Module):
     if cfg.ahead:
       assert isinstance(cfg.vision, ViTConfig)
       self.ahead = Ahead(cfg.vision, without_class(of("ahead")), self.dtype)
+    if cfg.merge > 1:
+      self.merged = merged_tower(cfg, self.slots)
     self.projector = Projector(cfg.projector, of("projector"), self.dtype)
     self.language = self.decoder
     if cfg.pinpoints:
@@ -203,6 +206,7 @@ class VisionLanguage(nn.Module):
       front = 0
     if (merge := self.config.merge) > 1:
       tokens = vlm_places.merged(tokens, (rows, columns), merge)
+      tokens = self.merged(tokens, out["signals"], _part(key, 3))
       rows, columns = rows // merge, columns // merge
     tokens = self.projector(
       tokens, front=front, grid=grid_of(tokens, front), key=_part(key, 1)

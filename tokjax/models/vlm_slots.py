@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tokjax.models import vlm_tower
+from tokjax.models import merged_patches, vlm_tower
 from tokjax.models.decoder import Decoder
+from tokjax.models.merged_patches import MergedPatches
 from tokjax.models.native_patches import USUAL, NativeResolutionConfig
 from tokjax.models.native_resolution import NativeResolution
 from tokjax.models.projector import Projector
@@ -40,7 +41,19 @@ def vision_tower(
   own = without_class(slots.tower("vision"))
   if isinstance(config.vision, NativeResolutionConfig):
     return NativeResolution(config.vision, own, dtype, parent=None)
+  if config.merge > 1:
+    own = merged_patches.inside(own)
   return ViT(config.vision, own, dtype, parent=None)
+
+
+def merged_tower(config: VisionLanguageConfig, slots: Slots) -> MergedPatches:
+  """What acts on the merged patches of an encoder that does not merge them."""
+  assert isinstance(config.vision, ViTConfig)
+  own = merged_patches.behind(slots.tower("vision"))
+  cfg = config.vision
+  return MergedPatches(
+    cfg.kinds, cfg.depth, cfg.grid, config.merge, own, parent=None
+  )
 
 
 def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
@@ -78,6 +91,8 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
       " encoder leave behind its last block; use a recipe of the tower 'vision'"
     )
   _in_tower("vision", lambda: vision_tower(config, slots))
+  if config.merge > 1:
+    _in_tower("vision", lambda: merged_tower(config, slots))
   if isinstance(config.vision, ViTConfig):
     ahead, vision = without_class(of("ahead")), config.vision
     _in_tower("ahead", lambda: Ahead(vision, ahead, parent=None))
@@ -140,11 +155,14 @@ def tokens_per_image(config: VisionLanguageConfig, slots: Slots) -> int:
       raise ValueError(
         f"recipe {slots.name!r}, tower 'vision': leaves {patches} of"
         f" {all_patches} patches, and {merge} x {merge} of them are merged"
-        " behind the encoder, for which all must be there; use the recipe"
-        " within the projector"
+        " behind the encoder, for which all must be there; use a recipe that"
+        " acts at the output of the last block, or within the projector"
       )
-    patches = all_patches = patches // merge**2
     grid = (grid[0] // merge, grid[1] // merge)
+    patches = all_patches = grid[0] * grid[1]
+    own = merged_patches.behind(slots.tower("vision"))
+    for stage in merged_patches.stages_of(own, grid, cfg.depth)[-1]:
+      patches = stage.outputs
   for name in ("ahead", "projector"):
     if name == "projector" and not passes_class(config, slots):
       front = 0
