@@ -1,13 +1,17 @@
 """InternVL equals `transformers`: tiles, pixel shuffle, logits."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.interop.language_references import torch, transformers
 from tests.interop.references import randomise
-from tokjax import interop, recipes
+from tokjax import budgets, interop, recipes
 from tokjax.interop import files
-from tokjax.models import VisionLanguageGenerator
+from tokjax.models import VisionLanguageGenerator, ViT
+from tokjax.recipes.multimodal.encoder import CLASS_MEAN
+from tokjax.slots import Slots
 
 # The requirement is 1e-4.
 BOUND = 2e-5
@@ -111,11 +115,38 @@ def test_recipes_act_on_merged_patches(loaded):
   assert packed.length[0] == 2 + made.image_tokens * len(image.pixels)
   assert len(made.generate([[1, IMAGE, 4]], [[image]])[0]) == 2
   for name, message in (
-    ("fastervlm", "tower 'vision'.*16 patches.*within the projector"),
+    ("folder", "tower 'vision'.*of 16 patches.*within the projector"),
     ("visionzip", "'pass_class'.*2 x 2 patches"),
   ):
     with pytest.raises(ValueError, match=message):
       interop.load(folder, slots=recipes.get(name, keep=0.5))
+
+
+def run(model, params, images, method=None):
+  """A call of a model as one program."""
+  call = lambda p, x: model.apply({"params": p}, x, method=method)
+  return jax.jit(call)(params, jnp.asarray(images))
+
+
+def test_towers_choose_merged_patches_by_the_mean_of_theirs(loaded):
+  """FasterVLM: class attention of the last block, over 2 x 2 patches."""
+  _, _, folder, (plain, params, inputs) = loaded
+  crops = inputs.preprocessing(photos()[0]).pixels
+  tower = ViT(plain.config.vision, Slots(collect=(CLASS_MEAN,)))
+  _, out = run(tower, params["vision"], crops)
+  row = np.asarray(out["signals"][-1].values[0])[:, 1:]
+  score = row.reshape(-1, 2, 2, 2, 2).mean(axis=(2, 4)).reshape(-1, 4)
+  best = np.sort(np.argsort(-score, axis=1)[:, :2], axis=1)
+  slots = recipes.get("fastervlm", budget=budgets.Count(2))
+  model, params, _ = interop.load(folder, slots=slots)
+  tokens, _ = run(model, params, crops, method="see")
+  at = np.asarray(tokens.position)
+  np.testing.assert_array_equal(at[..., 0] * 2 + at[..., 1], best)
+  whole, _ = run(plain, params, crops, method="see")
+  expected = np.take_along_axis(np.asarray(whole.x), best[..., None], axis=1)
+  np.testing.assert_allclose(tokens.x, expected, atol=1e-5)
+  made = VisionLanguageGenerator(model, params, capacity=32, decode=1)
+  assert made.image_tokens == 2
 
 
 def test_what_is_not_read_is_refused(loaded, tmp_path):

@@ -24,6 +24,12 @@ TEXT = dict(
     "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3],
   },
 )  # fmt: skip
+# For longer contexts, with several axes.
+YARN = {
+  **TEXT["rope_parameters"], "rope_type": "yarn", "factor": 2.0,
+  "original_max_position_embeddings": 64,
+}  # fmt: skip
+TEXTS = {"Qwen2VL": TEXT, "Qwen2_5_VL": {**TEXT, "rope_parameters": YARN}}
 TOKENS = dict(
   image_token_id=IMAGE, video_token_id=51, vision_start_token_id=52,
   vision_end_token_id=53,
@@ -47,10 +53,10 @@ OF = ((0, 1), (), (3,))
 NEXT = np.random.default_rng(2).integers(3, 40, (STEPS, len(PROMPTS)))
 
 
-def make(name: str, text=None, **vision):
+def make(name: str):
   """A reference model with every parameter drawn."""
   config = getattr(transformers, f"{name}Config")(
-    vision_config={**VISION[name], **vision}, text_config=text or TEXT, **TOKENS
+    vision_config=VISION[name], text_config=TEXTS[name], **TOKENS
   )
   config._attn_implementation = "eager"
   kind = getattr(transformers, f"{name}ForConditionalGeneration")
@@ -141,10 +147,11 @@ def flat(whole: dict) -> dict:
   vision["in_chans"] = vision.pop("in_channels")
   vision |= {"spatial_patch_size": vision["patch_size"]}
   del vision["rope_parameters"], vision["model_type"]
-  scaling = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+  base, kind = rope.pop("rope_theta"), rope.pop("rope_type")
+  scaling = {**rope, "type": "mrope" if kind == "default" else kind}
   return {
     **whole, **text, "vision_config": vision, "rope_scaling": scaling,
-    "rope_theta": rope["rope_theta"], "sliding_window": 32_768,
+    "rope_theta": base, "sliding_window": 32_768,
   }  # fmt: skip
 
 
@@ -200,7 +207,7 @@ def test_what_is_not_read_is_refused(loaded, tmp_path):
     ({"vision_config": {**vision, "embed_dim": 30}}, "width=30.*multiple of 8"),
     ({"image_token_id": 99}, "image_token=99"),
     ({"architectures": ["Qwen3VLForConditionalGeneration"]}, "names.*Qwen3VL"),
-    ({"architectures": ["InternVLForConditionalGeneration"]}, "names.*Intern"),
+    ({"architectures": ["Idefics3ForConditionalGeneration"]}, "names.*Idefics"),
   ):
     files.write_json(tmp_path / "config.json", {**whole, **change})
     with pytest.raises(ValueError, match=f"config.json(?s:.)*{message}"):

@@ -11,7 +11,7 @@ from tokjax.models import (
   VisionLanguageConfig,
   VisionLanguageGenerator,
 )
-from tokjax.models.native_resolution import NativeResolutionConfig, Patches
+from tokjax.models.native_patches import NativeResolutionConfig, Patches
 from tokjax.models.projector import ProjectorConfig
 from tokjax.slots import Slots
 

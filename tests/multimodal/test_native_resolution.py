@@ -13,10 +13,19 @@ from tests.decoder.models import decoder, params_of, tokens
 from tests.multimodal import native_models as models
 from tests.multimodal.native_models import GRIDS, IMAGE, MORE, PROMPTS
 from tokjax import budgets, recipes
-from tokjax.models import Rotary, VisionLanguage, native_resolution, vlm_native
+from tokjax.attention import dense
+from tokjax.models import (
+  Rotary,
+  VisionLanguage,
+  native_patches,
+  native_resolution,
+  vlm_native,
+)
 from tokjax.models.decoder import Decoder
-from tokjax.models.native_resolution import NativeResolution, Patches
-from tokjax.models.vlm import vision_tower
+from tokjax.models.native_patches import Patches
+from tokjax.models.native_resolution import NativeResolution
+from tokjax.models.vlm_generation import prefill_whole
+from tokjax.models.vlm_slots import vision_tower
 from tokjax.signals import Derived
 from tokjax.tokens import Kind
 
@@ -139,8 +148,12 @@ def test_axes_that_agree_are_one_axis():
 def test_prompts_in_chunks_equal_whole_ones():
   images = models.images_of()
   whole = models.answered(models.generator(), PROMPTS, images, MORE)
-  parts = models.answered(models.generator(chunk=8), PROMPTS, images, MORE)
+  made = models.generator(chunk=8)
+  parts = models.answered(made, PROMPTS, images, MORE)
   np.testing.assert_allclose(parts, whole, **CLOSE)
+  packed, room = made.pack(PROMPTS, images)
+  one = prefill_whole(made.model, made.params, packed, 2, 8, room)
+  np.testing.assert_allclose(one.logits, whole[0], **CLOSE)
 
 
 def test_rules_are_answered_for_merged_patches():
@@ -163,7 +176,7 @@ def test_rules_are_answered_for_merged_patches():
 
 def last_map(tower: NativeResolution, patches: Patches):
   """The attention map of the last block, between patches."""
-  place, real = native_resolution.cells(48, patches.grid, 2)
+  place, real = native_patches.cells(48, patches.grid, 2)
   x = tower.patch(patches.pixels)
   tokens, known = native_resolution.tokens_of(x, place, real), None
   for block in tower.blocks:
@@ -172,15 +185,25 @@ def last_map(tower: NativeResolution, patches: Patches):
 
 
 def test_windows_hold_every_patch_once_and_only_neighbours():
-  made = native_resolution.windows_of(np.array([6, 10]), 2, 4)
+  made = native_patches.windows_of(np.array([6, 10]), 2, 4)
   assert made.shape == (6, 16)
   inside = made[made >= 0]
   assert sorted(inside.tolist()) == list(range(60))
-  cell, real = native_resolution.cells(64, jnp.array([[6, 10]]), 2)
+  cell, real = native_patches.cells(64, jnp.array([[6, 10]]), 2)
   assert int(real.sum()) == 60
   for own in made:
     at = np.asarray(cell[0])[own[own >= 0]] // 4
     assert (at == at[0]).all()
+
+
+def test_attention_to_whole_images_is_the_same_in_parts():
+  """Rows of the map come in parts where there are many."""
+  rng = np.random.default_rng(1)
+  q, k, v = jnp.asarray(rng.normal(size=(3, 2, 2, 300, 4)), jnp.float32)
+  mask = jnp.asarray(np.arange(300)[None] < np.array([[300], [17]]))
+  found = jax.jit(native_resolution.whole)(q, k, v, mask)
+  expected = dense.Dense()(q, k, v, mask=mask)
+  np.testing.assert_allclose(found, expected, **CLOSE)
 
 
 def test_one_compilation_for_each_bucket_of_sizes():

@@ -17,10 +17,11 @@ from tokjax.models import vlm_native
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.dense_vit import DenseViT, DenseViTConfig
-from tokjax.models.native_resolution import NativeResolutionConfig, Patches
+from tokjax.models.native_patches import NativeResolutionConfig, Patches
 from tokjax.models.positions import resize_table
 from tokjax.models.vit import ViT, ViTConfig
-from tokjax.models.vlm import Prompts, VisionLanguage, VisionLanguageConfig
+from tokjax.models.vlm import Prompts, VisionLanguage
+from tokjax.models.vlm_config import VisionLanguageConfig
 
 Tower = ViTConfig | NativeResolutionConfig | DecoderConfig
 Config = ViTConfig | DecoderConfig | VisionLanguageConfig | DenseViTConfig

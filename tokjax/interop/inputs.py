@@ -48,6 +48,26 @@ class AnyResolution:
 
 
 @dataclasses.dataclass(frozen=True)
+class OneOrMany(AnyResolution):
+  """The only image of a prompt in crops, others seen once (LLaVA-OneVision)."""
+
+  def once(self, image: np.ndarray | Image.Image) -> Crops:
+    """An image of a prompt with several: padded to a square, then resized.
+
+    The padding has the mean colour. See `images.to_pillow` for errors.
+    """
+    image = to_pillow(image, len(self.crop.mean))
+    side = max(image.size)
+    colour = tuple(int(x * 255) for x in self.crop.mean)
+    colour = colour if len(colour) > 1 else colour[0]
+    canvas = Image.new(image.mode, (side, side), colour)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    canvas.paste(image, (left, top))
+    size = (image.height, image.width)
+    return Crops(self.crop(canvas)[None], size)
+
+
+@dataclasses.dataclass(frozen=True)
 class Tiled:
   """Images in tiles of the encoder's size, then as a whole (InternVL).
 

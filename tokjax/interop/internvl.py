@@ -23,7 +23,8 @@ from tokjax.interop.layout import Layout
 from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.projector import ProjectorConfig
 from tokjax.models.vit import ViTConfig
-from tokjax.models.vlm import VisionLanguage, VisionLanguageConfig
+from tokjax.models.vlm import VisionLanguage
+from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.slots import Slots
 
 BLOCK, THEIRS = tables.BLOCK, tables.HF_BLOCK

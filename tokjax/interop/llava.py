@@ -19,13 +19,14 @@ from tokjax.interop.architectures_vision import Architecture
 from tokjax.interop.convert import Entry
 from tokjax.interop.fields import Family, Field, Json, Problems
 from tokjax.interop.files import TensorFiles
-from tokjax.interop.inputs import AnyResolution, ImagesAndText
+from tokjax.interop.inputs import AnyResolution, ImagesAndText, OneOrMany
 from tokjax.interop.layout import Layout
 from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.projector import ProjectorConfig
 from tokjax.models.vit import ViTConfig
-from tokjax.models.vlm import VisionLanguage, VisionLanguageConfig
+from tokjax.models.vlm import VisionLanguage
+from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.slots import Slots
 
 # What `transformers` 5.24 has where text_config is silent, as that of
@@ -45,6 +46,8 @@ VISION = {
   family.model_type: Architecture(
     family.model_type, family, rows,
     tuple(f"{p}{inner}" for p in PREFIXES for inner in ("vision_model.", "")),
+    # Published towers see 384 pixels in patches of 14.
+    implied={"drop_edge": True},
   )
   for family, rows in (
     (families_vision.CLIP, tables.CLIP),
@@ -119,6 +122,34 @@ OWN = Family(
 NEXT = dataclasses.replace(
   OWN, model_type="llava_next",
   fields=(*OWN.fields, Field("pinpoints", "image_grid_pinpoints", pinpoints)),
+)  # fmt: skip
+
+
+
+def most_crops(part: Json, name: str) -> int:
+  """The number in "anyres_max_9"."""
+  value = fields.string(part, name)
+  found = re.fullmatch(r"anyres_max_([1-9]\d{0,3})", value)
+  if found is None:
+    raise fields.wrong(name, value, "anyres_max_ and a number")
+  return int(found[1])
+
+
+ONEVISION = dataclasses.replace(
+  NEXT, model_type="llava_onevision",
+  fields=(
+    *NEXT.fields, Field("most_crops", "vision_aspect_ratio", most_crops)
+  ),
+  defaults={
+    **NEXT.defaults,
+    "image_token_index": 151_646,
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+    "vision_aspect_ratio": "anyres_max_9",
+    "image_grid_pinpoints": [
+      (384 * y, 384 * x) for y in range(1, 7) for x in range(1, 7)
+    ],
+  },
 )  # fmt: skip
 
 
@@ -206,7 +237,8 @@ class Llava(Layout):
     """What makes its inputs; a part is None where the folder lacks it."""
     pixels = preprocessing_files.read(folder, config.vision.channels)
     if pixels is not None and config.pinpoints:
-      pixels = AnyResolution(pixels, config.pinpoints)
+      kind = AnyResolution if config.most_crops is None else OneOrMany
+      pixels = kind(pixels, config.pinpoints)
     return ImagesAndText(
       Tokenizer.find(folder, config.language.vocabulary), pixels
     )
@@ -223,7 +255,8 @@ class Llava(Layout):
     with problems.collect():
       vision, ahead = read_vision(whole, names, values)
     with problems.collect():
-      language = read_language(whole)
+      one = self.family is ONEVISION
+      language = read_language(whole, "qwen2" if one else "llama")
     problems.check()
     assert vision is not None and language is not None
     projector = ProjectorConfig(
@@ -236,6 +269,7 @@ class Llava(Layout):
         image_token=values["image_token"],
         pass_class=values["pass_class"] and bool(vision.kinds), ahead=ahead,
         pinpoints=values.get("pinpoints", ()),
+        most_crops=values.get("most_crops"),
       ),
     )  # fmt: skip
 
@@ -322,6 +356,8 @@ def read_language(whole: Json, usual: str = "llama") -> DecoderConfig:
 LLAVA = {
   layout.name: layout
   for layout in (
-    Llava(), Llava("LlavaNextForConditionalGeneration", NEXT)
+    Llava(),
+    Llava("LlavaNextForConditionalGeneration", NEXT),
+    Llava("LlavaOnevisionForConditionalGeneration", ONEVISION),
   )
 }  # fmt: skip

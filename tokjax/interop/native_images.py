@@ -12,7 +12,7 @@ from tokjax.interop import fields, preprocessing_files
 from tokjax.interop.fields import Json, Problems
 from tokjax.interop.images import to_pillow
 from tokjax.models.any_resolution import Size
-from tokjax.models.native_resolution import NativeResolutionConfig, Patches
+from tokjax.models.native_patches import NativeResolutionConfig, Patches
 
 # Longer images are refused, as by the reference.
 LONGEST_RATIO = 200

@@ -58,6 +58,13 @@ PROCESSORS: dict[str, Json] = {
   "Llava": CLIP,
   # Crops are told by the model, and padding is of a batch.
   "LlavaNext": {**CLIP, "do_pad": True, "image_grid_pinpoints": None},
+  "LlavaOnevision": {
+    **CLIP,
+    "size": {"height": 384, "width": 384},
+    "do_center_crop": False,
+    "do_pad": True,
+    "image_grid_pinpoints": None,
+  },
   # The number of tiles is read with the model.
   "GotOcr2": {
     **CLIP,
@@ -82,6 +89,7 @@ OF_MODEL = {
   "clip_vision_model": "CLIP",
   "llava": "Llava",
   "llava_next": "LlavaNext",
+  "llava_onevision": "LlavaOnevision",
   "internvl": "GotOcr2",
   "siglip": "Siglip",
   "siglip_vision_model": "Siglip",

@@ -20,9 +20,10 @@ from tokjax.interop.inputs import ImagesAndText
 from tokjax.interop.layout import Layout
 from tokjax.interop.rope import multi_axis
 from tokjax.interop.tokenizer import Tokenizer
-from tokjax.models.native_resolution import NativeResolutionConfig
+from tokjax.models.native_patches import NativeResolutionConfig
 from tokjax.models.projector import ProjectorConfig
-from tokjax.models.vlm import VisionLanguage, VisionLanguageConfig
+from tokjax.models.vlm import VisionLanguage
+from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.slots import Slots
 
 # Where config.json is silent, what `transformers` 5.24 has.

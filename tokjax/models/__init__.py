@@ -10,7 +10,7 @@ from tokjax.models.sampling import Sampler
 from tokjax.models.vit import ViT
 from tokjax.models.vit import ViTConfig
 from tokjax.models.vlm import VisionLanguage
-from tokjax.models.vlm import VisionLanguageConfig
+from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.models.vlm_generation import VisionLanguageGenerator
 
 __all__ = [

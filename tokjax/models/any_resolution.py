@@ -2,9 +2,11 @@
 
 LLaVA-NeXT: an image is seen once as a whole and once in crops of the encoder's
 size. The tokens of the crops stand as one grid, without those of the padding,
-and every row of it ends in a newline.
+and every row of it ends in a newline. LLaVA-OneVision also brings a large grid
+down to fewer tokens, each of which is a mean of four.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,8 @@ import numpy as np
 # In a layout: the newline.
 NEWLINE = -1
 Size = tuple[int, int]
+# A grid is brought down if its sides are longer than they may be by more.
+TOLERANCE = 1.1
 
 
 class Crops(NamedTuple):
@@ -68,14 +72,78 @@ def layout(
   Returns:
     Rows among the tokens of all its crops one after the other, or `NEWLINE`.
   """
+  inside = crops_as_grid(size, pinpoints, side, grid)
+  ends = np.full((len(inside), 1), NEWLINE)
+  lines = np.concatenate([inside, ends], axis=1)
+  return np.concatenate([np.arange(grid[0] * grid[1]), lines.reshape(-1)])
+
+
+def crops_as_grid(
+  size: Size, pinpoints: tuple[Size, ...], side: int, grid: Size
+) -> np.ndarray:
+  """The tokens of the crops of an image as one grid, without the padding.
+
+  Arguments and entries as those of `layout`.
+  """
   rows, columns = grid
   high, wide = (n // side for n in best_size(size, pinpoints))
   whole = np.arange(rows * columns)
-  # The crops behind the whole image, put together to one grid.
+  # The crops stand behind the whole image.
   inside = (1 + np.arange(high * wide)[:, None]) * rows * columns + whole
   inside = inside.reshape(high, wide, rows, columns).transpose(0, 2, 1, 3)
   inside = inside.reshape(high * rows, wide * columns)
-  inside = inside[unpadded(size, inside.shape)]
-  ends = np.full((len(inside), 1), NEWLINE)
-  lines = np.concatenate([inside, ends], axis=1)
-  return np.concatenate([whole, lines.reshape(-1)])
+  return inside[unpadded(size, inside.shape)]
+
+
+def mixed_layout(
+  size: Size, pinpoints: tuple[Size, ...], side: int, grid: Size, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """`layout`, in which each token is a weighted mean of four, `[m, 4]` twice.
+
+  Args:
+    size, pinpoints, side, grid: as for `layout`.
+    most: the crops may have as many tokens as this number of crops; a larger
+      grid is brought down by bilinear interpolation.
+
+  Returns:
+    Rows as in `layout`, and their weights, which sum to one.
+  """
+  inside = crops_as_grid(size, pinpoints, side, grid)
+  new = brought_down(inside.shape, most * grid[0] ** 2)
+  (row, of_row), (column, of_column) = map(linear_taps, inside.shape, new)
+  taken = inside[row[:, None, :, None], column[None, :, None, :]]
+  weight = of_row[:, None, :, None] * of_column[None, :, None, :]
+  one = np.array([1.0, 0, 0, 0], np.float32)
+  ends = np.full((len(taken), 1, 4), NEWLINE)
+  rows = np.concatenate([taken.reshape(*new, 4), ends], axis=1)
+  weights = np.concatenate(
+    [weight.reshape(*new, 4), np.broadcast_to(one, ends.shape)], axis=1
+  )
+  whole = np.repeat(np.arange(grid[0] * grid[1])[:, None], 4, axis=1)
+  return (
+    np.concatenate([whole, rows.reshape(-1, 4)]),
+    np.concatenate([np.tile(one, (len(whole), 1)), weights.reshape(-1, 4)]),
+  )
+
+
+def brought_down(grid: Size, tokens: int) -> Size:
+  """Sides of a grid of about so many tokens, if it has clearly more."""
+  ratio = math.sqrt(grid[0] * grid[1] / tokens)
+  if ratio <= TOLERANCE:
+    return grid
+  return int(grid[0] // ratio), int(grid[1] // ratio)
+
+
+def linear_taps(size: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+  """Two sources and weights of each entry, `[new, 2]`.
+
+  Of torch's bilinear resize along one axis: centres are mapped, what lies
+  beyond the edge reads the edge.
+  """
+  scale = np.float32(size / new)
+  at = (np.arange(new, dtype=np.float32) + 0.5) * scale - np.float32(0.5)
+  at = np.maximum(at, 0)
+  first = np.minimum(at.astype(int), size - 1)
+  source = np.stack([first, np.minimum(first + 1, size - 1)], axis=-1)
+  second = (at - first).astype(np.float32)
+  return source, np.stack([1 - second, second], axis=-1)

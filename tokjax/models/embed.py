@@ -59,7 +59,8 @@ class Embed(nn.Module):
         f" [batch, height, width, {cfg.channels}]"
       )
     _, height, width, _ = images.shape
-    if height % cfg.patch_size or width % cfg.patch_size:
+    over = height % cfg.patch_size or width % cfg.patch_size
+    if over and not cfg.drop_edge:
       raise ValueError(
         f"images of {height}x{width} pixels: both sides must be multiples of"
         f" patch_size={cfg.patch_size}"

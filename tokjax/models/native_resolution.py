@@ -12,175 +12,32 @@ each patch, and averaged over those that are merged.
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from tokjax import signals
 from tokjax.attention import core, dense
-from tokjax.models import faults
 from tokjax.models import vlm_tower as tower
 from tokjax.models.activations import ACTIVATIONS
 from tokjax.models.answers import EncoderAnswers
 from tokjax.models.decoder_layers import RMSNorm
 from tokjax.models.encoder import Attention, Mlp
+from tokjax.models.merged_patches import mean_of_merged
+from tokjax.models.native_patches import (
+  USUAL,
+  NativeResolutionConfig,
+  Patches,
+  cells,
+)
 from tokjax.models.reducer import Reducer, Reduces
 from tokjax.models.rotary import Rotary, turned
 from tokjax.reduce.stages import Sequence, Stages, plan_stages
 from tokjax.signals import Question
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
-
-ANSWERS = (
-  *signals.OF_TOKENS, signals.Rows, signals.Received, signals.Attention,
-  signals.Queries, signals.Keys, signals.Values,
-)  # fmt: skip
-# Arrays from JAX or NumPy.
-Given = Array | np.ndarray
-# Merged patches of an image for which slots are checked when a model is built.
-USUAL = 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class NativeResolutionConfig:
-  """Architecture of the tower; the defaults are those of Qwen2-VL.
-
-  Attributes:
-    patch_size: side of a patch in pixels.
-    channels: of an image.
-    frames: that a patch spans; an image is repeated so often.
-    merge: patches on a side of the block that becomes one visual token.
-    width, depth, heads, mlp_dim: features of a patch, blocks, heads of a block,
-      features inside its MLP.
-    norm: "layer", or "rms" without a mean and a bias.
-    gated: the MLP is down(activation(gate(x)) * up(x)).
-    activation: of the MLP.
-    epsilon: of the norms.
-    base: of the rotary frequencies, which rows and columns share.
-    window: side in patches of the windows that attention is restricted to;
-      None: patches see the whole image.
-    full: blocks in which they see it although there are windows.
-  """
-
-  patch_size: int = 14
-  channels: int = 3
-  frames: int = 2
-  merge: int = 2
-  width: int = 1280
-  depth: int = 32
-  heads: int = 16
-  mlp_dim: int = 5120
-  norm: Literal["layer", "rms"] = "layer"
-  gated: bool = False
-  activation: str = "quick_gelu"
-  epsilon: float = 1e-6
-  base: float = 10_000.0
-  window: int | None = None
-  full: tuple[int, ...] = ()
-
-  def __post_init__(self):
-    object.__setattr__(self, "full", tuple(self.full))
-    faults.check(self._fields())
-    faults.check(self._relations())
-
-  def _fields(self) -> Iterator[str]:
-    """Faults of single fields."""
-    sizes = ("patch_size", "channels", "frames", "merge", "width", "depth")
-    sizes += ("heads", "mlp_dim")
-    sizes += () if self.window is None else ("window",)
-    yield from faults.integers(self, sizes, 1)
-    yield from faults.positives(self, ("epsilon", "base"))
-    if self.norm not in ("layer", "rms"):
-      yield f"norm={self.norm!r}: must be 'layer' or 'rms'"
-    if self.activation not in ACTIVATIONS:
-      yield (
-        f"activation={self.activation!r}: must be one of {sorted(ACTIVATIONS)}"
-      )
-
-  def _relations(self) -> Iterator[str]:
-    """Faults between fields that are each allowed."""
-    if self.width % (4 * self.heads):
-      yield (
-        f"width={self.width}: must be a multiple of {4 * self.heads}: of rows"
-        f" and columns, pairs of features in each of heads={self.heads}"
-      )
-    if self.window is not None and self.window % self.merge:
-      yield f"window={self.window}: must be a multiple of merge={self.merge}"
-    if not all(faults.is_integer(i) and 0 <= i < self.depth for i in self.full):
-      yield f"full={self.full}: must be blocks 0 to {self.depth - 1}"
-
-  @property
-  def kinds(self) -> tuple[Kind, ...]:
-    """Kinds of the tokens in front of the patches: there are none."""
-    return ()
-
-  @property
-  def patch_features(self) -> int:
-    """Values of a patch."""
-    return self.channels * self.frames * self.patch_size**2
-
-  @property
-  def merged(self) -> int:
-    """Patches that become one visual token."""
-    return self.merge**2
-
-  def windowed(self, layer: int) -> bool:
-    """Whether a block sees windows only."""
-    return self.window is not None and layer not in self.full
-
-
-class Patches(NamedTuple):
-  """An image, or a batch of them, as patches in blocks that are merged.
-
-  Attributes:
-    pixels: normalised, in the order (channel, frame, row, column) within a
-      patch, `[n, p]` or `[k, n, p]`.
-    grid: rows and columns of patches, `[2]` or `[k, 2]`.
-    windows: of a batch for a tower with windows, the patches of each, n where
-      there is none, `[k, w, s]`.
-  """
-
-  pixels: Float[Given, "*k n p"]
-  grid: Int[Given, "*k 2"]
-  windows: Int[Given, "k w s"] | None = None
-
-
-def cells(
-  count: int, grid: Int[Array, "k 2"], merge: int
-) -> tuple[Int[Array, "k n 2"], Bool[Array, "k n"]]:
-  """Row and column of every patch in block order, and which are real."""
-  at = jnp.arange(count)[None]
-  block, inside = at // merge**2, at % merge**2
-  across = jnp.maximum(grid[:, 1:] // merge, 1)
-  row = block // across * merge + inside // merge
-  column = block % across * merge + inside % merge
-  real = at < (grid[:, :1] * grid[:, 1:])
-  place = jnp.stack([row, column], axis=-1)
-  return jnp.where(real[..., None], place, 0), real
-
-
-def windows_of(
-  grid: Int[np.ndarray, "2"], merge: int, window: int
-) -> np.ndarray:
-  """The patches of each window of an image, -1 where there is none, `[w, s]`.
-
-  Windows at the right and lower edge may be smaller.
-  """
-  rows, columns = map(int, grid)
-  at = np.arange(rows * columns).reshape(
-    rows // merge, columns // merge, merge, merge
-  )
-  at = at.transpose(0, 2, 1, 3).reshape(rows, columns)
-  at = np.pad(
-    at, ((0, -rows % window), (0, -columns % window)), constant_values=-1
-  )
-  down, across = (side // window for side in at.shape)
-  at = at.reshape(down, window, across, window).transpose(0, 2, 1, 3)
-  return at.reshape(down * across, window**2)
 
 
 @dataclasses.dataclass
@@ -364,7 +221,8 @@ class NativeResolution(Reduces, nn.Module):
     for i, block in enumerate(self.blocks):
       tokens, known = block(tokens, patches)
       for question in reducer.asked_of_attention(i):
-        answers = answers.add(question, self._merged(known, question))
+        value = mean_of_merged(question, known.answer(question), cfg.merged)
+        answers = answers.add(question, value)
     whole = tokens_of(
       tokens.x.reshape(k, n // cfg.merged, -1),
       place[:, :: cfg.merged] // cfg.merge, real[:, :: cfg.merged],
@@ -373,17 +231,6 @@ class NativeResolution(Reduces, nn.Module):
     passage = self.reduce_at("output", cfg.depth - 1, passage, reducer)
     out = {"tokens": passage.tokens, "plans": list(passage.plans[0])}
     return passage.tokens.x, out
-
-  def _merged(self, known: NativeAnswers, question: Question) -> Array:
-    """An answer about merged patches: the mean over those of each."""
-    value, size = known.answer(question), self.config.merged
-    for axis in question.axes:
-      # Axes from the front are those of one example.
-      axis = axis + 1 if axis >= 0 else axis + value.ndim
-      shape = value.shape
-      value = value.reshape(*shape[:axis], -1, size, *shape[axis + 1 :])
-      value = value.mean(axis=axis + 1)
-    return value
 
 
 def tokens_of(x, place, real) -> Tokens:
@@ -414,7 +261,7 @@ def check_slots(config: NativeResolutionConfig, slots: Slots) -> None:
         f"{slots.described(reduce)} acts at {reduce.at!r} of a block of {what};"
         f" {hint}"
       )
-  tower.check_slots(slots, what, ("output",), ANSWERS)
+  tower.check_slots(slots, what, ("output",), tower.ANSWERS)
   tower.check_ragged(slots, what)
   tower.check_kinds(slots, (Kind.PATCH,))
   stages = stages_of(slots, USUAL, config.depth)

@@ -54,6 +54,8 @@ class ViTConfig:
   Attributes:
     image_size: in pixels; height and width where they differ.
     patch_size: side of a patch; with `stem="conv"` the total stride.
+    drop_edge: image_size needs not be a multiple of patch_size: what lies
+      beyond whole patches, right and below, is left out (SigLIP at 384 / 14).
     channels: of an image.
     width, depth, heads, mlp_dim: features of a token, blocks, heads of a block,
       features inside its MLP.
@@ -111,6 +113,7 @@ class ViTConfig:
   position_resize: Literal[
     "bicubic", "bicubic_antialias", "bilinear_antialias"
   ] = "bicubic"
+  drop_edge: bool = False
 
   def __post_init__(self):
     size = self.image_size
@@ -144,7 +147,8 @@ class ViTConfig:
 
   def _relations(self) -> Iterator[str]:
     """Faults between fields that are each allowed."""
-    if any(side % self.patch_size for side in self.image_sides):
+    over = any(side % self.patch_size for side in self.image_sides)
+    if over and not self.drop_edge:
       yield (
         f"image_size={self.image_size}: must be a multiple of"
         f" patch_size={self.patch_size}"

@@ -13,8 +13,6 @@ many. `tokjax.models.vlm_prompts` lays prompts out,
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,125 +21,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention.padding import RealFirst
-from tokjax.models import faults, vlm_places, vlm_seen, vlm_tower
+from tokjax.models import vlm_places, vlm_seen
 from tokjax.models.decoder import Decoder, Rows, positions_of
-from tokjax.models.decoder_config import DecoderConfig
-from tokjax.models.native_resolution import (
-  USUAL,
-  NativeResolution,
-  NativeResolutionConfig,
-  Patches,
-)
-from tokjax.models.projector import Projector, ProjectorConfig
-from tokjax.models.vit import ViT, ViTConfig
+from tokjax.models.native_patches import NativeResolutionConfig, Patches
+from tokjax.models.projector import Projector
+from tokjax.models.vit import ViTConfig
 from tokjax.models.vlm_ahead import Ahead
+from tokjax.models.vlm_config import VisionLanguageConfig
+from tokjax.models.vlm_slots import (
+  check_slots,
+  merged_tower,
+  passes_class,
+  tokens_per_image,
+  vision_tower,
+  without_class,
+)
 from tokjax.signals import Answers, Seen
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
-# In the order in which they act.
-TOWERS = ("vision", "ahead", "projector")
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionLanguageConfig:
-  """Architecture of a vision-language model in the manner of LLaVA.
-
-  Attributes:
-    vision: of the encoder. Its blocks end where the features leave: 23 for
-      `hidden_states[-2]` of 24. One of native resolution takes `Patches`, its
-      language model has positions of three axes.
-    projector: of the projector; its width is that of the language model.
-    language: of the decoder.
-    image_token: the id that stands for an image in a prompt.
-    pass_class: the class token of the encoder goes on to the language model.
-    ahead: there is one more block behind the features, which rules can ask.
-    pinpoints: heights and widths that images are brought to and cut into crops
-      from, see `tokjax.models.any_resolution`; (): an image is seen once.
-    tiled: without pinpoints: an image is any number of crops, whose tokens
-      stand one after the other.
-    merge: patches on a side of the block that becomes one visual token (pixel
-      shuffle); an encoder of native resolution has its own.
-  """
-
-  vision: ViTConfig | NativeResolutionConfig
-  projector: ProjectorConfig
-  language: DecoderConfig
-  image_token: int
-  pass_class: bool = False
-  ahead: bool = False
-  pinpoints: tuple[tuple[int, int], ...] = ()
-  tiled: bool = False
-  merge: int = 1
-
-  def __post_init__(self):
-    points = tuple((height, width) for height, width in self.pinpoints)
-    object.__setattr__(self, "pinpoints", points)
-    if isinstance(self.vision, NativeResolutionConfig):
-      self._check_native(self.vision)
-    else:
-      self._check_pinpoints(self.vision)
-      self._check_merge(self.vision)
-    if self.projector.width != self.language.width:
-      raise ValueError(
-        f"projector: has width {self.projector.width}; must be that of the"
-        f" language model, {self.language.width}"
-      )
-    if not 0 <= self.image_token < self.language.vocabulary:
-      raise ValueError(
-        f"image_token={self.image_token}: must be an id of the vocabulary of"
-        f" {self.language.vocabulary}"
-      )
-    if self.pass_class and not self.vision.kinds:
-      raise ValueError("pass_class=True: the encoder has no class token")
-
-  def _check_pinpoints(self, vision: ViTConfig) -> None:
-    sides = vision.image_sides
-    if self.pinpoints and sides[0] != sides[1]:
-      raise ValueError(f"pinpoints: crops must be square, not {sides}")
-    wrong = [p for p in self.pinpoints if any(n % sides[0] or n < 1 for n in p)]
-    if wrong:
-      raise ValueError(
-        f"pinpoints={wrong}: must be multiples of {sides[0]}, the encoder's"
-        " image_size"
-      )
-
-  def _check_merge(self, vision: ViTConfig) -> None:
-    faults.check(faults.integers(self, ("merge",), 1))
-    if any(side % self.merge for side in vision.grid):
-      raise ValueError(
-        f"merge={self.merge}: must divide the sides of the grid of patches,"
-        f" {vision.grid}"
-      )
-    if self.merge > 1 and (self.pinpoints or self.pass_class or self.ahead):
-      raise ValueError(
-        f"merge={self.merge}: does not go together with pinpoints, pass_class"
-        " and ahead"
-      )
-    if self.tiled and self.pinpoints:
-      raise ValueError("tiled: crops are those of pinpoints; give one of both")
-
-  def _check_native(self, vision: NativeResolutionConfig) -> None:
-    if self.pinpoints or self.ahead or self.tiled or self.merge != 1:
-      raise ValueError(
-        "pinpoints, ahead, tiled, merge: are for encoders of one size of image,"
-        " and this one takes images at their own"
-      )
-    if self.language.axes != 3:
-      raise ValueError(
-        f"language: has positions of {self.language.axes} axes; a vision tower"
-        " of native resolution needs three: Rotary(sections=...)"
-      )
-    if self.projector.parts != vision.merged:
-      raise ValueError(
-        f"projector: has parts={self.projector.parts}; must be the patches that"
-        f" are merged, {vision.merged}"
-      )
-
-  @property
-  def depth(self) -> int:
-    """Blocks of all towers."""
-    return self.vision.depth + self.language.depth
+__all__ = [
+  "Mix", "Placed", "Prompts", "VisionLanguage", "VisionLanguageConfig",
+  "check_slots", "passes_class", "tokens_per_image", "vision_tower",
+  "without_class",
+]  # fmt: skip
 
 
 @jax.tree_util.register_dataclass
@@ -162,6 +65,7 @@ class Prompts:
     start: where positions have three axes, the position of a TEXT token on all
       of them, and of VISUAL ones that of the first of their image, `[b, n]`.
     following: then also the position of the token after each prompt, `[b]`.
+    mix: of what VISUAL tokens are means; None: each is one row.
   """
 
   tokens: Int[Array, "b n"]
@@ -172,10 +76,23 @@ class Prompts:
   origin: Int[Array, "b n 8"] | None = None
   start: Int[Array, "b n"] | None = None
   following: Int[Array, "b"] | None = None
+  mix: "Mix | None" = None
 
   @property
   def valid(self) -> Bool[Array, "b n"]:
     return jnp.arange(self.tokens.shape[1])[None] < self.length[:, None]
+
+
+class Mix(NamedTuple):
+  """Visual tokens that are weighted means of several.
+
+  Attributes:
+    place: rows as in `Prompts`, `[b, n, t]`.
+    weight: of each, `[b, n, t]`.
+  """
+
+  place: Int[Array, "b n t"]
+  weight: Float[Array, "b n t"]
 
 
 class Placed(NamedTuple):
@@ -219,6 +136,8 @@ class VisionLanguage(nn.Module):
     if cfg.ahead:
       assert isinstance(cfg.vision, ViTConfig)
       self.ahead = Ahead(cfg.vision, without_class(of("ahead")), self.dtype)
+    if cfg.merge > 1:
+      self.merged = merged_tower(cfg, self.slots)
     self.projector = Projector(cfg.projector, of("projector"), self.dtype)
     self.language = self.decoder
     if cfg.pinpoints:
@@ -293,6 +212,7 @@ class VisionLanguage(nn.Module):
       front = 0
     if (merge := self.config.merge) > 1:
       tokens = vlm_places.merged(tokens, (rows, columns), merge)
+      tokens = self.merged(tokens, out["signals"], _part(key, 3))
       rows, columns = rows // merge, columns // merge
     tokens = self.projector(
       tokens, front=front, grid=grid_of(tokens, front), key=_part(key, 1)
@@ -331,6 +251,10 @@ class VisionLanguage(nn.Module):
       visual = prompts.kind == Kind.VISUAL
       real = ~visual | tokens.mask.reshape(-1)[prompts.place]
     inputs = flat[prompts.place]
+    if prompts.mix is not None:
+      place, weight = prompts.mix
+      weight = weight.astype(flat.dtype)
+      inputs = jnp.einsum("bnt,bntd->bnd", weight, flat[place])
     if self.config.pinpoints:
       newline = (prompts.kind == Kind.NEWLINE)[..., None]
       inputs = jnp.where(newline, self.newline.astype(inputs.dtype), inputs)
@@ -375,142 +299,3 @@ class VisionLanguage(nn.Module):
 
 def _part(key: PRNGKeyArray | None, i: int) -> PRNGKeyArray | None:
   return None if key is None else jax.random.fold_in(key, i)
-
-
-def passes_class(config: VisionLanguageConfig, slots: Slots) -> bool:
-  """Whether the class token goes on to the language model."""
-  inside = (slots.tower(name).pass_class for name in ("vision", "ahead"))
-  return config.pass_class or any(inside)
-
-
-def without_class(slots: Slots) -> Slots:
-  """The slots for a tower; the model itself carries out `pass_class`."""
-  return dataclasses.replace(slots, pass_class=False)
-
-
-def vision_tower(
-  config: VisionLanguageConfig, slots: Slots, dtype: Any = jnp.float32
-) -> ViT | NativeResolution:
-  """The encoder with its slots."""
-  own = without_class(slots.tower("vision"))
-  if isinstance(config.vision, NativeResolutionConfig):
-    return NativeResolution(config.vision, own, dtype, parent=None)
-  told = vlm_seen.collected(slots, config.vision.depth)
-  if told:
-    own = dataclasses.replace(own, collect=(*own.collect, *told))
-  return ViT(config.vision, own, dtype, parent=None)
-
-
-def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
-  """Raises ValueError where a tower cannot carry out what it is given.
-
-  The message names the tower, besides recipe, slot and fix.
-  """
-  known = f"{', '.join(TOWERS)}, and outside of towers the language model"
-  for name, own in slots.towers:
-    if own.losses:
-      raise ValueError(
-        f"recipe {slots.name!r}, tower {name!r}: adds losses, which training"
-        " takes from outside of towers; use a recipe that needs no training"
-      )
-    if name not in TOWERS:
-      raise ValueError(
-        f"recipe {slots.name!r} fills the tower {name!r}, which a"
-        f" vision-language model does not have; its towers are {known}"
-      )
-  if passes_class(config, slots) and config.merge > 1:
-    raise ValueError(
-      f"recipe {slots.name!r}, tower 'vision': fills 'pass_class', and the"
-      f" language model takes {config.merge} x {config.merge} patches, which"
-      " the class token is not; use a recipe that does without it"
-    )
-  if passes_class(config, slots) and not config.vision.kinds:
-    raise ValueError(
-      f"recipe {slots.name!r}, tower 'vision': fills 'pass_class', and this"
-      " encoder has no class token; use a recipe that does without one"
-    )
-  of = slots.tower
-  if of("ahead") != Slots(name=slots.name) and not config.ahead:
-    raise ValueError(
-      f"recipe {slots.name!r} fills the tower 'ahead', and the features of this"
-      " encoder leave behind its last block; use a recipe of the tower 'vision'"
-    )
-  vlm_seen.check(config, slots)
-  _in_tower("vision", lambda: vision_tower(config, slots))
-  if isinstance(config.vision, ViTConfig):
-    ahead, vision = without_class(of("ahead")), config.vision
-    _in_tower("ahead", lambda: Ahead(vision, ahead, parent=None))
-  _in_tower(
-    "projector",
-    lambda: Projector(config.projector, of("projector"), parent=None),
-  )
-  try:
-    Decoder(config.language, slots.outside_towers, images=True, parent=None)
-  except ValueError as error:
-    raise ValueError(
-      f"tower 'language': {error}. A recipe of another tower is given as"
-      f" recipes.get(...).within(tower), one of {', '.join(TOWERS)}"
-    ) from error
-  if isinstance(config.vision, ViTConfig):
-    tokens_per_image(config, slots)
-  else:
-    own = of("projector")
-    _in_tower(
-      "projector", lambda: vlm_tower.check_ragged(own, "this model")
-    )
-    _in_tower("projector", lambda: vlm_tower.stages_of(own, USUAL, 0, None))
-
-
-def _in_tower(name: str, make: Callable[[], Any]) -> Any:
-  """What `make` returns; its refusals name the tower."""
-  try:
-    return make()
-  except ValueError as error:
-    raise ValueError(f"tower {name!r}: {error}") from error
-
-
-@functools.lru_cache(maxsize=256)
-def tokens_per_image(config: VisionLanguageConfig, slots: Slots) -> int:
-  """Visual tokens of one image, as they enter the language model.
-
-  Nothing is computed: shapes are traced.
-
-  Raises:
-    ValueError: the reductions leave nothing for a later one to do, or the
-      number depends on the size of the image.
-  """
-  cfg = config.vision
-  if isinstance(cfg, NativeResolutionConfig):
-    raise ValueError(
-      "image_tokens: depends on the size of an image of native resolution; see"
-      " tokjax.models.vlm_native.remaining"
-    )
-  image = jax.ShapeDtypeStruct((1, *cfg.image_sides, cfg.channels), jnp.float32)
-  key = jax.random.key(0)
-  tower: Any = vision_tower(config, slots)
-  out = jax.eval_shape(
-    lambda x: tower.init_with_output(key, x, key=key)[0][1]["tokens"].x, image
-  )
-  front = len(cfg.kinds)
-  patches, all_patches = out.shape[1] - front, cfg.num_patches
-  grid = cfg.grid
-  if (merge := config.merge) > 1:
-    if patches != all_patches:
-      raise ValueError(
-        f"recipe {slots.name!r}, tower 'vision': leaves {patches} of"
-        f" {all_patches} patches, and {merge} x {merge} of them are merged"
-        " behind the encoder, for which all must be there; use the recipe"
-        " within the projector"
-      )
-    patches = all_patches = patches // merge**2
-    grid = (grid[0] // merge, grid[1] // merge)
-  for name in ("ahead", "projector"):
-    if name == "projector" and not passes_class(config, slots):
-      front = 0
-    whole = grid if patches == all_patches else None
-    plan = lambda name=name, patches=patches, front=front, whole=whole: (
-      vlm_tower.stages_of(slots.tower(name), patches, front, whole)
-    )
-    for stage in _in_tower(name, plan)[0]:
-      patches = stage.outputs - front
-  return patches + front

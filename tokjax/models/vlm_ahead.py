@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
-from tokjax import signals
 from tokjax.models import vlm_tower as tower
 from tokjax.models.answers import EncoderAnswers
 from tokjax.models.encoder import Attention, EncoderConfig
@@ -18,11 +17,6 @@ from tokjax.models.reducer import Reduces
 from tokjax.signals import Question
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
-
-ANSWERS = (
-  *signals.OF_TOKENS, signals.Rows, signals.Received, signals.Attention,
-  signals.Queries, signals.Keys, signals.Values,
-)  # fmt: skip
 
 
 class Ahead(Reduces, nn.Module):
@@ -41,7 +35,7 @@ class Ahead(Reduces, nn.Module):
   def __post_init__(self):
     super().__post_init__()
     what = "the block ahead of the features"
-    tower.check_slots(self.slots, what, ("input",), ANSWERS)
+    tower.check_slots(self.slots, what, ("input",), tower.ANSWERS)
     tower.check_kinds(self.slots, {*self.config.kinds, Kind.PATCH})
 
   def setup(self):
@@ -80,7 +74,7 @@ class Ahead(Reduces, nn.Module):
 
     Args:
       tokens: as in a call.
-      question: one of `ANSWERS`.
+      question: one of `vlm_tower.ANSWERS`.
     """
     return self._known(tokens).answer(question)
 

@@ -18,9 +18,10 @@ from tokjax.models import generation, vlm_native, vlm_prompts, vlm_seen
 from tokjax.models import prefill as prompting
 from tokjax.models.decoder_slots import Capacities, kind_capacities
 from tokjax.models.generation import BUCKETS, Generation, Generator
-from tokjax.models.native_resolution import NativeResolutionConfig
-from tokjax.models.vlm import Prompts, VisionLanguage, tokens_per_image
+from tokjax.models.native_patches import NativeResolutionConfig
+from tokjax.models.vlm import Prompts, VisionLanguage
 from tokjax.models.vlm_prompts import Ids, Images
+from tokjax.models.vlm_slots import tokens_per_image
 from tokjax.slots import Bytes
 from tokjax.tokens import Kind
 
@@ -144,6 +145,7 @@ class VisionLanguageGenerator:
       tokens, length, [x for own in crops for x in own],
       [x for own in layouts for x in own], config.image_token, count,
       self.image_bucket(sum(sizes)),
+      [vlm_prompts.weights_of(x, config, count) for own in crops for x in own],
     )  # fmt: skip
     if vlm_seen.asks_origin(self.model.slots):
       origins = [

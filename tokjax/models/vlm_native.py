@@ -14,11 +14,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tokjax.models import native_resolution, vlm_prompts, vlm_tower
+from tokjax.models import (
+  native_patches,
+  native_resolution,
+  vlm_prompts,
+  vlm_tower,
+)
 from tokjax.models.decoder_slots import Capacities, kind_capacities
 from tokjax.models.generation import Generator
-from tokjax.models.native_resolution import NativeResolutionConfig, Patches
-from tokjax.models.vlm import Prompts, VisionLanguageConfig
+from tokjax.models.native_patches import NativeResolutionConfig, Patches
+from tokjax.models.vlm import Prompts
+from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.reduce.stages import Stages
 from tokjax.slots import Slots
 from tokjax.tokens import Kind
@@ -199,7 +205,7 @@ def batch(
   if config.window is None:
     return Patches(jnp.asarray(pixels), jnp.asarray(grid))
   cut = [
-    native_resolution.windows_of(x.grid, config.merge, config.window)
+    native_patches.windows_of(x.grid, config.merge, config.window)
     for x in images
   ]
   # A power of two, so that few numbers of windows are compiled for.

@@ -14,9 +14,10 @@ import numpy as np
 
 from tokjax.models import any_resolution
 from tokjax.models.any_resolution import Crops
-from tokjax.models.native_resolution import Patches
+from tokjax.models.native_patches import Patches
 from tokjax.models.vit import ViTConfig
-from tokjax.models.vlm import Prompts, VisionLanguageConfig
+from tokjax.models.vlm import Mix, Prompts
+from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.signals import Origins
 from tokjax.tokens import Kind
 
@@ -56,7 +57,8 @@ def crops_of(image: np.ndarray | Crops, config: VisionLanguageConfig) -> Crops:
       f"images: one has dtype {made.pixels.dtype}; must be float, normalised as"
       " the preprocessing of the checkpoint does"
     )
-  if config.pinpoints:
+  single = config.most_crops is not None and len(made.pixels) == 1
+  if config.pinpoints and not single:
     size = any_resolution.best_size(made.size, config.pinpoints)
     many = 1 + size[0] * size[1] // shape[0] ** 2
     if len(made.pixels) != many:
@@ -72,6 +74,8 @@ def layout_of(
 ) -> np.ndarray:
   """Where each token of an image comes from, see `any_resolution.layout`.
 
+  Tokens that are means have several entries, `[m, 4]`; see `weights_of`.
+
   Where a recipe leaves fewer than a grid of tokens of a crop, there are no rows
   to end: the tokens of the crops stand one after the other, without newlines,
   and those of the padding stay.
@@ -85,6 +89,8 @@ def layout_of(
   assert isinstance(cfg, ViTConfig)
   if not config.pinpoints or count != cfg.num_patches:
     return np.arange(count * len(crops.pixels))
+  if config.most_crops is not None:
+    return _mixed(crops, config)[0]
   return any_resolution.layout(
     crops.size, config.pinpoints, cfg.image_sides[0], cfg.grid
   )
@@ -136,6 +142,33 @@ def with_origins(
   return dataclasses.replace(prompts, origin=jnp.asarray(full))
 
 
+def weights_of(
+  crops: Crops, config: VisionLanguageConfig, count: int
+) -> np.ndarray | None:
+  """Weights of the entries of `layout_of`; None: each token has one entry."""
+  cfg = config.vision
+  assert isinstance(cfg, ViTConfig)
+  if config.most_crops is None or count != cfg.num_patches:
+    return None
+  return _mixed(crops, config)[1]
+
+
+def _mixed(
+  crops: Crops, config: VisionLanguageConfig
+) -> tuple[np.ndarray, np.ndarray]:
+  """`any_resolution.mixed_layout`, also of an image that is seen once."""
+  cfg = config.vision
+  assert isinstance(cfg, ViTConfig) and config.most_crops is not None
+  if len(crops.pixels) == 1:
+    rows = [*range(cfg.num_patches), any_resolution.NEWLINE]
+    weight = np.tile(np.array([1.0, 0, 0, 0], np.float32), (len(rows), 1))
+    return np.repeat(np.array(rows)[:, None], 4, axis=1), weight
+  return any_resolution.mixed_layout(
+    crops.size, config.pinpoints, cfg.image_sides[0], cfg.grid,
+    config.most_crops,
+  )  # fmt: skip
+
+
 def expand(
   prompts: Sequence[Ids],
   layouts: Sequence[Sequence[np.ndarray]],
@@ -180,6 +213,7 @@ def pack(
   image_token: int,
   count: int,
   room: int,
+  weights: Sequence[np.ndarray | None] = (),
 ) -> Prompts:
   """Padded ids and images as `Prompts`.
 
@@ -190,6 +224,7 @@ def pack(
     image_token: the placeholder.
     count: visual tokens of a crop.
     room: crops of the batch, padding included.
+    weights: of these images, see `weights_of`; (): none has any.
   """
   real = np.arange(tokens.shape[1])[None] < length[:, None]
   holder = real & (tokens == image_token)
@@ -199,7 +234,9 @@ def pack(
     for own, start in zip(layouts, first[:-1], strict=True)
   ]
   place = np.zeros(tokens.shape, np.int32)
-  place[holder] = np.concatenate([np.zeros(0, int), *rows])
+  place[holder] = np.concatenate(
+    [np.zeros(0, int), *(own if own.ndim == 1 else own[:, 0] for own in rows)]
+  )
   newline = place == any_resolution.NEWLINE
   kind = np.where(holder, Kind.VISUAL, Kind.TEXT)
   kind = np.where(newline, Kind.NEWLINE, kind).astype(np.int32)
@@ -210,4 +247,13 @@ def pack(
   every = np.concatenate([image.pixels for image in images])
   pixels = np.zeros((room, *every.shape[1:]), np.float32)
   pixels[: len(every)] = every
-  return dataclasses.replace(made, images=jnp.asarray(pixels))
+  made = dataclasses.replace(made, images=jnp.asarray(pixels))
+  mixed = [own for own in weights if own is not None]
+  if not mixed:
+    return made
+  places = np.zeros((*tokens.shape, 4), np.int32)
+  places[holder] = np.maximum(np.concatenate(rows), 0)
+  weight = np.zeros(places.shape, np.float32)
+  weight[holder] = np.concatenate(mixed)
+  mix = Mix(jnp.asarray(places), jnp.asarray(weight))
+  return dataclasses.replace(made, mix=mix)

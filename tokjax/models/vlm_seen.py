@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from tokjax import signals
-from tokjax.models.native_resolution import NativeResolutionConfig
-from tokjax.models.vlm_ahead import ANSWERS
+from tokjax.models.native_patches import NativeResolutionConfig
+from tokjax.models.vlm_tower import ANSWERS
 from tokjax.signals import Answers, Question, Seen
 from tokjax.slots import Slots
 from tokjax.tokens import Kind
@@ -55,7 +55,8 @@ def check(config: Any, slots: Slots) -> None:
   if not asked(slots):
     return
   native = isinstance(config.vision, NativeResolutionConfig)
-  if native or config.merge > 1 or config.tiled:
+  mixed = config.most_crops is not None
+  if native or config.merge > 1 or config.tiled or mixed:
     raise ValueError(
       f"{where} patch by patch, and this model merges patches of the encoder,"
       " or cuts images into tiles; use a recipe that does not ask the encoder"

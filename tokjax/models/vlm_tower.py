@@ -14,6 +14,11 @@ from tokjax.tokens import Kind, Tokens
 
 CARRIES = ("reduce",)
 PLACES = ("input", "output")
+# What a tower answers that can ask blocks of an encoder.
+ANSWERS = (
+  *signals.OF_TOKENS, signals.Rows, signals.Received, signals.Attention,
+  signals.Queries, signals.Keys, signals.Values,
+)  # fmt: skip
 
 
 def stages_of(
