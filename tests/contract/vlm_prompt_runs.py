@@ -33,15 +33,9 @@ class PromptHost(VisionLanguageHost):
   def config(self):
     return vlm_models.config(pinpoints=(SIZE,))
 
-  def admits(self, slots: Slots, **changes) -> bool:
-    """Whether it asks about images, and the model can be built with it."""
-    if not vlm_seen.asked(slots):
-      return False
-    try:
-      self.build(slots, **changes)
-    except ValueError:
-      return False
-    return True
+  def tells(self, slots: Slots) -> bool:
+    """Whether results show what the slots do: they ask about images."""
+    return bool(vlm_seen.asked(slots))
 
   def inputs(self, batch: int) -> jax.Array:
     """Random crops of an image each."""

@@ -49,9 +49,13 @@ class VisionLanguageHost:
     config = dataclasses.replace(self.config, **changes)
     return VisionLanguage(config, slots, dtype)
 
+  def tells(self, slots: Slots) -> bool:
+    """Whether results show what the slots do: they fill a tower."""
+    return bool(slots.towers)
+
   def admits(self, slots: Slots, **changes) -> bool:
-    """Whether it fills a tower, and the model can be built with it."""
-    if not slots.towers:
+    """Whether results show it, and the model can be built with it."""
+    if not self.tells(slots):
       return False
     try:
       self.build(slots, **changes)

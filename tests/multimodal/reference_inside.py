@@ -32,6 +32,15 @@ def transitions(before, after):
   ]
 
 
+def rows_ahead(model, tokens, layer, queries):
+  """Attention of some tokens in the block that all of them enter next."""
+  entries = []
+  for token in tokens:
+    _, k, v = model.projected(token, layer)
+    entries.append((k, v, token.position))
+  return [model.row(token, layer, entries) for token in queries]
+
+
 class TransPrune(Plain):
   """Blocks, the shares that remain at their inputs, and the first counted."""
 
@@ -67,13 +76,8 @@ class TransPrune(Plain):
     image = visual_places(tokens)
     if layer not in self.shares or not image:
       return tokens
-    entries = []
-    for token in tokens:
-      _, k, v = model.projected(token, layer)
-      entries.append((k, v, token.position))
-    rows = [
-      model.row(t, layer, entries)[image] for t in tokens[image[-1] + 1 :]
-    ]
+    text = tokens[image[-1] + 1 :]
+    rows = [row[image] for row in rows_ahead(model, tokens, layer, text)]
     moved = np.array([self.sums[tokens[i].source] for i in image])
     score = moved / (moved.sum() + 1e-8)
     if rows:
@@ -144,11 +148,7 @@ class Csp(Plain):
       tokens = [done.get(t.source, t) for t in self.waiting]
       image = visual_places(tokens)
     if layer == self.block:
-      entries = []
-      for token in tokens:
-        _, k, v = model.projected(token, layer)
-        entries.append((k, v, token.position))
-      row = model.row(tokens[-1], layer, entries)
+      (row,) = rows_ahead(model, tokens, layer, tokens[-1:])
       kept = best(list(row[image]), max(1, round(len(image) * self.share)))
       tokens = stay(tokens, [image[i] for i in kept])
     return tokens

@@ -89,7 +89,10 @@ def told() -> list[Told | None]:
   cfg = config()
   params = vlm_models.params_of(cfg)
   vit = ViT(cfg.vision, Slots(collect=(Attention(),)))
-  run = jax.jit(lambda x: vit.apply({"params": params["vision"]}, x)[1])
+  run = jax.jit(
+    lambda x: vit.apply({"params": params["vision"]}, x)[1],
+    compiler_options=QUICK,
+  )  # fmt: skip
   own, found = jax.device_get(params["ahead"]), []
   for of_prompt in images():
     if not of_prompt:
@@ -278,7 +281,8 @@ def test_a_ragged_batch_equals_each_prompt_alone():
     found.append(np.stack(logits))
   np.testing.assert_allclose(found[0][:, 2:3], found[1], **CLOSE)
   whole, out = jax.jit(
-    lambda p: made.model.apply({"params": made.params}, p)
+    lambda p: made.model.apply({"params": made.params}, p),
+    compiler_options=QUICK,
   )(prompts)  # fmt: skip
   for i, n in enumerate(prompts.length):
     np.testing.assert_allclose(found[0][0, i], whole[i, n - 1], **CLOSE)

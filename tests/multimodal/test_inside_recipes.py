@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.cache.cases import QUICK
 from tests.decoder.models import config, params_of
 from tests.multimodal import prompts, reference
 from tests.multimodal import reference_inside as slow
@@ -86,8 +87,9 @@ def run(case: str):
   forward = jax.jit(
     lambda ids, mask, kind: model.apply(
       params, ids, mask=mask, kind=kind, known=known
-    )
-  )
+    ),
+    compiler_options=QUICK,
+  )  # fmt: skip
   logits, out = forward(*prompts.packed())
   return np.asarray(logits), out
 
