@@ -1,6 +1,7 @@
 """Questions about a grid of digits: one cell, how many, the largest.
 
-Some cells show a digit, the others one whose pixels are scrambled. A question
+Some cells show a digit, the others one whose pixels are scrambled, in red. A
+green line says which row a cell is in, a blue one which column. A question
 about a cell needs the patches that show it and no others; how many there are
 and which is the largest follow from what all cells show.
 """
@@ -27,10 +28,7 @@ SHARES = (0.6, 0.25, 0.15)
 # Cells of one image that show the digit that is counted: 0 to MANY - 1.
 MANY = 5
 CELL = 8
-# Pixels are 0 to MOST. Normalised, they are small, so that at the start patches
-# do not drown positions: where a digit stands would be learned long after what
-# it is.
-MOST, MEAN, STD = 16.0, 5.0, 60.0
+MOST, MEAN, STD = 16.0, 5.0, 20.0  # Pixels are 0 to MOST, and normalised.
 LONGEST = 8  # Ids of a question with its answer and the end.
 
 
@@ -38,7 +36,7 @@ class Scene(NamedTuple):
   """An image and what it shows.
 
   Attributes:
-    image: `[8 side, 8 side, 1]`.
+    image: `[8 side, 8 side, 3]`.
     label: the digit in each cell, `[side, side]`; -1: a scrambled one.
     common: a digit that may be counted.
   """
@@ -53,6 +51,15 @@ def by_label(split: str) -> list[np.ndarray]:
   """Which images of a split show each digit."""
   labels = digit_grid.flat(split)[1]
   return [np.flatnonzero(labels == digit) for digit in range(10)]
+
+
+def marks(side: int) -> np.ndarray:
+  """An empty grid with the marks of its cells, `[8 side, 8 side, 3]`."""
+  image = np.zeros((CELL * side, CELL * side, 3), np.float32)
+  for i in range(side):
+    at = i * CELL + i * CELL // side
+    image[at, :, 1] = image[:, at, 2] = MOST
+  return image
 
 
 def name(row: int, column: int) -> str:
@@ -80,11 +87,11 @@ class GridQuestions:
   heldout: int = 600
 
   kinds = KINDS
-  channels = 1
+  channels = 3
 
   def __post_init__(self):
-    if not 1 <= self.side <= 9:
-      raise ValueError(f"side={self.side}: must lie in 1..9")
+    if not 1 <= self.side <= CELL:
+      raise ValueError(f"side={self.side}: must lie in 1..{CELL}")
     if not MANY <= self.digits <= self.side**2:
       raise ValueError(
         f"digits={self.digits}: must lie in {MANY}..side**2={self.side**2}"
@@ -117,8 +124,10 @@ class GridQuestions:
 
   @property
   def preprocessing(self) -> Preprocessing:
-    """From an image file to what the model sees: grey levels as they are."""
-    return Preprocessing((MEAN / MOST,), (STD / MOST,), self.image_size)
+    """From an image file to what the model sees."""
+    return Preprocessing(
+      (MEAN / MOST,) * 3, (STD / MOST,) * 3, self.image_size
+    )
 
   def source(self, split: str) -> Sequence[Element]:
     """Seeds; an example is drawn when it is asked for."""
@@ -165,7 +174,8 @@ class GridQuestions:
     label[: self.digits] = wanted
     order = rng.permutation(cells)
     side, grid = self.side, shown[order].reshape(self.side, -1, CELL, CELL)
-    image = grid.swapaxes(1, 2).reshape(CELL * side, CELL * side, 1)
+    image = marks(side)
+    image[..., 0] = grid.swapaxes(1, 2).reshape(CELL * side, CELL * side)
     return Scene((image - MEAN) / STD, label[order].reshape(side, side), common)
 
   def ask(self, scene: Scene, kind: str, rng: np.random.Generator) -> Question:

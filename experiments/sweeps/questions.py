@@ -191,7 +191,8 @@ class QuestionsSubject:
         own, other = self._answers(program)
         moved = (np.exp(logits) * (logits - other)).sum(axis=-1)
       row = {**self._row(right, own, moved), **self._sizes(program)}
-      rows.append({**row, **self._kept(program)})
+      looks = self._looks(program) if program is whole else None
+      rows.append({**row, **self._kept(program), "looks": looks})
     return rows
 
   def _answers(self, program: Program) -> tuple[np.ndarray, np.ndarray]:
@@ -332,20 +333,46 @@ class QuestionsSubject:
       return None
     return found
 
+  @property
+  def _naming(self) -> list[Asked]:
+    """Some of the questions that name a cell."""
+    asked = self.model.asked
+    return [one for one in asked if one.question.box is not None][:NAMED]
+
+  def _looks(self, whole: Program) -> list[list[float]] | None:
+    """Where the last token of questions that name a cell looks.
+
+    Means over these questions, for each block of the language model: its
+    attention to the patches of the cell, and to all patches. None: no question
+    names a cell, or images are cut into crops.
+    """
+    asked, model = self._naming, self.model
+    if not asked or model.config.pinpoints:
+      return None
+    generator = generator_of(whole.generator.model, model, asked, len(asked))
+    prompts = pack(generator, asked, len(asked)).prompts
+    found = visual_tokens.attention(model.config, model.params, prompts)
+    grid = model.config.vision.grid
+    named = np.stack([one.question.named(grid) for one in asked])
+    return [
+      [float((x * named).sum(-1).mean()), float(x.sum(-1).mean())]
+      for x in found
+    ]
+
   def _kept(self, program: Program) -> Row:
     """How many patches remain at the end, and of cells that are asked about.
 
     Of questions that name a cell, by the first weights; None: there are none,
     or the recipe cannot be followed through a whole sequence.
     """
-    asked = [one for one in self.model.asked if one.question.box is not None]
-    stages = self._stages(program.job, asked[:NAMED]) if asked else None
+    asked = self._naming
+    stages = self._stages(program.job, asked) if asked else None
     if stages is None:
       return {"kept": None, "kept_named": None}
     if not stages:
       return {"kept": 1.0, "kept_named": 1.0}
     grid, remains = self.model.config.vision.grid, stages[-1].remains
-    named = np.stack([one.question.named(grid) for one in asked[:NAMED]])
+    named = np.stack([one.question.named(grid) for one in asked])
     return {
       "kept": float(remains.mean()),
       "kept_named": float(remains[named].mean()),

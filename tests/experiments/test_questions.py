@@ -50,7 +50,7 @@ def test_a_conversation_expects_answers_and_ends():
 def shown(image: np.ndarray) -> np.ndarray:
   """The digit in each cell by its pixels, -1 where it is none, `[9]`."""
   pixels, labels = digit_grid.flat("test")
-  cells = (image[..., 0] * 60 + 5).reshape(3, 8, 3, 8).swapaxes(1, 2)
+  cells = (image[..., 0] * 20 + 5).reshape(3, 8, 3, 8).swapaxes(1, 2)
   apart = np.abs(cells.reshape(9, 1, 64) - pixels).max(axis=-1)
   return np.where(apart.min(axis=1) < 1e-3, labels[apart.argmin(axis=1)], -1)
 
@@ -92,9 +92,9 @@ def test_impossible_grids_are_refused(side, digits):
 
 
 def small():
-  """A model of random weights for images of 24 x 24 grey pixels."""
+  """A model of random weights for images of 24 x 24 pixels."""
   vision = dataclasses.replace(
-    vlm_models.VISION, image_size=24, patch_size=8, channels=1, depth=1
+    vlm_models.VISION, image_size=24, patch_size=8, channels=3, depth=1
   )
   assert isinstance(vision, ViTConfig)
   return vlm_models.config(vision=vision, image_token=IMAGE, pass_class=True)

@@ -58,6 +58,8 @@ def test_rows_plots_and_what_goes_on(workdir, monkeypatch):
   inside = rows["fastv", 0.5]
   assert whole["drift"] == 0 and whole["lost_all"] == 0
   assert whole["kept"] == whole["kept_named"] == 1
+  assert inside["looks"] is None and len(whole["looks"]) == 3
+  assert all(0 < own < every < 1 for own, every in whole["looks"])
   assert (whole["image_tokens"], blind["image_tokens"]) == (17, 9)
   # The class token stays; half of the patches go before the language model.
   assert blind["kept"] == 0.5 and 0.4 < inside["kept"] < 0.6
@@ -109,7 +111,7 @@ def test_a_file_of_questions(tmp_path, monkeypatch):
   monkeypatch.setattr(
     interop, "load", lambda *a, **k: (model, subject.model.params, inputs)
   )
-  Image.new("L", (20, 30), 200).save(tmp_path / "a.png")
+  Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
   line = dict(image="a.png", question="how many show 3?", answer="2")
   path = tmp_path / "asked.jsonl"
   path.write_text(json.dumps(line) + "\n\n" + json.dumps({**line, "kind": "x"}))
@@ -119,7 +121,7 @@ def test_a_file_of_questions(tmp_path, monkeypatch):
   one, two = made.model.asked
   assert (one.question.kind, two.question.kind) == ("all", "x")
   assert one.prompt == words.encode("<image> how many show 3?")
-  assert one.image.shape == (32, 32, 1)
+  assert one.image.shape == (32, 32, 3)
   for text, message in (
     ("", "has no question"),
     ("{", "line 1: is not JSON"),
