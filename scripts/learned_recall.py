@@ -23,7 +23,7 @@ from experiments.sweeps import runs
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 
-KINDS = ("weighted", "plain", "window")
+KINDS = ("weighted", "plain", "window", "dense")
 
 
 def params_of(config, folder: pathlib.Path):
@@ -60,9 +60,7 @@ def main() -> None:
       after = params_of(config, root / f"{kind}-{seed}")
       found[kind].append([accuracy(config, p) for p in (before, after)])
       print(seed, kind, *found[kind][-1], flush=True)
-  dense = recall.get_config("length=64")
   print("kind\tbefore\tafter")
-  print("dense", f"{accuracy(dense, before):.1f}", "-", sep="\t")
   for kind, rows in found.items():
     x = np.array(rows)
     wide = 1.96 * x[:, 1].std(ddof=min(1, len(x) - 1)) / len(x) ** 0.5

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from tokjax.signals import Attention
 from tokjax.slots import Slots
@@ -110,6 +110,39 @@ def attention_diversity(
   dot = rows @ centre
   norm = _length(rows) * _length(centre)
   return jnp.where(norm > 0, dot / jnp.where(norm > 0, norm, 1.0), 0.0).mean()
+
+
+def sink_decorrelation(
+  hidden: Float[Array, "l b n d"], valid: Bool[Array, "b n"]
+) -> Float[Array, ""]:
+  """How alike hidden states are to that of the first token, in [0, 1].
+
+  Squared cosine, a mean over real tokens of all examples but the first ones.
+  Lowers attention sinks and massive activations of a fine-tuned model. For
+  audio-visual speech (Cappellazzo et al., 2025; checked against
+  umbertocappellazzo/Llama-AVSR:models/modeling_AVSRLLM.py (410842d), read, not
+  run) with a factor of 10000 on it. Deviation: padding does not count.
+
+  Args:
+    hidden: of the tokens that are no output, the first token first: what goes
+      into every block but the first. `Slots(collect=(Hidden(),))` gives the
+      inputs of all blocks.
+    valid: real ones of them.
+
+  Raises:
+    ValueError: there is no token but the first.
+  """
+  if hidden.shape[2] < 2:
+    raise ValueError(
+      f"hidden has {hidden.shape[2]} tokens: must be two or more"
+    )
+  first, rest = hidden[:, :, :1], hidden[:, :, 1:]
+  rest = jnp.where(valid[None, :, 1:, None], rest, 0.0)
+  norm = _length(first) * _length(rest)
+  cosine = (first * rest).sum(axis=-1) / jnp.where(norm > 0, norm, 1.0)
+  real = valid[None, :, 1:]
+  square = jnp.where(real, jnp.square(cosine), 0.0).sum(axis=(1, 2))
+  return (square / jnp.maximum(real.sum(), 1)).mean()
 
 
 def _length(x: Float[Array, "*s n"]) -> Float[Array, "*s"]:

@@ -68,11 +68,8 @@ def table(results: Results, kinds: Sequence[str]) -> Table:
     " FLOPs: of prefill, vision and selection included; cache: bytes that"
     " count; both as shares"
     " of the unreduced model's; prefill, first (token), decode: measured"
-<<<<<<< HEAD
-    f" speed-up{''.join(filter(None, verdicts))}",
-    notes=question_budget.verdicts(results),
-=======
     f" speed-up{looks(whole)}{''.join(filter(None, verdicts))}",
+    notes=question_budget.verdicts(results),
   )
 
 
@@ -84,7 +81,6 @@ def looks(whole: Row) -> str:
   return (
     "; attention of the last token to the cell that a question names, and to"
     f" all patches, block by block: {', '.join(blocks)}"
->>>>>>> s6-vlmsweep
   )
 
 

@@ -239,3 +239,27 @@ def test_sown_losses_have_exactly_the_name():
   sown = {"block_0": {"mine_too": (jnp.array(2.0),), "mine": (jnp.array(4.0),)}}
   model = type("M", (), {"slots": Slots(name="mine")})
   assert losses.Sown("mine")(View({"sown": sown}, model=model)) == 4
+
+
+def test_sink_decorrelation_by_hand_and_padded():
+  first = np.array([2.0, 0, 0])
+  rest = [[0.6, 0.8, 0], [0, 3.0, 0]]
+  one = jnp.asarray([[first, *rest]])[:, None]
+  ones = jnp.ones((1, 3), bool)
+  value = lambda x, valid: float(losses.sink_decorrelation(x, valid))
+  assert value(one, ones) == pytest.approx(0.18)
+  assert value(-one * jnp.asarray([-1, 1, 1])[None, None, :, None], ones) == (
+    pytest.approx(0.18)
+  )
+  # A second layer of alike states, and a token of padding that is anything.
+  both = jnp.concatenate([one, jnp.ones_like(one)])
+  assert value(both, ones) == pytest.approx((0.18 + 1) / 2)
+  hidden = both.at[:, :, 2].set(7.0)
+  valid = jnp.asarray([[True, True, False]])
+  assert value(hidden, valid) == pytest.approx((0.36 + 1) / 2)
+  slope = jax.jit(jax.grad(losses.sink_decorrelation))(hidden, valid)
+  assert np.isfinite(slope).all()
+  assert not np.any(slope[:, :, 2])
+  assert np.abs(slope[0, 0, 0]).max() > 0
+  with pytest.raises(ValueError, match="hidden has 1 tokens"):
+    losses.sink_decorrelation(one[:, :, :1], ones[:, :1])

@@ -199,9 +199,8 @@ class TreeCrossAttention(nn.Module):
       raise ValueError(f"heads={self.heads}: must divide the width {width}")
     tokens = jnp.where(mask[..., None], tokens, 0.0)
     levels = self._tree(tokens, mask)
-    out, seen, log_prob, entropy, group = self._search(query, levels, key)
     full = self._attended(query, tokens, mask[:, None])
-    return Read(out, full, log_prob, entropy, seen.sum(axis=-1), group)
+    return self._search(query, levels, key)._replace(full=full)
 
   def _attended(self, query, x, seen):
     """Cross attention with its MLP; `x [*b, n, d]`, `seen [*b, #q, n]`."""
@@ -237,8 +236,8 @@ class TreeCrossAttention(nn.Module):
       levels.insert(0, Level(*map(by_parent, above)))
     return levels
 
-  def _search(self, query, levels, key):
-    """Outputs, what was seen for them, log-probability, entropy, group."""
+  def _search(self, query, levels, key) -> Read:
+    """Without `full`, for which `out` stands in."""
     b, q, _ = query.shape
     at = jnp.zeros((b, q), jnp.int32)
     log_prob = entropy = choices = jnp.zeros((b, q))
@@ -268,7 +267,8 @@ class TreeCrossAttention(nn.Module):
     x = jnp.concatenate([*nodes, x], axis=2)
     seen = jnp.concatenate([*seen, real], axis=2)
     out = self._attended(query[:, :, None], x, seen[:, :, None])[:, :, 0]
-    return out, seen, log_prob, entropy / jnp.maximum(choices, 1), at
+    entropy = entropy / jnp.maximum(choices, 1)
+    return Read(out, out, log_prob, entropy, seen.sum(axis=-1), at)
 
 
 def _choose(p, real, key, level: int):
