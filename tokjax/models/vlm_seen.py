@@ -59,7 +59,8 @@ def check(config: Any, slots: Slots) -> None:
   if native or config.merge > 1 or config.tiled or mixed:
     raise ValueError(
       f"{where} patch by patch, and this model merges patches of the encoder,"
-      " mixes those of large images or cuts images into tiles; use a recipe that does not ask the encoder"
+      " mixes those of large images or cuts images into tiles; use a recipe"
+      " that does not ask the encoder"
     )
   kinds, depth = {*config.vision.kinds, Kind.PATCH}, config.vision.depth
   reduced = [name for name, own in slots.towers if own.reduce]
