@@ -119,7 +119,7 @@ def sink_decorrelation(
 
   Squared cosine, a mean over real tokens of all examples but the first ones.
   Lowers attention sinks and massive activations of a fine-tuned model. For
-  audio-visual speech (Cappellazzo et al., 2025; checked against
+  audio-visual speech (Anand et al., 2025; checked against
   umbertocappellazzo/Llama-AVSR:models/modeling_AVSRLLM.py (410842d), read, not
   run) with a factor of 10000 on it. Deviation: padding does not count.
 
