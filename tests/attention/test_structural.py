@@ -143,3 +143,29 @@ def test_bad_input_is_refused():
     structural.table_mask(*given[3:], heads=3, row_heads=4)
   with pytest.raises(ValueError, match="bucket=0: must be 1 or more"):
     structural.table_attention(*given, row_heads=1, bucket=0)
+
+
+def test_a_translation_sees_registers_and_what_came_before():
+  kind = np.array([0, 0, 0, 1, 1, 1, 2, 2])
+  source, register = jnp.asarray(kind == 0), jnp.asarray(kind == 1)
+  seen = structural.register_mask(source, register, jnp.ones(8, bool))
+  assert seen.sum(axis=1).tolist() == [3, 3, 3, 6, 6, 6, 4, 5]
+  assert not seen[6:, :3].any()
+  # What is two steps away goes through registers, and through nothing else.
+  cut = np.array(seen)
+  cut[3:6, :3] = False
+  reach = lambda m: np.linalg.matrix_power(m.astype(int), 8) > 0
+  assert reach(np.array(seen))[6:, :3].all()
+  assert not reach(cut)[6:, :3].any()
+  # Padding on the left, as the official batches have it.
+  valid = jnp.arange(9) > 0
+  padded = structural.register_mask(
+    jnp.asarray(np.append(True, kind == 0)),
+    jnp.asarray(np.append(False, kind == 1)), valid,
+  )  # fmt: skip
+  np.testing.assert_array_equal(padded[1:, 1:], seen)
+  assert not padded[0].any()
+  assert not padded[:, 0].any()
+  assert structural.registers(jnp.asarray([1, 4, 5]), 2).tolist() == [1, 2, 3]
+  with pytest.raises(ValueError, match="factor=0: must be 1 or more"):
+    structural.registers(jnp.asarray([1]), 0)

@@ -3,8 +3,9 @@
 Chunks end with a token that the data puts there (`landmark.with_landmarks`
 does). A sentinel sees its own chunk and itself, so that it can only summarise
 it; other tokens see all that came before, sentinels included. Nothing is
-removed. Wu et al., 2024 (arXiv 2406.10985): the abstract and the mask of Figure
-1; how long chunks are, and whether a sentinel sees earlier ones, is not told.
+removed. Luo et al., 2024 (arXiv 2406.10985): the abstract and the mask of its
+Figure 1; how long chunks are, and whether a sentinel sees earlier ones, is not
+told.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Masks that follow the structure of an input: tables and web pages.
+"""Masks that follow the structure of an input: tables, pages, translations.
 
 For encoders, of one example: lift them with `jax.vmap`. `prefix_global` is a
 pattern for `pallas_kernels.block_sparse_attention`.
@@ -186,3 +186,43 @@ def _attended(queries, keys):
   x = jnp.einsum("ihd,jhd->hij", q, k) * q.shape[-1] ** -0.5
   weight = jax.nn.softmax(x, axis=-1, where=seen[None])
   return jnp.einsum("hij,jhd->ihd", weight, v)
+
+
+def registers(length: Int[Array, "..."], factor: int = 1) -> Int[Array, "..."]:
+  """MITRE's number of registers of a source: its length over `factor`, up.
+
+  `length` counts all tokens but padding, the language tag and the end included.
+
+  Raises:
+    ValueError: `factor` is below 1.
+  """
+  if factor < 1:
+    raise ValueError(f"factor={factor}: must be 1 or more")
+  return -(-length // factor)
+
+
+def register_mask(
+  source: Bool[Array, "n"], register: Bool[Array, "n"], valid: Bool[Array, "n"]
+) -> Bool[Array, "n n"]:
+  """MITRE: a translation sees its source through registers alone.
+
+  Source tokens see each other; registers see the source and each other; tokens
+  of the translation, which are all others, see registers and what came before
+  them. The source's keys and values are needed no more once the registers are
+  there. Qu et al., 2025. Weak: from a description of the paper and of
+  zhiqu22/mitre (5e19fbf); the code was neither read nor run.
+
+  Args:
+    source: tokens of the source, its language tag first.
+    register: registers, which all begin as the tag's embedding.
+    valid: real tokens; padding may stand anywhere.
+  """
+  target = ~(source | register)
+  place = jnp.arange(len(source))
+  before = place[None] <= place[:, None]
+  seen = (source[:, None] & source[None]) | (
+    register[:, None] & (source | register)[None]
+  )
+  seen = seen | (target[:, None] & register[None])
+  seen = seen | (target[:, None] & target[None] & before)
+  return seen & valid[None] & valid[:, None]
