@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.optimizer = dict(
     name="adamw", lr=2e-3, warmup=50, b2=0.98, weight_decay=0.02, ema=0.98
   )
-  config.steps = 700
+  config.steps = 1400
   config.batch_size, config.eval_batch_size = 64, 120
   config.checkpoint = dict(every=500, keep=1)
   config.log_every, config.eval_every = 50, 500
