@@ -2,9 +2,9 @@
 
 python -m experiments.train --config configs/vlm_grid.py --workdir DIR
 
-"Which digit is at b3?", "how many show 7?", "which is the largest?". A vision
+"Which digit is green?", "how many show 7?", "which is the largest?". A vision
 encoder, a projector and a language model, trained together on conversations of
-ten questions about an image; nothing is downloaded.
+five questions about an image; nothing is downloaded.
 """
 
 import ml_collections
@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """`arg`: "runlocal" for two steps."""
   values = common.parse_arg(arg)
   config = common.base()
-  data = GridQuestions(side=4, digits=5, turns=10, heldout=600)
+  data = GridQuestions(side=4, digits=8, turns=5, heldout=600)
   config.data = dict(
     name="grid_questions", side=data.side, digits=data.digits,
     turns=data.turns, heldout=data.heldout,
@@ -44,8 +44,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.optimizer = dict(
     name="adamw", lr=2e-3, warmup=50, b2=0.98, weight_decay=0.02, ema=0.98
   )
-  config.steps = 1000
-  config.batch_size, config.eval_batch_size = 32, 120
+  config.steps = 1400
+  config.batch_size, config.eval_batch_size = 64, 120
   config.checkpoint = dict(every=500, keep=1)
   config.log_every, config.eval_every = 50, 500
   config.threads = 2

@@ -1,14 +1,13 @@
 """Questions about a grid of digits: one cell, how many, the largest.
 
-Some cells show a digit, the others one whose pixels are scrambled, in red. A
-green line says which row a cell is in, a blue one which column. A question
-about a cell needs the patches that show it and no others; how many there are
-and which is the largest follow from what all cells show.
+Some cells show a digit, the others one whose pixels are scrambled, in red. The
+ground of three digits is green, blue or cyan; a question about one of these
+needs the patches that show it and no others; how many there are and which
+is the largest follow from what all cells show.
 """
 
 import dataclasses
 import functools
-import string
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,13 +22,15 @@ from tokjax.interop import Preprocessing
 SPLITS = {"train": 0, "test": 1}
 TRAIN = 1 << 16
 KINDS = ("cell", "count", "largest")
-# Of each kind among the questions of training.
-SHARES = (0.6, 0.25, 0.15)
 # Cells of one image that show the digit that is counted: 0 to MANY - 1.
 MANY = 5
 CELL = 8
+# Green and blue of the ground of a cell that a question may name.
+COLOURS = {"green": (16.0, 0.0), "blue": (0.0, 16.0), "cyan": (16.0, 16.0)}
+# All that can be asked about an image: a kind, and the number of a colour.
+QUESTIONS = (*(("cell", i) for i in range(3)), ("count", 0), ("largest", 0))
 MOST, MEAN, STD = 16.0, 5.0, 20.0  # Pixels are 0 to MOST, and normalised.
-LONGEST = 8  # Ids of a question with its answer and the end.
+LONGEST = 7  # Ids of a question with its answer and the end.
 
 
 class Scene(NamedTuple):
@@ -39,11 +40,13 @@ class Scene(NamedTuple):
     image: `[8 side, 8 side, 3]`.
     label: the digit in each cell, `[side, side]`; -1: a scrambled one.
     common: a digit that may be counted.
+    colour: of the ground of each cell, by its number; -1: it is black.
   """
 
   image: np.ndarray
   label: np.ndarray
   common: int
+  colour: np.ndarray
 
 
 @functools.cache
@@ -51,20 +54,6 @@ def by_label(split: str) -> list[np.ndarray]:
   """Which images of a split show each digit."""
   labels = digit_grid.flat(split)[1]
   return [np.flatnonzero(labels == digit) for digit in range(10)]
-
-
-def marks(side: int) -> np.ndarray:
-  """An empty grid with the marks of its cells, `[8 side, 8 side, 3]`."""
-  image = np.zeros((CELL * side, CELL * side, 3), np.float32)
-  for i in range(side):
-    at = i * CELL + i * CELL // side
-    image[at, :, 1] = image[:, at, 2] = MOST
-  return image
-
-
-def name(row: int, column: int) -> str:
-  """Of a cell, as on a chess board: "b3" is the third of the second row."""
-  return f"{string.ascii_lowercase[row]}{column + 1}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +66,13 @@ class GridQuestions:
   Attributes:
     side: cells in a row and in a column.
     digits: cells that show a digit.
-    turns: questions about one image in training.
+    turns: different questions about one image in training.
     heldout: held-out images, each with a question of the next kind in turn.
   """
 
   side: int = 5
   digits: int = 8
-  turns: int = 4
+  turns: int = 5
   heldout: int = 600
 
   kinds = KINDS
@@ -96,16 +85,19 @@ class GridQuestions:
       raise ValueError(
         f"digits={self.digits}: must lie in {MANY}..side**2={self.side**2}"
       )
-    for name in ("turns", "heldout"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
+    if not 1 <= self.turns <= len(QUESTIONS):
+      raise ValueError(
+        f"turns={self.turns}: must lie in 1..{len(QUESTIONS)}, the number of"
+        " different questions"
+      )
+    if self.heldout < 1:
+      raise ValueError(f"heldout={self.heldout}: must be 1 or more")
 
   @functools.cached_property
   def words(self) -> Words:
     """The language of questions and answers."""
-    text = "which digit is at how many show the largest ?"
-    cells = [name(i, j) for i in range(self.side) for j in range(self.side)]
-    return Words((*map(str, range(10)), *cells, *text.split()))
+    text = "which digit is how many show the largest ?"
+    return Words((*map(str, range(10)), *COLOURS, *text.split()))
 
   @property
   def num_classes(self) -> int:
@@ -137,8 +129,9 @@ class GridQuestions:
   def augment(self, element: Element, rng: np.random.Generator) -> Element:
     """Another image at every turn, with `turns` questions of all kinds."""
     scene = self.scene(element["split"], rng)
-    kinds = np.searchsorted(np.cumsum(SHARES), rng.random(self.turns))
-    asked = [self.ask(scene, KINDS[kind], rng) for kind in kinds]
+    # Each is asked once: an answer must not be copied from an earlier one.
+    which = rng.permutation(len(QUESTIONS))[: self.turns]
+    asked = [self.ask(scene, *QUESTIONS[i]) for i in which]
     return conversation(self.words, scene.image, asked, self.length)
 
   def prepare(self, element: Element) -> Element:
@@ -150,7 +143,8 @@ class GridQuestions:
     """A held-out image and what is asked about it."""
     rng = np.random.default_rng((SPLITS["test"], number))
     scene = self.scene("test", rng)
-    return scene.image, self.ask(scene, KINDS[number % len(KINDS)], rng)
+    kind, colour = KINDS[number % len(KINDS)], int(rng.integers(len(COLOURS)))
+    return scene.image, self.ask(scene, kind, colour)
 
   def scene(self, split: str, rng: np.random.Generator) -> Scene:
     """Draws an image of digits of a split.
@@ -170,16 +164,20 @@ class GridQuestions:
     shown[self.digits :] = rng.permuted(shown[self.digits :], axis=1)
     for i, digit in enumerate(wanted):
       shown[i] = pixels[of[digit][int(chance[i] * len(of[digit]))]]
-    label = np.full(cells, -1)
+    label, colour = np.full((2, cells), -1)
     label[: self.digits] = wanted
-    order = rng.permutation(cells)
-    side, grid = self.side, shown[order].reshape(self.side, -1, CELL, CELL)
-    image = marks(side)
-    image[..., 0] = grid.swapaxes(1, 2).reshape(CELL * side, CELL * side)
-    return Scene((image - MEAN) / STD, label[order].reshape(side, side), common)
+    colour[self.digits - len(COLOURS) : self.digits] = range(len(COLOURS))
+    ground = np.array([*COLOURS.values(), (0.0, 0.0)])[colour]
+    patch = np.zeros((cells, CELL * CELL, 3), np.float32)
+    patch[..., 0], patch[..., 1:] = shown, ground[:, None]
+    order, side = rng.permutation(cells), self.side
+    image = patch[order].reshape(side, side, CELL, CELL, 3).swapaxes(1, 2)
+    image = image.reshape(CELL * side, CELL * side, 3)
+    label, colour = (x[order].reshape(side, side) for x in (label, colour))
+    return Scene((image - MEAN) / STD, label, common, colour)
 
-  def ask(self, scene: Scene, kind: str, rng: np.random.Generator) -> Question:
-    """Draws a question of a kind."""
+  def ask(self, scene: Scene, kind: str, colour: int = 0) -> Question:
+    """A question of a kind; `colour`: number of that of a cell."""
     label = scene.label
     if kind == "largest":
       return Question("which is the largest?", str(label.max()), kind)
@@ -187,9 +185,8 @@ class GridQuestions:
       count = (label == scene.common).sum()
       text = f"how many show {scene.common}?"
       return Question(text, str(count), kind)
-    places = np.argwhere(label >= 0)
-    row, column = places[rng.integers(len(places))].tolist()
-    text = f"which digit is at {name(row, column)}?"
+    ((row, column),) = np.argwhere(scene.colour == colour).tolist()
+    text = f"which digit is {tuple(COLOURS)[colour]}?"
     box = (row, column, row + 1, column + 1)
     box = tuple(edge / self.side for edge in box)
     return Question(text, str(label[row, column]), kind, box)

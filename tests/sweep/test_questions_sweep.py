@@ -59,7 +59,9 @@ def test_rows_plots_and_what_goes_on(workdir, monkeypatch):
   assert whole["drift"] == 0 and whole["lost_all"] == 0
   assert whole["kept"] == whole["kept_named"] == 1
   assert inside["looks"] is None and len(whole["looks"]) == 3
-  assert all(0 < own < every < 1 for own, every in whole["looks"])
+  # The first block is local: it does not reach the image.
+  assert whole["looks"][0] == [0, 0]
+  assert all(0 < own < every < 1 for own, every in whole["looks"][1:])
   assert (whole["image_tokens"], blind["image_tokens"]) == (17, 9)
   # The class token stays; half of the patches go before the language model.
   assert blind["kept"] == 0.5 and 0.4 < inside["kept"] < 0.6
