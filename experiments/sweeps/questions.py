@@ -4,14 +4,19 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import typed, visual_tokens
-from experiments.sweeps import intervals, question_budget, question_report
+from experiments import typed
+from experiments.sweeps import (
+  intervals,
+  question_budget,
+  question_report,
+  question_views,
+)
 from experiments.sweeps.probe import words_of
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.question_models import (
@@ -19,24 +24,13 @@ from experiments.sweeps.question_models import (
   Asked,
   QuestionModel,
 )
+from experiments.sweeps.question_programs import Program, build, pack
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import Results, Row
-from experiments.sweeps.subject import Job, OptionsSweep, Unfit
-from tokjax.analysis import cost, gallery, merge_map
-from tokjax.models import (
-  VisionLanguage,
-  VisionLanguageGenerator,
-  generation,
-  vlm_generation,
-  vlm_prompts,
-)
-from tokjax.models.decoder_slots import Capacities
+from experiments.sweeps.subject import Job, OptionsSweep
 from tokjax.models.generation import Generation
-from tokjax.models.vlm import Prompts
 
 ALL = "all"
-# So many questions that name a cell say which patches remain.
-NAMED = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,55 +69,6 @@ class Questions(OptionsSweep):
     return QuestionsSubject(self, self.subject.prepare(workdir))
 
 
-class Packed(NamedTuple):
-  """A batch of questions as one shape.
-
-  Attributes:
-    prompts: on the device.
-    room: the most tokens of each kind (static).
-    real: how many rows are no filling.
-  """
-
-  prompts: Prompts
-  room: Capacities
-  real: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A model with a recipe, whose prefill is one compiled program.
-
-  Attributes:
-    job: what was compiled.
-    generator: the model.
-    batches: all questions, packed for it.
-    run: from parameters, prompts and a key to a `Generation`.
-    cost: of the prefill of a batch, vision and selection included, by the
-      compiler's own analysis.
-  """
-
-  job: Job
-  generator: VisionLanguageGenerator
-  batches: Sequence[Packed]
-  run: Callable[..., Generation]
-  cost: cost.Cost
-
-  def step(self, params: Any, going: Generation, token) -> Generation:
-    """A step of decoding; `going` is used up."""
-    decoder = self.generator.model.decoder
-    return generation.decode_step(decoder, params["language"], going, token)
-
-  def decode(
-    self, params: Any, going: Generation, count: int
-  ) -> list[jax.Array]:
-    """The first `count` tokens of each answer, without sampling."""
-    tokens = [going.logits.argmax(-1).astype(jnp.int32)]
-    for _ in range(count - 1):
-      going = self.step(params, going, tokens[-1])
-      tokens.append(going.logits.argmax(-1).astype(jnp.int32))
-    return tokens
-
-
 @dataclasses.dataclass(frozen=True)
 class QuestionsSubject:
   """A vision-language model under the settings of a sweep; a `Subject`."""
@@ -141,39 +86,9 @@ class QuestionsSubject:
     return np.array([one.question.kind for one in self.model.asked])
 
   def compile(self, job: Job) -> Program:
-    """See `Subject.compile`.
-
-    The prompt has as many tokens as the longest one of all questions needs.
-    """
-    asked, size = self.model.asked, self.settings.batch_size
+    """See `Subject.compile`."""
     room = max(self.settings.steps, self.settings.answer)
-    try:
-      model = self.model.build(job.slots())
-      generator = generator_of(model, self.model, asked, size, room)
-      batches = [
-        pack(generator, asked[first : first + size], size)
-        for first in range(0, len(asked), size)
-      ]
-      first = batches[0]
-
-      leaves, tree = jax.tree.flatten(first.prompts)
-
-      def prefill(params, leaves, key):
-        prompts = tree.unflatten(leaves)
-        return vlm_generation.prefill(
-          model, params, prompts, room, None, first.room, key
-        )
-
-      jitted = jax.jit(prefill)
-      inputs = self.model.params, leaves, jax.random.key(0)
-      compiled = jitted.lower(*inputs).compile()
-    except ValueError as error:
-      raise Unfit(job, str(error)) from error
-    spent = cost.measure(jitted, *inputs, compiled=compiled)
-    run = lambda params, prompts, key: compiled(
-      params, jax.tree.leaves(prompts), key
-    )
-    return Program(job, generator, batches, run, spent)
+    return build(self.model, job, self.settings.batch_size, room)
 
   def score(self, programs: Sequence[Program], whole: Program) -> list[Row]:
     """Right answers by kind of question, drift, FLOPs and bytes.
@@ -191,8 +106,10 @@ class QuestionsSubject:
         own, other = self._answers(program)
         moved = (np.exp(logits) * (logits - other)).sum(axis=-1)
       row = {**self._row(right, own, moved), **self._sizes(program)}
-      looks = self._looks(program) if program is whole else None
-      rows.append({**row, **self._kept(program), "looks": looks})
+      kept, looks = question_views.kept(self.model, program.job), None
+      if program is whole:
+        looks = question_views.looks(self.model, program.job)
+      rows.append({**row, **kept, "looks": looks})
     return rows
 
   def _answers(self, program: Program) -> tuple[np.ndarray, np.ndarray]:
@@ -294,125 +211,11 @@ class QuestionsSubject:
   def picture(
     self, results: Results, methods: Sequence[str], path: pathlib.Path
   ) -> None:
-    """Which patches each method leaves of the first images.
-
-    Methods that the model cannot be built with, or that cannot be followed
-    through a whole sequence, are left out.
-    """
+    """Which patches each method leaves of the first images."""
     del results
-    settings, maps = self.settings, {}
-    asked = self.model.asked[: settings.pictures]
-    if self.model.config.pinpoints:
-      return
-    for method in methods:
-      job = settings.job(method, settings.picture_keep)
-      stages = self._stages(job, asked)
-      if stages:
-        maps[method] = stages[-1].groups(self.model.config.vision.grid)
-    images = np.stack([one.image for one in asked])
-    questions = " ".join(f"{one.question.text}" for one in asked)
-    gallery.draw_methods(
-      merge_map.displayable(images), maps, path,
-      title=f"Patches that remain, keep {settings.picture_keep:g}",
-      note=questions, side=96,
+    keep, asked = self.settings.picture_keep, self.model.asked
+    question_views.draw(
+      self.model, asked[: self.settings.pictures],
+      [self.settings.job(method, keep) for method in methods], path,
+      title=f"Patches that remain, keep {keep:g}",
     )  # fmt: skip
-
-  def _stages(
-    self, job: Job, asked: Sequence[Asked]
-  ) -> list[visual_tokens.Stage] | None:
-    """What is left of patches after each stage; None: cannot be followed."""
-    if self.model.config.pinpoints:
-      return None
-    try:
-      model = self.model.build(job.slots())
-      generator = generator_of(model, self.model, asked, len(asked))
-      prompts = pack(generator, asked, len(asked)).prompts
-      key = jax.random.key(0)
-      found = visual_tokens.look(model, self.model.params, prompts, key)
-    except ValueError:
-      return None
-    return found
-
-  @property
-  def _naming(self) -> list[Asked]:
-    """Some of the questions that name a cell."""
-    asked = self.model.asked
-    return [one for one in asked if one.question.box is not None][:NAMED]
-
-  def _looks(self, whole: Program) -> list[list[float]] | None:
-    """Where the last token of questions that name a cell looks.
-
-    Means over these questions, for each block of the language model: its
-    attention to the patches of the cell, and to all patches. None: no question
-    names a cell, or images are cut into crops.
-    """
-    asked, model = self._naming, self.model
-    if not asked or model.config.pinpoints:
-      return None
-    generator = generator_of(whole.generator.model, model, asked, len(asked))
-    prompts = pack(generator, asked, len(asked)).prompts
-    found = visual_tokens.attention(model.config, model.params, prompts)
-    grid = model.config.vision.grid
-    named = np.stack([one.question.named(grid) for one in asked])
-    return [
-      [float((x * named).sum(-1).mean()), float(x.sum(-1).mean())]
-      for x in found
-    ]
-
-  def _kept(self, program: Program) -> Row:
-    """How many patches remain at the end, and of cells that are asked about.
-
-    Of questions that name a cell, by the first weights; None: there are none,
-    or the recipe cannot be followed through a whole sequence.
-    """
-    asked = self._naming
-    stages = self._stages(program.job, asked) if asked else None
-    if stages is None:
-      return {"kept": None, "kept_named": None}
-    if not stages:
-      return {"kept": 1.0, "kept_named": 1.0}
-    grid, remains = self.model.config.vision.grid, stages[-1].remains
-    named = np.stack([one.question.named(grid) for one in asked])
-    return {
-      "kept": float(remains.mean()),
-      "kept_named": float(remains[named].mean()),
-    }
-
-
-def generator_of(
-  model: VisionLanguage,
-  source: QuestionModel,
-  asked: Sequence[Asked],
-  size: int,
-  decode: int = 1,
-) -> VisionLanguageGenerator:
-  """A generator with room for the longest prompt, which all are padded to.
-
-  Args:
-    model: built with the slots of a recipe.
-    source: of its parameters.
-    asked: all questions.
-    size: of batches.
-    decode: tokens that can be generated.
-  """
-  count = vlm_generation.tokens_per_image(model.config, model.slots)
-  cut = lambda one: vlm_prompts.crops_of(one.image, model.config).pixels
-  crops = [len(cut(one)) for one in asked]
-  # Where images are cut, a newline ends each row of each crop at most.
-  most, each = max(crops), count * 2 if model.config.pinpoints else count
-  longest = max(len(one.prompt) for one in asked) - 1 + most * each
-  return VisionLanguageGenerator(
-    model, source.params, longest, decode, buckets=(longest,),
-    image_buckets=(most, most * size),
-  )  # fmt: skip
-
-
-def pack(
-  generator: VisionLanguageGenerator, asked: Sequence[Asked], size: int
-) -> Packed:
-  """A batch of `size` questions, filled up with the first of them."""
-  rows = [*asked, *(asked[:1] * (size - len(asked)))]
-  prompts, room = generator.pack(
-    [one.prompt for one in rows], [[one.image] for one in rows]
-  )
-  return Packed(prompts, room, len(asked))

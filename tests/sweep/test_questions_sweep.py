@@ -11,7 +11,13 @@ from PIL import Image
 from configs import vlm_budget, vlm_pareto
 from experiments import sweep, typed, visual_tokens
 from experiments.data.grid_questions import KINDS
-from experiments.sweeps import question_budget, question_models, questions
+from experiments.sweeps import (
+  question_budget,
+  question_models,
+  question_programs,
+  question_views,
+  questions,
+)
 from experiments.sweeps.subject import Job
 from tests.contract.case import draw_params
 from tokjax import interop
@@ -85,11 +91,11 @@ def test_what_remains_is_what_the_last_token_looks_at(tmp_path):
   found = sweep.load(config())
   subject = found.prepare(tmp_path)
   asked = subject.model.asked[:3]
-  stages = subject._stages(Job("fastv", 0.5), asked)
+  stages = question_views.stages_of(subject.model, Job("fastv", 0.5), asked)
   assert [stage.name for stage in stages] == ["language, block 3"]
   plain = subject.model.build(Job("none", None).slots())
-  whole = questions.generator_of(plain, subject.model, asked, 3)
-  prompts = questions.pack(whole, asked, 3).prompts
+  whole = question_programs.generator_of(plain, subject.model, asked, 3)
+  prompts = question_programs.pack(whole, asked, 3).prompts
   looks = visual_tokens.attention(
     subject.model.config, subject.model.params, prompts
   )
