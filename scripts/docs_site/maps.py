@@ -20,8 +20,8 @@ from tokjax.slots import Slots
 
 SIZE, PATCH, DEPTH, KEEP = 192, 12, 6, 0.25
 SHOWN = (2, 4, 6)
-# Of a model with so few blocks.
-OPTIONS = {"vtc_cls": {"blocks": DEPTH // 2}}
+# Of a model with so few blocks, and a grid of 16 x 16 patches.
+OPTIONS = {"vtc_cls": {"blocks": DEPTH // 2}, "mustdrop": {"side": 4}}
 CAPTION = (
   "The photograph, and where its patches are after some blocks. Patches that"
   " became one token share their mean colour and an outline; dark patches were"
