@@ -302,6 +302,11 @@ class Slots:
     return dataclasses.replace(self, name=name, reduce=reduces, towers=towers)
 
   @property
+  def follows_keep(self) -> bool:
+    """Whether `with_keep` changes anything."""
+    return self.with_keep(0.5) != self.with_keep(0.25)
+
+  @property
   def reductions(self) -> int:
     """How many reductions there are, those of towers included."""
     return len(self.reduce) + sum(s.reductions for _, s in self.towers)

@@ -17,7 +17,7 @@ import numpy as np
 from experiments import typed
 from experiments.data import DATA, pipeline
 from experiments.data.images import FolderImages, to_image
-from experiments.sweeps.runs import trained
+from experiments.sweeps.runs import trained_seeds
 from experiments.training import config as config_lib
 from tokjax import interop
 from tokjax.models import ViT, ViTConfig
@@ -83,19 +83,14 @@ class Trained:
 
   def prepare(self, workdir: pathlib.Path) -> Classifier:
     """Trains under `workdir / "train"`, "train_1", ... unless that is done."""
-    weights = []
-    for i in range(self.seeds):
-      seeded = dataclasses.replace(self.train, seed=self.train.seed + i)
-      folder = workdir / (f"train_{i}" if i else "train")
-      weights.append(jax.device_put(trained(seeded, folder), jax.devices()[0]))
-    many = f", {self.seeds} seeds" if self.seeds > 1 else ""
+    weights, origin = trained_seeds(self.train, self.seeds, workdir)
     return Classifier(
       self.train.model,
-      tuple(weights),
+      weights,
       self.train.build_model,
       self.train.data,
       (),
-      f"trained here for {self.train.steps} steps{many}",
+      origin,
     )
 
 

@@ -6,13 +6,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image
 
 from experiments import typed
 from experiments.data.questions import Question
-from experiments.sweeps.runs import trained
+from experiments.sweeps.runs import trained_seeds
 from experiments.training import config as config_lib
 from tokjax import interop, zoo
 from tokjax.models import VisionLanguage, VisionLanguageConfig
@@ -97,19 +96,14 @@ class TrainedModel:
 
   def prepare(self, workdir: pathlib.Path) -> QuestionModel:
     """Trains under `workdir / "train"`, "train_1", ... unless that is done."""
-    weights = []
-    for i in range(self.seeds):
-      seeded = dataclasses.replace(self.train, seed=self.train.seed + i)
-      folder = workdir / (f"train_{i}" if i else "train")
-      weights.append(jax.device_put(trained(seeded, folder), jax.devices()[0]))
-    many = f", {self.seeds} seeds" if self.seeds > 1 else ""
+    weights, origin = trained_seeds(self.train, self.seeds, workdir)
     return QuestionModel(
       self.train.model,
-      tuple(weights),
+      weights,
       config_lib.DTYPES[self.train.precision],
       self.train.data.words,
       self._asked(),
-      f"trained here for {self.train.steps} steps{many}",
+      origin,
     )
 
   def _asked(self) -> list[Asked]:

@@ -83,8 +83,7 @@ class Job:
   def follows_keep(self) -> bool:
     """Whether a keep ratio changes the recipe."""
     try:
-      slots = dataclasses.replace(self, keep=None).slots()
-      return slots.with_keep(0.5) != slots.with_keep(0.25)
+      return dataclasses.replace(self, keep=None).slots().follows_keep
     except ValueError:
       return True
 

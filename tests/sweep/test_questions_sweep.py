@@ -17,6 +17,7 @@ from experiments.sweeps import (
   question_programs,
   question_views,
   questions,
+  runs,
 )
 from experiments.sweeps.subject import Job
 from tests.contract.case import draw_params
@@ -35,7 +36,7 @@ def random_weights(monkeypatch):
     shapes = jax.eval_shape(made.init, jax.random.key(0), prompts)["params"]
     return draw_params(shapes)
 
-  monkeypatch.setattr(question_models, "trained", trained)
+  monkeypatch.setattr(runs, "trained", trained)
   return calls
 
 

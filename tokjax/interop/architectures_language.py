@@ -9,7 +9,7 @@ from tokjax.interop import families_language as families
 from tokjax.interop import fields, tables
 from tokjax.interop.fields import Family, Json, Problems
 from tokjax.interop.files import TensorFiles
-from tokjax.interop.layout import Layout
+from tokjax.interop.layout import Layout, prefix_of
 from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
@@ -40,10 +40,7 @@ class Language(Layout):
 
   def prefix(self, names: Collection[str]) -> str:
     """The prefix that a file's decoder has (the usual one if none fits)."""
-    for prefix in self.prefixes:
-      if any(name.startswith(f"{prefix}layers.") for name in names):
-        return prefix
-    return self.prefixes[0]
+    return prefix_of(names, self.prefixes, "layers.")
 
   def is_ignored(self, name: str, config: DecoderConfig) -> bool:
     """Tensors of other parts, constants, and a copy of a tied embedding."""

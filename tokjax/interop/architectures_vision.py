@@ -9,7 +9,7 @@ from typing import Any
 from tokjax.interop import families_vision as families
 from tokjax.interop import fields, labels, preprocessing_files, tables
 from tokjax.interop.fields import Family, Json, Problems
-from tokjax.interop.layout import Layout
+from tokjax.interop.layout import Layout, prefix_of
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.tables import Row
 from tokjax.models.vit import ViT, ViTConfig
@@ -49,10 +49,7 @@ class Architecture(Layout):
 
   def prefix(self, names: Collection[str]) -> str:
     """The prefix that a file's encoder has (the usual one if none fits)."""
-    for prefix in self.prefixes:
-      if any(name.startswith(f"{prefix}embeddings.") for name in names):
-        return prefix
-    return self.prefixes[0]
+    return prefix_of(names, self.prefixes, "embeddings.")
 
   def table(self, config: ViTConfig) -> tuple[Row, ...]:
     """The rows that a file of this class may have."""

@@ -19,13 +19,12 @@ from tokjax.interop.convert import Entry
 from tokjax.interop.fields import Family, Field, Json, Problems
 from tokjax.interop.files import TensorFiles
 from tokjax.interop.inputs import ImagesAndText, Tiled
-from tokjax.interop.layout import Layout
+from tokjax.interop.layout import prefix_of
 from tokjax.interop.tokenizer import Tokenizer
+from tokjax.interop.towers import Towers, within
 from tokjax.models.projector import ProjectorConfig
 from tokjax.models.vit import ViTConfig
-from tokjax.models.vlm import VisionLanguage
 from tokjax.models.vlm_config import VisionLanguageConfig
-from tokjax.slots import Slots
 
 BLOCK, THEIRS = tables.BLOCK, tables.HF_BLOCK
 ROWS = (
@@ -122,18 +121,14 @@ OWN = Family(
 
 
 @dataclasses.dataclass(frozen=True)
-class InternVL(Layout):
+class InternVL(Towers):
   """A class of `transformers`; it can be read only."""
 
   name: str = "InternVLForConditionalGeneration"
 
-  holds = VisionLanguageConfig
-
   def prefix(self, names: Collection[str]) -> str:
     """That of the projector; towers find their own, see `entries`."""
-    prefixes = llava.PROJECTOR_PREFIXES
-    found = [p for p in prefixes if f"{p}linear_1.weight" in names]
-    return (found or prefixes)[0]
+    return prefix_of(names, llava.PROJECTOR_PREFIXES, "linear_1.weight")
 
   def table(self, config: VisionLanguageConfig) -> tuple[tables.Row, ...]:
     """The rows of the projector."""
@@ -150,11 +145,10 @@ class InternVL(Layout):
       ("projector", PROJECTOR, self.prefix(names)),
       ("language", words.table(config.language), words.prefix(names)),
     )
-    found = [
-      entry._replace(ours=tuple(f"{tower}/{name}" for name in entry.ours))
+    found = within(
+      (tower, convert.matches(rows, config, prefix, within=tower))
       for tower, rows, prefix in parts
-      for entry in convert.matches(rows, config, prefix, within=tower)
-    ]
+    )
     return convert.complete(found, config)
 
   def is_ignored(self, name: str, config: VisionLanguageConfig) -> bool:
@@ -174,12 +168,6 @@ class InternVL(Layout):
     if part == "language":
       return f"text_config.{families_language.LLAMA.their_name(field)}"
     return OWN.their_name(ours)
-
-  def build(
-    self, config: VisionLanguageConfig, slots: Slots, dtype: Any
-  ) -> VisionLanguage:
-    """The model."""
-    return VisionLanguage(config, slots, dtype)
 
   def input_of(
     self, folder: pathlib.Path, config: VisionLanguageConfig

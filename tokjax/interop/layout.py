@@ -2,13 +2,29 @@
 
 import abc
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 from tokjax.interop import convert, fields
 from tokjax.interop.files import TensorFiles
 from tokjax.interop.tables import Row
 from tokjax.slots import Slots
+
+
+def prefix_of(
+  names: Collection[str], prefixes: Sequence[str], begin: str
+) -> str:
+  """The prefix with which a tensor `begin...` is named, else the usual one.
+
+  Args:
+    names: of the tensors in a file.
+    prefixes: that classes of models write, the usual one first.
+    begin: how the name of some tensor begins behind the prefix.
+  """
+  for prefix in prefixes:
+    if any(name.startswith(f"{prefix}{begin}") for name in names):
+      return prefix
+  return prefixes[0]
 
 
 class Layout(abc.ABC):

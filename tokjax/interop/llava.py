@@ -20,14 +20,13 @@ from tokjax.interop.convert import Entry
 from tokjax.interop.fields import Family, Field, Json, Problems
 from tokjax.interop.files import TensorFiles
 from tokjax.interop.inputs import AnyResolution, ImagesAndText, OneOrMany
-from tokjax.interop.layout import Layout
+from tokjax.interop.layout import prefix_of
 from tokjax.interop.tokenizer import Tokenizer
+from tokjax.interop.towers import Towers, within
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.projector import ProjectorConfig
 from tokjax.models.vit import ViTConfig
-from tokjax.models.vlm import VisionLanguage
 from tokjax.models.vlm_config import VisionLanguageConfig
-from tokjax.slots import Slots
 
 # What `transformers` 5.24 has where text_config is silent, as that of
 # llava-1.5-7b-hf is.
@@ -154,7 +153,7 @@ ONEVISION = dataclasses.replace(
 
 
 @dataclasses.dataclass(frozen=True)
-class Llava(Layout):
+class Llava(Towers):
   """A class of `transformers`; it can be read only.
 
   Of the blocks behind the features only the first is read, as far as rules can
@@ -168,12 +167,9 @@ class Llava(Layout):
   name: str = "LlavaForConditionalGeneration"
   family: Family = OWN
 
-  holds = VisionLanguageConfig
-
   def prefix(self, names: Collection[str]) -> str:
     """That of the projector; towers find their own, see `entries`."""
-    found = [p for p in PROJECTOR_PREFIXES if f"{p}linear_1.weight" in names]
-    return (found or PROJECTOR_PREFIXES)[0]
+    return prefix_of(names, PROJECTOR_PREFIXES, "linear_1.weight")
 
   def table(self, config: VisionLanguageConfig) -> tuple[tables.Row, ...]:
     """The rows of the projector."""
@@ -194,13 +190,12 @@ class Llava(Layout):
     )
     outer = self.prefix(names).removesuffix(PROJECTOR_PREFIXES[0])
     newline = [tables.one("newline", f"{outer}image_newline")]
-    found = [
-      entry._replace(ours=tuple(f"{tower}/{name}" for name in entry.ours))
-      for tower, rows, own, layout in parts
-      for entry in convert.matches(
+    found = within(
+      (tower, convert.matches(
         rows, own, layout.prefix(names), within=tower if own is config else ""
-      )
-    ]
+      ))
+      for tower, rows, own, layout in parts
+    )  # fmt: skip
     found += convert.matches(newline, config, "")
     return convert.complete(found, config)
 
@@ -224,12 +219,6 @@ class Llava(Layout):
       return self.family.their_name(ours)
     key = {"vision": "vision_config", "language": "text_config"}[part]
     return f"{key}.{family.their_name(field)}"
-
-  def build(
-    self, config: VisionLanguageConfig, slots: Slots, dtype: Any
-  ) -> VisionLanguage:
-    """The model."""
-    return VisionLanguage(config, slots, dtype)
 
   def input_of(
     self, folder: pathlib.Path, config: VisionLanguageConfig

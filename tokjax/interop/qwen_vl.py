@@ -17,14 +17,13 @@ from tokjax.interop.convert import Entry
 from tokjax.interop.fields import Family, Field, Json, Problems
 from tokjax.interop.files import TensorFiles
 from tokjax.interop.inputs import ImagesAndText
-from tokjax.interop.layout import Layout
+from tokjax.interop.layout import prefix_of
 from tokjax.interop.rope import multi_axis
 from tokjax.interop.tokenizer import Tokenizer
+from tokjax.interop.towers import Towers, within
 from tokjax.models.native_patches import NativeResolutionConfig
 from tokjax.models.projector import ProjectorConfig
-from tokjax.models.vlm import VisionLanguage
 from tokjax.models.vlm_config import VisionLanguageConfig
-from tokjax.slots import Slots
 
 # Where config.json is silent, what `transformers` 5.24 has.
 TEXT = Family(
@@ -183,7 +182,7 @@ def patch_row(config: NativeResolutionConfig) -> tables.Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class QwenVL(Layout):
+class QwenVL(Towers):
   """A class of `transformers`; it can be read only, and sees images only.
 
   Attributes:
@@ -194,12 +193,9 @@ class QwenVL(Layout):
   name: str = "Qwen2VLForConditionalGeneration"
   vision: Family = VISION2
 
-  holds = VisionLanguageConfig
-
   def prefix(self, names: Collection[str]) -> str:
     """That of the vision tower."""
-    found = [p for p in PREFIXES if f"{p}patch_embed.proj.weight" in names]
-    return (found or PREFIXES)[0]
+    return prefix_of(names, PREFIXES, "patch_embed.proj.weight")
 
   def table(self, config: VisionLanguageConfig) -> tuple[tables.Row, ...]:
     """The rows of the vision tower."""
@@ -216,11 +212,10 @@ class QwenVL(Layout):
       ("projector", PROJECTOR, own),
       ("language", LANGUAGE.table(config.language), words),
     )
-    found = [
-      entry._replace(ours=tuple(f"{tower}/{name}" for name in entry.ours))
+    found = within(
+      (tower, convert.matches(rows, config, prefix, within=tower))
       for tower, rows, prefix in parts
-      for entry in convert.matches(rows, config, prefix, within=tower)
-    ]
+    )
     return convert.complete(found, config)
 
   def is_ignored(self, name: str, config: VisionLanguageConfig) -> bool:
@@ -235,12 +230,6 @@ class QwenVL(Layout):
     if part == "language":
       return TEXT.their_name(field)
     return {"image_token": "image_token_id"}.get(ours, ours)
-
-  def build(
-    self, config: VisionLanguageConfig, slots: Slots, dtype: Any
-  ) -> VisionLanguage:
-    """The model."""
-    return VisionLanguage(config, slots, dtype)
 
   def input_of(
     self, folder: pathlib.Path, config: VisionLanguageConfig

@@ -202,7 +202,7 @@ class Joined:
       )
     check_keep(keep)
     for i, (part, share) in enumerate(zip(parts, self.shares, strict=True)):
-      if (share is not None) != _turned(part):
+      if (share is not None) != part.follows_keep:
         raise ValueError(
           f"recipe {self.name!r}: {part.name!r} "
           + ("is not turned by a keep ratio; leave out its share"
@@ -211,11 +211,6 @@ class Joined:
       if share is not None:
         parts[i] = part.with_keep(float(keep) ** float(share))
     return compose_slots(*parts)
-
-
-def _turned(slots: Slots) -> bool:
-  """Whether a keep ratio changes the slots."""
-  return slots.with_keep(0.5) != slots.with_keep(0.25)
 
 
 def search(text: str) -> tuple[Recipe, ...]:
