@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention.padding import RealFirst
-from tokjax.models import vlm_places, vlm_seen
+from tokjax.models import vlm_fused, vlm_places, vlm_seen
 from tokjax.models.decoder import Decoder, Rows, positions_of
 from tokjax.models.native_patches import NativeResolutionConfig, Patches
 from tokjax.models.projector import Projector
-from tokjax.models.vit import ViTConfig
+from tokjax.models.vit import ViT, ViTConfig
 from tokjax.models.vlm_ahead import Ahead
 from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.models.vlm_slots import (
@@ -136,6 +136,8 @@ class VisionLanguage(nn.Module):
     if cfg.ahead:
       assert isinstance(cfg.vision, ViTConfig)
       self.ahead = Ahead(cfg.vision, without_class(of("ahead")), self.dtype)
+    if cfg.fused is not None:
+      self.fused = ViT(cfg.fused, dtype=self.dtype)
     if cfg.merge > 1:
       self.merged = merged_tower(cfg, self.slots)
     self.projector = Projector(cfg.projector, of("projector"), self.dtype)
@@ -192,8 +194,11 @@ class VisionLanguage(nn.Module):
     Of `Patches` m also follows from their padding, and the real ones come
     first.
     """
+    cfg, beside = self.config.vision, None
+    if self.config.fused is not None:
+      assert not isinstance(images, Patches)
+      images, beside = jnp.split(images, [cfg.channels], axis=-1)
     _, out = self.vision(images, key=_part(key, 0), train=train)
-    cfg = self.config.vision
     if isinstance(cfg, NativeResolutionConfig):
       tokens = self.projector(out["tokens"], key=_part(key, 1), idle=True)
       order = RealFirst.of(tokens.mask)
@@ -204,12 +209,18 @@ class VisionLanguage(nn.Module):
     grid_of = lambda tokens, front: (
       (rows, columns) if tokens.num_tokens - front == rows * columns else None
     )
+    plans = [plan for block in out["plans"] for plan in block]
     if self.config.ahead:
       grid = grid_of(tokens, front)
-      tokens = self.ahead(tokens, grid=grid, key=_part(key, 3))
+      tokens, more = self.ahead(tokens, grid=grid, key=_part(key, 3))
+      plans += more
     if not passes_class(self.config, self.slots):
       tokens = jax.tree.map(lambda x: x[:, front:], tokens)
       front = 0
+    if beside is not None:
+      x = self.fused(beside)[1]["tokens"].x[:, len(self.config.fused.kinds) :]
+      x = vlm_fused.follow(x, len(cfg.kinds), plans)
+      tokens = vlm_fused.join(tokens, x)
     if (merge := self.config.merge) > 1:
       tokens = vlm_places.merged(tokens, (rows, columns), merge)
       tokens = self.merged(tokens, out["signals"], _part(key, 3))
