@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from tokjax import signals
 from tokjax.attention.padding import RealFirst
 from tokjax.models import vlm_fused, vlm_places, vlm_seen
 from tokjax.models.decoder import Decoder, Rows, positions_of
@@ -66,6 +67,8 @@ class Prompts:
       of them, and of VISUAL ones that of the first of their image, `[b, n]`.
     following: then also the position of the token after each prompt, `[b]`.
     mix: of what VISUAL tokens are means; None: each is one row.
+    recalled: what earlier prompts said of VISUAL tokens, `[b, n]`; None: there
+      are none. See `tokjax.models.control`.
   """
 
   tokens: Int[Array, "b n"]
@@ -77,6 +80,7 @@ class Prompts:
   start: Int[Array, "b n"] | None = None
   following: Int[Array, "b"] | None = None
   mix: "Mix | None" = None
+  recalled: Float[Array, "b n"] | None = None
 
   @property
   def valid(self) -> Bool[Array, "b n"]:
@@ -289,6 +293,11 @@ class VisionLanguage(nn.Module):
       return vlm_seen.without_images(self.slots, prompts.tokens.shape)
     cfg, known = self.config.vision, Answers()
     for question in vlm_seen.asked(self.slots):
+      if isinstance(question, signals.Recalled):
+        zero = jnp.zeros(prompts.tokens.shape, jnp.float32)
+        recalled = zero if prompts.recalled is None else prompts.recalled
+        known = known.add(question, recalled)
+        continue
       if not isinstance(question, Seen):
         if prompts.origin is None:
           raise ValueError(
