@@ -293,6 +293,15 @@ class Origin(_BeforeBlocks):
   """Where visual tokens come from, `[n, 8]`; see `Origins`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Recalled(_BeforeBlocks):
+  """What earlier prompts said of each visual token, `[n]`; zeros: nothing.
+
+  It comes with a prompt, see `tokjax.models.vlm.Prompts`; a decoder by itself
+  is told nothing.
+  """
+
+
 class Origins(NamedTuple):
   """An answer to `Origin` in its parts, -1 for tokens that are no patches.
 

@@ -77,7 +77,7 @@ def _(config: VisionLanguageConfig):
     return VisionLanguage(config), Prompts(
       row, row, row, row[0, :1], images, start=row, following=row[0, :1]
     )
-  images = jnp.zeros((1, *cfg.image_sides, cfg.channels))
+  images = jnp.zeros((1, *cfg.image_sides, config.channels))
   return VisionLanguage(config), Prompts(row, row, row, row[0, :1], images)
 
 
@@ -91,7 +91,12 @@ def _(config: DenseViTConfig):
 def parts_of(config: Config | Tower) -> dict[str, Tower]:
   """The configurations that a configuration is made of."""
   if isinstance(config, VisionLanguageConfig):
-    return {"vision": config.vision, "language": config.language}
+    parts: dict[str, Tower] = {
+      "vision": config.vision, "language": config.language
+    }  # fmt: skip
+    if config.fused is not None:
+      parts["fused"] = config.fused
+    return parts
   if isinstance(config, DenseViTConfig):
     return {"backbone": config.backbone}
   return {}
