@@ -4,6 +4,7 @@ from tokjax.learned.keep_predictor import KeepPredictor
 from tokjax.learned.local_pooling import TokenAwarePooling
 from tokjax.learned.modulation import PairModulation
 from tokjax.learned.sparse_mask import SparseMask
+from tokjax.learned.threshold import Threshold
 from tokjax.learned.token_learner import TokenLearner
 from tokjax.learned.tree_attention import TreeCrossAttention
 
@@ -11,6 +12,7 @@ __all__ = [
   "KeepPredictor",
   "PairModulation",
   "SparseMask",
+  "Threshold",
   "TokenAwarePooling",
   "TokenLearner",
   "TreeCrossAttention",

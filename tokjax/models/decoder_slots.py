@@ -66,6 +66,12 @@ def check_slots(
         f"{where} takes no padding, which prompts have; use it in a vision"
         " encoder"
       )
+    if reduce.unmerged and (len(slots.reduce) > 1 or slots.collect):
+      raise ValueError(
+        f"{where} shows attention the tokens as they were before it, and"
+        " another reduction or a signal that is collected would be of the"
+        " outputs; use it as the only one"
+      )
     if reduce.again and len(slots.reduce) > 1:
       raise ValueError(
         f"{where} starts again with what remains, which does not go together"
@@ -247,7 +253,7 @@ def arriving(stages: Stages, layer: int, tokens: int) -> int:
     tokens = back_now[0] if back_now else tokens
     for stage in block:
       back = stage.reduce.back
-      if at == layer and stage.reduce.at != "input":
+      if stage.reduce.unmerged or at == layer and stage.reduce.at != "input":
         continue
       if back is not None and isinstance(back.until, int):
         away.append((at + back.until, tokens))
