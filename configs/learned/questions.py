@@ -17,7 +17,9 @@ from configs.learned import base
 KEEP = 0.25
 # What is trained besides the recipe: everything, or its own modules.
 WHOLE = ("plain", "random_visual", "avgpool_visual", "trim", "pyramiddrop")
-MODULES = ("dymu",)
+MODULES = ("dymu", "covipal")
+# Phases of training, each from where the one before ended.
+PHASES = {"covipal": ("guided", "gated")}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -26,9 +28,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   method: one of `WHOLE`, which train the whole model with the recipe on, or of
     `MODULES`, which leave the backbone as it is.
   backbone: workdir of a finished run of `vlm_grid.py` to start from.
+  phase: of `covipal`, "guided" or "gated"; each starts from `backbone`, the
+    second usually from the run of the first.
   runlocal: two steps, for tests.
   """
-  values = base.parse_arg(arg, method="trim")
+  values = base.parse_arg(arg, method="trim", phase="gated")
   if values.method not in (*WHOLE, *MODULES):
     raise ValueError(
       f"method={values.method!r}: must be one of {(*WHOLE, *MODULES)}"
@@ -52,4 +56,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.update(lr=1e-2, warmup=0, ema=0.98)
     if not values.runlocal:
       config.steps, config.checkpoint.every = 300, 300
+  if values.method == "covipal":
+    config.recipe.options = dict(phase=values.phase)
+    config.optimizer.lr = 3e-3
   return config

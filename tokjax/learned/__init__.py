@@ -1,5 +1,6 @@
 """Flax modules of learned recipes: scorers, poolers, modulators."""
 
+from tokjax.learned.context_score import ContextScore
 from tokjax.learned.keep_predictor import KeepPredictor
 from tokjax.learned.local_pooling import TokenAwarePooling
 from tokjax.learned.modulation import PairModulation
@@ -9,6 +10,7 @@ from tokjax.learned.token_learner import TokenLearner
 from tokjax.learned.tree_attention import TreeCrossAttention
 
 __all__ = [
+  "ContextScore",
   "KeepPredictor",
   "PairModulation",
   "SparseMask",

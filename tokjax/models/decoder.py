@@ -32,6 +32,7 @@ from tokjax.models.decoder_slots import (
   check_initialised,
   check_mask,
   check_slots,
+  kind_of_weights,
   put_back,
   split_position,
   stages_of,
@@ -237,7 +238,9 @@ class Block(Reduces, nn.Module):
     rows = rows_of(passage)
     position, offset = split_position(rows.position)
     rows = rows._replace(position=position, offset=offset)
-    return dataclasses.replace(self._projected(rows), gaps=passage.gaps)
+    arrivals = self._projected(rows)
+    gate = passage.tokens.policy
+    return dataclasses.replace(arrivals, gaps=passage.gaps, gate=gate)
 
   def _projected(self, rows: Rows) -> Arrivals:
     y = self.norm1(rows.x)
@@ -339,6 +342,8 @@ class Decoder(nn.Module):
       collects).
     """
     check_mask(mask, tokens)
+    if kind is None and self.is_initializing():
+      kind = kind_of_weights(self.slots, tokens)
     valid, order = jnp.ones(tokens.shape, bool), None
     if mask is not None:
       # Attention counts by place, with padding behind the real tokens.

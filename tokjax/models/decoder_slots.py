@@ -56,6 +56,12 @@ def check_slots(
         f"{where} works on a complete grid of tokens, which a text does not"
         " have; use it in a vision encoder"
       )
+    if reduce.soft is not None and slots.attend is not None:
+      raise ValueError(
+        f"{where} trains softly, for which keys are weighted in dense"
+        f" attention, and 'attend' is {type(slots.attend).__name__}; use one of"
+        " the two"
+      )
     if reduce.back is not None and reduce.back.fill == "memory":
       raise ValueError(
         f"{where} fills from a memory, which a decoder does not keep; use"
@@ -141,6 +147,24 @@ def whole_sequence(slots: Slots, initialising: bool) -> Slots:
     )
   once = tuple(dataclasses.replace(r, again=False) for r in slots.reduce)
   return dataclasses.replace(slots, reduce=once)
+
+
+def kind_of_weights(
+  slots: Slots, tokens: Int[Array, "b n"]
+) -> Int[Array, "b n"] | None:
+  """Kinds of tokens that parameters are made from, where none are given.
+
+  Those that the reductions with weights act on; None: TEXT.
+  """
+  kinds = {
+    kind
+    for reduce in slots.reduce
+    for kind in reduce.free.kinds
+    if reduce.learned is not None or reduce.combine is not None
+  }
+  if not kinds or Kind.TEXT in kinds:
+    return None
+  return jnp.full(tokens.shape, min(kinds), jnp.int32)
 
 
 def check_initialised(slots: Slots, stages: Stages) -> None:

@@ -15,10 +15,10 @@ from tokjax.models.merged_patches import MergedPatches
 from tokjax.models.native_patches import USUAL, NativeResolutionConfig
 from tokjax.models.native_resolution import NativeResolution
 from tokjax.models.projector import Projector
+from tokjax.models.reducer import sequence_of_patches
 from tokjax.models.vit import ViT, ViTConfig
 from tokjax.models.vlm_ahead import Ahead
 from tokjax.models.vlm_config import VisionLanguageConfig
-from tokjax.models.reducer import sequence_of_patches
 from tokjax.reduce.stages import plan_stages
 from tokjax.slots import Slots
 
