@@ -18,7 +18,9 @@ from tokjax.signals import Answers, Block, Last, Rows
 from tokjax.tokens import Kind, Tokens
 
 # Two examples: six and three VISUAL tokens among text.
-IDS = jnp.asarray([[3, 5, 7, 9, 11, 13, 15, 17, 19], [2, 4, 6, 8, 10, 12, 0, 0, 0]])
+IDS = jnp.asarray(
+  [[3, 5, 7, 9, 11, 13, 15, 17, 19], [2, 4, 6, 8, 10, 12, 0, 0, 0]]
+)
 MASK = IDS > 0
 KIND = np.full((2, 9), int(Kind.TEXT), np.int32)
 KIND[0, 1:7] = KIND[1, 2:5] = int(Kind.VISUAL)

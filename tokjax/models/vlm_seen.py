@@ -4,7 +4,6 @@ An encoder answers while it sees the images; its answers go with the visual
 tokens through the blocks of the language model.
 """
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,7 +66,7 @@ def check(config: Any, slots: Slots) -> None:
     )
   kinds, depth = {*config.vision.kinds, Kind.PATCH}, config.vision.depth
   reduced = [name for name, own in slots.towers if own.reduce]
-  if signals.Merged() in (dataclasses.replace(q, layer=0) for q in asked(slots)):
+  if any(isinstance(q, signals.Merged) for q in asked(slots)):
     _check_merged(slots)
   passed = config.pass_class or any(own.pass_class for _, own in slots.towers)
   for question in asked(slots):
@@ -121,7 +120,7 @@ def _check_merged(slots: Slots) -> None:
 
 
 def merged(plans: Iterable[Plan], front: int, images: int, n: int) -> Array:
-  """The answer to `Merged`: numbers of outputs, those of images apart, `[k, n]`.
+  """The answer to `Merged`: numbers of outputs, others in each image, `[k, n]`.
 
   Args:
     plans: of the encoder, of a batch of images, in order.

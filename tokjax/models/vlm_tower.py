@@ -130,9 +130,8 @@ def check_slots(
     odd = (reduce.back, reduce.again, reduce.soft, reduce.unmerged)
     if any(odd) or reduce.position != "keep":
       raise ValueError(
-        f"{where} gives tokens back, renumbers, unmerges, starts again or trains"
-        f" softly;"
-        f" {what} only reduces"
+        f"{where} gives tokens back, renumbers, unmerges, starts again or"
+        f" trains softly; {what} only reduces"
       )
     if Kind.PATCH not in reduce.free.kinds:
       raise ValueError(

@@ -39,8 +39,8 @@ def gate(site: Site, *, temperature: float) -> Float[Array, "f"]:
   due = jnp.asarray(table)[real]
   due = jnp.where(due == budgets.NOTHING, real, due)
   ordered = jnp.sort(jnp.where(mask, score, -jnp.inf), descending=True)
-  first, last = ordered[jnp.minimum(due, n - 1)], ordered[jnp.maximum(due, 1) - 1]
-  edge = jax.lax.stop_gradient((first + last) / 2)
+  goes, stays = jnp.minimum(due, n - 1), jnp.maximum(due, 1) - 1
+  edge = jax.lax.stop_gradient((ordered[goes] + ordered[stays]) / 2)
   soft = jax.nn.sigmoid((score - edge) / temperature)
   return jnp.where(due < real, soft, 1.0)
 
@@ -73,9 +73,9 @@ def covipal(
   Args:
     budget: how many visual tokens remain, where. Every block that reduces has a
       module of its own.
-    phase: of training, which removes nothing in either. "guided": modules learn
-      the attention of a deeper block; "gated": the answers, where the log of
-      a token's gate is added to the logits of its key.
+    phase: of training, which removes nothing in either. "guided": modules
+      learn the attention of a deeper block; "gated": the answers, where the log
+      of a token's gate is added to the logits of its key.
     guide: the block whose attention guides, as a number or a fraction of the
       depth.
     width: of the modules.
