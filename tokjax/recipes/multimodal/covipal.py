@@ -52,8 +52,8 @@ def gate(site: Site, *, temperature: float) -> Float[Array, "f"]:
   " Vision-Language Models",
   arxiv="2508.17243",
   training="learned",
-  evidence="weak: the abstract and a summary; its repository, tyxqc/CoViPAL, was"
-  " not to be had",
+  evidence="weak: the abstract and a summary; the repository tyxqc/CoViPAL"
+  " could not be had",
   deviations="not stated by the abstract and chosen here: one attention and an"
   " MLP score the tokens; the attention that guides is that of the last token,"
   " a mean over heads, compared by divergence; the gate of the second stage is"
