@@ -30,7 +30,12 @@ from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import state as state_lib
 from tokjax.analysis import cost
-from tokjax.models.vlm import VisionLanguage
+from tokjax.models import (
+  VisionLanguage,
+  VisionLanguageGenerator,
+  vlm_generation,
+)
+from tokjax.models.vlm import tokens_per_image
 
 
 def params_of(config, folder: pathlib.Path) -> Any:
@@ -77,14 +82,24 @@ def accuracy(config, model, params) -> dict[str, float]:
   }
 
 
-def megaflops(config, model) -> float:
-  """Of one question as a whole sequence, by the compiler."""
-  example = next(pipeline.heldout_batches(config.data, 1, 1))
-  inputs = config.task.inputs(example, model)
+def megaflops(config, model, params) -> float:
+  """Of taking the prompt of one question, by the compiler."""
+  image, question = config.data.question(0)
+  prompt = config.data.words.encode(question.prompt)
+  longest = len(prompt) - 1 + tokens_per_image(model.config, model.slots)
+  generator = VisionLanguageGenerator(
+    model, params, longest, 1, buckets=(longest,), image_buckets=(1,)
+  )
+  packed, room = generator.pack([prompt], [[image.astype(np.float32)]])
+  leaves, tree = jax.tree.flatten(packed)
+
+  def run(params, leaves, key):
+    return vlm_generation.prefill(
+      model, params, tree.unflatten(leaves), 1, None, room, key
+    )
+
   key = jax.random.key(0)
-  params = jax.eval_shape(lambda: model.init(key, inputs, key=key)["params"])
-  run = lambda p, x: model.apply({"params": p}, x, key=key)[0]
-  return cost.measure(run, params, inputs).flops / 1e6
+  return cost.measure(run, params, leaves, key).flops / 1e6
 
 
 def finished(root: pathlib.Path, method: str, seed: int, local: str):
@@ -134,7 +149,7 @@ def main() -> None:
           json.dumps({
             "before": accuracy(loaded, model, before),
             "after": accuracy(loaded, model, params),
-            "mflops": megaflops(loaded, model),
+            "mflops": megaflops(loaded, model, params),
           })
         )
       own = json.loads(file.read_text())
