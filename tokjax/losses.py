@@ -283,3 +283,20 @@ class Sown:
         f" {view.model.slots.name!r} sows such a loss"
       )
     return jnp.stack(found).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+  """A loss that the attention of layers leaves as `name`, a sum over layers."""
+
+  name: str
+  weight: float = 1.0
+
+  def __call__(self, view: View) -> Array:
+    told = view.given("losses", self.name)
+    if self.name not in told:
+      raise ValueError(
+        f"auxiliary {self.name!r}: no layer of recipe"
+        f" {view.model.slots.name!r} leaves such a loss"
+      )
+    return jnp.stack(told[self.name]).sum()

@@ -113,3 +113,28 @@ def sentinel_tokens(s, tokens=(3, 7)):
     return not any(s.token[m] in tokens for m in range(j, i))
 
   return masked_prompt(s, sees), kept_then_all(s, [range(s.n)] * GROUPS)
+
+
+def spt(s, part=4):
+  """The half of the keys whose nearest codewords agree most, for each head."""
+  words = np.asarray(s.params["attend"]["words"], np.float64)
+
+  def code(x):
+    parts = x.reshape(-1, part)
+    return [
+      min(range(len(w)), key=lambda i, w=w, x=x: np.abs(x - w[i]).sum())
+      for w, x in zip(words, parts, strict=True)
+    ]
+
+  def head(i, h):
+    mine = code(s.rq[i, h])
+    agree = [
+      sum(a == b for a, b in zip(mine, code(s.rk[j, h // GROUP]), strict=True))
+      for j in range(i + 1)
+    ]
+    kept = sorted(range(i + 1), key=lambda j: (-agree[j], j))[: half(s.n)]
+    x = [SCALE * s.rq[i, h] @ s.rk[j, h // GROUP] for j in kept]
+    return softmax(np.clip(x, -10, 10)) @ s.v[kept, h // GROUP]
+
+  outs = [np.stack([head(i, h) for h in range(HEADS)]) for i in range(s.n)]
+  return np.stack(outs), kept_then_all(s, [range(s.n)] * GROUPS)

@@ -7,6 +7,8 @@ from tokjax.attention.core_context import CoreContext
 from tokjax.attention.dynamic_chunks import DynamicChunks
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear, LinearState
+from tokjax.attention.matched_codes import LOSS as CODEWORDS
+from tokjax.attention.matched_codes import MatchedCodes
 from tokjax.attention.recalibrate import Calibrated, FirstToken, Gated
 from tokjax.attention.sentinel import Sentinels
 from tokjax.attention.static import Band, Separators
@@ -18,6 +20,7 @@ from tokjax.cache.cores import Cores
 from tokjax.cache.evict import Trim, evicting
 from tokjax.cache.kv import KV
 from tokjax.cache.stores import Exact
+from tokjax.losses import Told
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.rules import KeepTop, answer
 from tokjax.slots import Slots
@@ -164,6 +167,45 @@ def dhsa(
       certainty,
     )
   )  # fmt: skip
+
+
+@recipe(
+  "spt",
+  family="llm",
+  paper="SPT: Fine-Tuning Transformer-based Language Models Efficiently with"
+  " Sparsification",
+  arxiv="2312.10365",
+  code="ytgui/SPT-proto",
+  training="learned",
+  evidence="ytgui/SPT-proto:naive_gpt/layers/basic/quantizer.py,"
+  " layers/sparse/attention.py (65ee7de), the quantiser run next to this one on"
+  " the same arrays; the lookup of extension/lookup.cu was read",
+  deviations="the attention only: the routed feed-forward layers reduce no"
+  " tokens; keys are ranked by how many codes agree, earlier ones first among"
+  " equals (the official kernel has four grades, counts keys of each residue"
+  " modulo 4 apart, and lets early queries see the first key several times);"
+  " all products are computed, then masked; padding does not count in the loss",
+)
+def spt(
+  budget: Budget = budgets.Share(1 / 8),
+  part: int = 8,
+  words: int = 16,
+  bound: float = 10.0,
+  learns: bool = False,
+) -> Slots:
+  """Queries see the keys whose codewords agree most with theirs.
+
+  Args:
+    budget: keys that a query sees.
+    part: features of a codeword; divides those of a head.
+    words: codewords of a part.
+    bound: scaled logits are clipped to this on either side.
+    learns: the first stage of training: attention is dense, and codewords are
+      fitted to queries and keys.
+  """
+  losses = (Told(CODEWORDS, 0.01),) if learns else ()
+  attend = MatchedCodes(budget, part, words, bound, learns)
+  return Slots(attend=attend, losses=losses)
 
 
 @recipe(
