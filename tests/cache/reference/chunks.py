@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.cache.cases import GROUPS, HEADS, STEPS
+from tests.cache.cases import DEPTH, GROUPS, HEADS, STEPS
 from tests.cache.reference.layer_input import (
   GROUP,
   SCALE,
@@ -138,3 +138,32 @@ def spt(s, part=4):
 
   outs = [np.stack([head(i, h) for h in range(HEADS)]) for i in range(s.n)]
   return np.stack(outs), kept_then_all(s, [range(s.n)] * GROUPS)
+
+
+def lemo(s, block=4):
+  """Half of the tokens, in the blocks that two networks expect most of."""
+  n, steps = s.n, kept_then_all(s, [range(s.n)] * GROUPS)
+  if s.layer == DEPTH - 1:
+    return s.prompt(), steps
+  made = {k: np.asarray(x, np.float64) for k, x in s.params["attend"].items()}
+  relu = lambda x: np.maximum(x, 0)
+
+  def side(name, m, h):
+    size = s.x.shape[1] // HEADS
+    x = np.zeros((block, size))
+    for i in range(m * block, min((m + 1) * block, n)):
+      x[i - m * block] = s.x[i, h * size : (h + 1) * size]
+    y = relu(relu(x.reshape(-1) @ made[name + "1"]) @ made[name + "2"])
+    return y @ made[name + "3"]
+
+  blocks = -(-n // block)
+  score = np.zeros(blocks)
+  for h in range(HEADS):
+    for m in range(blocks):
+      score[m] += sum(side("q", i, h) for i in range(blocks)) @ side("k", m, h)
+  kept = np.argsort(-score, kind="stable")[: max(half(n) // block, 1)]
+  members = [j for j in range(n) if j // block in kept]
+  outs = np.zeros((n, HEADS, s.v.shape[-1]))
+  for i in members:
+    outs[i] = s.out(i, [[j for j in members if j <= i]] * GROUPS)
+  return outs, steps

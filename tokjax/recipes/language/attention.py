@@ -4,7 +4,10 @@ from typing import Literal
 
 from tokjax import budgets
 from tokjax.attention.core_context import CoreContext
+from tokjax.attention.dynamic_chunks import LOSS as BOUNDARIES
 from tokjax.attention.dynamic_chunks import DynamicChunks
+from tokjax.attention.eliminated import LOSS as PAIRS
+from tokjax.attention.eliminated import Eliminated
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear, LinearState
 from tokjax.attention.matched_codes import LOSS as CODEWORDS
@@ -144,11 +147,11 @@ def dhsa(
   apart: int = 8,
   chunks_per_block: int = 8,
   certainty: float = 1.1,
+  learns: bool = False,
 ) -> Slots:
   """Blocks of a prompt's queries see tokens of the chunks that they fit.
 
-  What finds the chunks is trained on a model that stays as it is, with
-  `contrast` and `focal_loss` of `tokjax.attention.boundaries`.
+  What finds the chunks is trained on a model that stays as it is (`learns`).
 
   Args:
     budget: tokens that a block sees.
@@ -160,13 +163,15 @@ def dhsa(
     apart: ends of chunks lie farther apart than this.
     chunks_per_block: bound of the number of chunks, for every `block` tokens.
     certainty: logit above which a place may end a chunk.
+    learns: training: attention is dense, and what finds the chunks learns where
+      later tokens attend very differently to either side.
   """
-  return Slots(
-    attend=DynamicChunks(
-      budget, block, first, near, exact, window, apart, chunks_per_block,
-      certainty,
-    )
+  losses = (Told(BOUNDARIES),) if learns else ()
+  attend = DynamicChunks(
+    budget, block, first, near, exact, window, apart, chunks_per_block,
+    certainty, learns,
   )  # fmt: skip
+  return Slots(attend=attend, losses=losses)
 
 
 @recipe(
@@ -205,6 +210,55 @@ def spt(
   """
   losses = (Told(CODEWORDS, 0.01),) if learns else ()
   attend = MatchedCodes(budget, part, words, bound, learns)
+  return Slots(attend=attend, losses=losses)
+
+
+@recipe(
+  "lemo",
+  family="llm",
+  paper="LeMo: Enabling LEss Token Involvement for MOre Context Fine-tuning",
+  arxiv="2501.09767",
+  code="Pairshoe/Jenga-AE",
+  training="learned",
+  evidence="Pairshoe/Jenga-AE:src/jenga/models/predictor.py, modeling_llama.py,"
+  " modeling_llama_train_predictor.py, modeling_llama_get_sparsity_thresh.py,"
+  " ops/ (498cb19); the predictor was run next to this one on the same arrays,"
+  " and of the kernels the PyTorch form that ops/flash_block.py has",
+  deviations="blocks are chosen for each example (the release sends outputs of"
+  " the first one back alone); queries, keys and values of all tokens are"
+  " projected; decoding, which the release does not do, reads everything;"
+  " pruning of the networks' units and of the MLP's gradients is left out",
+)
+def lemo(
+  budget: Budget = budgets.Share(0.5),
+  block: int = 64,
+  threshold: float | None = None,
+  last: int = 0,
+  from_layer: int | float = 0.47,
+  to_end: bool = False,
+  hidden: int = 128,
+  predicts: bool = True,
+  learns: bool = False,
+) -> Slots:
+  """Attention passes blocks of little interest by, which saves training memory.
+
+  Args:
+    budget: tokens that remain, in whole blocks.
+    block: tokens a block.
+    threshold: blocks that score less than this share of the mean go too, as in
+      the paper; None: the budget alone decides, as in the release.
+    last: last blocks that stay in any case; a text that goes on needs one.
+    from_layer: the first layer that eliminates blocks.
+    to_end: the last layer eliminates blocks, too.
+    hidden: units of the networks that predict scores.
+    predicts: scores are predicted; False: measured, to compare with.
+    learns: the first stage of training: attention is dense, and the networks
+      learn on a model that stays as it is.
+  """
+  losses = (Told(PAIRS),) if learns else ()
+  attend = Eliminated(
+    budget, block, threshold, last, from_layer, to_end, hidden, predicts, learns
+  )
   return Slots(attend=attend, losses=losses)
 
 
