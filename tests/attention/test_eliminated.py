@@ -101,7 +101,7 @@ def test_networks_learn_what_is_measured_and_nothing_else_moves():
 
   def loss(params, x, q):
     a = Arrivals(q, TEXT.k, TEXT.v, TEXT.position, TEXT.valid, x=x)
-    out, carry = run(attend, a, params)
+    out, carry = run.__wrapped__(attend, a, params)
     return carry[LOSSES]["pairs"][0], out
 
   grad = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))

@@ -1,5 +1,7 @@
 """SPT: codes, what their codewords learn from, and whom queries see."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,9 +64,11 @@ def test_it_learns_while_it_is_dense():
   real = jnp.ones((1, 6), bool)
   a = Arrivals(draw(2), draw(1), draw(1), jnp.arange(6)[None], real)
   params = {"attend": {"words": jnp.asarray(WORDS)}}
-  run = lambda attend, carry: attend(
-    LAYER, a, Memory.of(a), params=params, carry=carry
-  )
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def run(attend, carry):
+    return attend(LAYER, a, Memory.of(a), params=params, carry=carry)
+
   attend = MatchedCodes(part=2, words=3, learns=True)
   out, carry = run(attend, {})
   np.testing.assert_array_equal(out, run(Causal(), {})[0])
