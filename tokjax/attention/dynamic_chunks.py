@@ -180,7 +180,7 @@ class DynamicChunks(Causal):
       return attended(layer, q[:, at], own(k), own(v), seen)
 
     blocks = -(-t // self.block)
-    out = jax.lax.map(of_block, jnp.arange(blocks))
+    out = jax.lax.map(core.forgetful(of_block), jnp.arange(blocks))
     out = jnp.moveaxis(out, 0, 1).reshape(len(q), -1, *q.shape[2:])[:, :t]
     out = self._with_exact(layer, out, q, k, v, length)
     return self.finish(layer, out, a, params), carry
