@@ -2,11 +2,11 @@
 
     python -m scripts.learned_keys --workdir DIR [--seeds 3]
 
-Trains a dense decoder (`configs/recall.py`, texts of 64 tokens), on it what each
-method selects by and then, where the paper does so, the model with the method
-(`configs/learned/selected_keys.py`). Prints the accuracy of answers on held-out
-texts in percent, over seeds with 95 % intervals. Runs that are there are not
-made again.
+Trains a dense decoder (`configs/recall.py`, texts of 64 tokens), on it what
+each method selects by and then, where the paper does so, the model with the
+method (`configs/learned/selected_keys.py`). Prints the accuracy of answers on
+held-out texts in percent, over seeds with 95 % intervals. Runs that are there
+are not made again.
 """
 
 import argparse
