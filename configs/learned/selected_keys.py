@@ -7,7 +7,7 @@ python -m experiments.train --workdir FIRST \\
 python -m experiments.train --workdir DIR \\
   --config configs/learned/selected_keys.py:method=spt,stage=use,backbone=FIRST
 
-First codewords or predictors learn on a frozen dense model for 200 steps, as in
+First codewords or predictors learn on a frozen dense model for 150 steps, as in
 the papers. Then the model is fine-tuned with what they select (SPT and LeMo;
 DHSA leaves the model as it is). `scripts/learned_keys.py` runs all of it.
 """
@@ -48,5 +48,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if learns:
     config.optimizer.update(freeze=base.only("slots"), weight_decay=0.0)
   if not values.runlocal:
-    config.steps, config.checkpoint.every = 200, 200
+    config.steps, config.checkpoint.every = 150, 150
+    config.batch_size = 32
   return config

@@ -37,7 +37,9 @@ from tokjax.slots import Bytes
 def refuse_notes(cache: Any, attend: Any) -> None:
   """Raises where attention leaves notes that a cache cannot keep."""
   if attend.leaves_notes:
-    fixes = {"memo": "Retriever()", "cores": "Cores()"}
+    fixes = {
+      "memo": "Retriever()", "cores": "Cores()", "states": "MultiTokenCache()",
+    }  # fmt: skip
     fix = fixes.get(
       attend.leaves_notes, "KV() with Exact() entries that are read whole"
     )

@@ -12,6 +12,7 @@ from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear, LinearState
 from tokjax.attention.matched_codes import LOSS as CODEWORDS
 from tokjax.attention.matched_codes import MatchedCodes
+from tokjax.attention.multi_token_states import MultiTokenStates
 from tokjax.attention.recalibrate import Calibrated, FirstToken, Gated
 from tokjax.attention.sentinel import Sentinels
 from tokjax.attention.static import Band, Separators
@@ -22,6 +23,7 @@ from tokjax.cache.answers import Observed, Remembered
 from tokjax.cache.cores import Cores
 from tokjax.cache.evict import Trim, evicting
 from tokjax.cache.kv import KV
+from tokjax.cache.multi_token import MultiTokenCache
 from tokjax.cache.stores import Exact
 from tokjax.losses import Told
 from tokjax.recipes.registry import recipe
@@ -353,6 +355,44 @@ def sepllm(
       trim=trim,
     ),
   )  # fmt: skip
+
+
+@recipe(
+  "attamba",
+  family="llm",
+  paper="Attamba: Attending To Multi-Token States",
+  arxiv="2411.17685",
+  code="abdelfattah-lab/attamba",
+  training="learned",
+  evidence="abdelfattah-lab/attamba:apps/attamba/core_attamba.py,"
+  " lingua/transformer.py (3b3b30c), whose ends of chunks and mask were run next"
+  " to these; its state-space kernel needs a GPU and was read",
+  deviations="state-space models start anew at the first token of a chunk, as"
+  " in the paper (the release does so at every token); the last token of a"
+  " text ends no chunk (there it takes the place of the last end); of a chunk"
+  " that is not complete the cache keeps inputs, not states; the model's"
+  " projections of keys and values are there, but not used",
+)
+def attamba(
+  chunk: int = 8,
+  lead: int = 1,
+  state: int = 128,
+  hidden: int | None = None,
+  heads: int = 1,
+  kernel: int = 4,
+) -> Slots:
+  """Queries see one key for each chunk, made by a state-space model.
+
+  Args:
+    chunk: tokens a chunk.
+    lead: newest tokens before itself that a query sees.
+    state: features of a state for each channel.
+    hidden: channels of the state-space models; None: the width.
+    heads: of those models.
+    kernel: taps of their causal convolution.
+  """
+  attend = MultiTokenStates(chunk, lead, state, hidden, heads, kernel)
+  return Slots(attend=attend, cache=MultiTokenCache())
 
 
 @recipe(
