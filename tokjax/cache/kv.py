@@ -168,7 +168,7 @@ class KV(Prompted):
     self.store.check(layer)
     self.read.check(layer)
     exact = self.store.movable and self.read.dense
-    if not exact or attend.leaves_notes in ("memo", "cores"):
+    if not exact or attend.leaves_notes in ("memo", "cores", "states"):
       refuse_notes(self, attend)
     answers_lib.queries_of(self.asks)
     if self.evict is not None:

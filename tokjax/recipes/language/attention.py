@@ -365,8 +365,8 @@ def sepllm(
   code="abdelfattah-lab/attamba",
   training="learned",
   evidence="abdelfattah-lab/attamba:apps/attamba/core_attamba.py,"
-  " lingua/transformer.py (3b3b30c), whose ends of chunks and mask were run next"
-  " to these; its state-space kernel needs a GPU and was read",
+  " lingua/transformer.py (3b3b30c), whose ends of chunks and mask were run"
+  " next to these; its state-space kernel needs a GPU and was read",
   deviations="state-space models start anew at the first token of a chunk, as"
   " in the paper (the release does so at every token); the last token of a"
   " text ends no chunk (there it takes the place of the last end); of a chunk"
