@@ -274,10 +274,11 @@ def read_params(
   # NumPy lets other threads run while it looks and copies. JAX's settings are
   # those of a thread, so that its arrays are made in this one.
   with futures.ThreadPoolExecutor() as pool:
-    for entry, parts in zip(found, pool.map(arranged, found, values)):
+    every = pool.map(arranged, found, values)
+    for entry, value, parts in zip(found, values, every, strict=True):
       if parts is None:
-        tensor = tensors[entry.theirs]
-        wrong.append(not_finite(entry.theirs, tensor, cast(tensor, dtype).dtype))
+        name = entry.theirs
+        wrong.append(not_finite(name, tensors[name], value.dtype))
         continue
       for name, part in zip(entry.ours, parts, strict=True):
         flat[name] = jnp.asarray(part)

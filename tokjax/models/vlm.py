@@ -235,9 +235,7 @@ class VisionLanguage(nn.Module):
     )
     return tokens, out
 
-  def enter(
-    self, prompts: Prompts, key: PRNGKeyArray | None = None
-  ) -> Rows:
+  def enter(self, prompts: Prompts, key: PRNGKeyArray | None = None) -> Rows:
     """Prompts as they enter the language model, padding at their end."""
     placed = self._placed(prompts, key)
     known = self._known(prompts, placed.seen)
@@ -319,7 +317,6 @@ class VisionLanguage(nn.Module):
       value = vlm_seen.spread(value, prompts.kind, prompts.place)
       known = known.add(question, value)
     return known
-
 
   def _merged(self, prompts: Prompts, seen: dict[str, Any]) -> Array:
     """The answer to `Merged`."""
