@@ -24,6 +24,9 @@ LSE = "lse"
 # In the carry, from attention to the cache of the same layer: what is to be
 # stored with each key.
 NOTES = "notes"
+# In the carry, from attention that learns while it is dense: losses by name, a
+# tuple of one a layer; see `tokjax.losses.Told`.
+LOSSES = "losses"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,3 +184,9 @@ def zeroed(x: Array, valid: Bool[Array, "*b"]) -> Array:
   """`x [*b, ...]` with zeros where not `valid`: NaN times 0 would be NaN."""
   valid = valid.reshape(valid.shape + (1,) * (x.ndim - valid.ndim))
   return jnp.where(valid, x, jnp.zeros_like(x))
+
+
+def with_loss(carry: Carry, name: str, loss: Float[Array, ""]) -> Carry:
+  """The carry with one layer's loss more."""
+  told = carry.get(LOSSES, {})
+  return {**carry, LOSSES: {**told, name: (*told.get(name, ()), loss)}}

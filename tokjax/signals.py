@@ -294,6 +294,15 @@ class Origin(_BeforeBlocks):
 
 
 @dataclasses.dataclass(frozen=True)
+class Recalled(_BeforeBlocks):
+  """What earlier prompts said of each visual token, `[n]`; zeros: nothing.
+
+  It comes with a prompt, see `tokjax.models.vlm.Prompts`; a decoder by itself
+  is told nothing.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
 class Merged(_BeforeBlocks):
   """Which visual tokens the encoder made one and gave back as copies, `[n]`.
 

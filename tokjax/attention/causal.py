@@ -44,7 +44,7 @@ class Causal:
 
   @property
   def leaves_notes(self) -> str:
-    """What it leaves to the cache: "", "keys" (on each), "memo", "cores"."""
+    """What it leaves to the cache: "keys" (on each), "cores"; "": nothing."""
     return ""
 
   def parameters(self, layer: Layer, width: int, key) -> Any:

@@ -23,7 +23,7 @@ from tokjax import scores, signals
 from tokjax.attention.causal import Causal
 from tokjax.attention.padding import RealFirst
 from tokjax.cache.kv import KV
-from tokjax.layer import Arrivals, Carry, Layer, Memory
+from tokjax.layer import LOSSES, Arrivals, Carry, Layer, Memory
 from tokjax.models.decoder_answers import DecoderAnswers
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.decoder_layers import GatedMlp, Projections, norm
@@ -339,7 +339,8 @@ class Decoder(nn.Module):
       logits, float32, and `out`: "features" (normed, `[b, n, d]`), "remains"
       (True for tokens that went through all blocks, `[b, n]`), "plans" (a list
       for each block), "signals" (for each block, the answers that the recipe
-      collects).
+      collects), "losses" (by name, what the attention of each layer learns
+      from).
     """
     check_mask(mask, tokens)
     if kind is None and self.is_initializing():
@@ -381,6 +382,7 @@ class Decoder(nn.Module):
       "remains": remains,
       "plans": [list(made) for made in passage.plans],
       "signals": collected if self.slots.collect else [],
+      "losses": carry.get(LOSSES, {}),
     }
     return self.logits(x), out
 

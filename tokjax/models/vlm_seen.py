@@ -24,9 +24,10 @@ ASKED = tuple(q for q in ANSWERS if q is not signals.Attention)
 
 
 def asked(slots: Slots) -> tuple[Question, ...]:
-  """Questions about images that reductions of the language model ask."""
+  """Questions that are answered before the language model runs."""
   every = [q for reduce in slots.reduce for q in reduce.asks]
-  found = [q for q in every if isinstance(q, signals.OF_IMAGES)]
+  told = (*signals.OF_IMAGES, signals.Recalled)
+  found = [q for q in every if isinstance(q, told)]
   return tuple(dict.fromkeys(q.answered(0) for q in found))
 
 
@@ -54,7 +55,16 @@ def check(config: Any, slots: Slots) -> None:
     slots: of the whole model.
   """
   where = f"recipe {slots.name!r}, slot 'reduce': asks about images"
-  if not asked(slots):
+  reduced = [name for name, own in slots.towers if own.reduce]
+  found = asked(slots)
+  recalls = any(isinstance(q, signals.Recalled) for q in found)
+  if recalls and reduced:
+    raise ValueError(
+      f"{where} what earlier prompts said of each visual token, and the tower"
+      f" {reduced[0]!r} leaves other ones each time; use one of the two recipes"
+    )
+  found = [q for q in found if not isinstance(q, signals.Recalled)]
+  if not found:
     return
   native = isinstance(config.vision, NativeResolutionConfig)
   mixed = config.most_crops is not None
@@ -65,11 +75,10 @@ def check(config: Any, slots: Slots) -> None:
       " that does not ask the encoder"
     )
   kinds, depth = {*config.vision.kinds, Kind.PATCH}, config.vision.depth
-  reduced = [name for name, own in slots.towers if own.reduce]
-  if any(isinstance(q, signals.Merged) for q in asked(slots)):
+  if any(isinstance(q, signals.Merged) for q in found):
     _check_merged(slots)
   passed = config.pass_class or any(own.pass_class for _, own in slots.towers)
-  for question in asked(slots):
+  for question in found:
     if isinstance(question, signals.Merged):
       continue
     ahead = isinstance(question, Seen) and question.ahead
@@ -165,7 +174,7 @@ def without_images(slots: Slots, shape: tuple[int, int]) -> Answers:
     value = jnp.zeros(shape, jnp.float32)
     if isinstance(question, signals.Merged):
       value = jnp.full(shape, -1, jnp.int32)
-    elif not isinstance(question, Seen):
+    elif isinstance(question, signals.Origin):
       value = jnp.full((*shape, len(signals.Origins._fields)), -1, jnp.int32)
     known = known.add(question, value)
   return known

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tokjax.budgets import Encoded
-from tokjax.models import merged_patches, vlm_seen, vlm_tower
+from tokjax.models import merged_patches, vlm_fused, vlm_seen, vlm_tower
 from tokjax.models.decoder import Decoder
 from tokjax.models.merged_patches import MergedPatches
 from tokjax.models.native_patches import USUAL, NativeResolutionConfig
@@ -113,6 +113,8 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
       f" language model takes {config.merge} x {config.merge} patches, which"
       " the class token is not; use a recipe that does without it"
     )
+  if config.fused is not None:
+    vlm_fused.check([(t, slots.tower(t)) for t in ("vision", "ahead")])
   if passes_class(config, slots) and not config.vision.kinds:
     raise ValueError(
       f"recipe {slots.name!r}, tower 'vision': fills 'pass_class', and this"

@@ -21,3 +21,4 @@ from tokjax.recipes.multimodal import trim
 from tokjax.recipes.multimodal import scatter
 from tokjax.recipes.multimodal import staged
 from tokjax.recipes.multimodal import vla
+from tokjax.recipes.multimodal import catp
