@@ -23,11 +23,13 @@ import argparse
 import dataclasses
 import functools
 import pathlib
+import warnings
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from scipy.stats import norm
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
 from configs import vlm_grid
@@ -94,7 +96,10 @@ def propose(
     np.full(points.shape[1], 0.5), nu=2.5
   ) + kernels.WhiteKernel(1e-4)
   model = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
-  model.fit(points, found)
+  with warnings.catch_warnings():
+    # Of a scale at its bound; the point is still one to try.
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    model.fit(points, found)
   cloud = rng.random((2000, points.shape[1]))
   mean, wide = model.predict(cloud, return_std=True)
   above = mean - found.max()

@@ -29,6 +29,7 @@ import optax
 from configs import vlm_grid
 from configs.learned import questions
 from experiments.data import pipeline
+from experiments.data.questions import conversation
 from experiments.training import config as config_lib
 from scripts.learned_questions import accuracy, params_of
 from tokjax import budgets, diversity, recipes, scores
@@ -102,9 +103,7 @@ def learned_map(config, params, steps: int) -> Map:
       scene = data.scene("train", rng)
       asked = data.ask(scene, "cell", int(rng.integers(3)))
       cells.append(int(asked.named((side, side)).argmax()))
-      rows.append(
-        {"image": scene.image, **_ids(data, asked)}
-      )
+      rows.append({"image": scene.image, **_ids(data, asked)})
     return {k: np.stack([r[k] for r in rows]) for k in rows[0]}, np.array(cells)
 
   optimizer = optax.adam(1e-2)
@@ -140,8 +139,6 @@ def learned_map(config, params, steps: int) -> Map:
 
 
 def _ids(data, asked) -> dict[str, Any]:
-  from experiments.data.questions import conversation
-
   made = conversation(
     data.words, np.zeros((1, 1, 3)), [asked], data.length, held=True
   )
@@ -192,7 +189,7 @@ def main() -> None:
   """Prints a row for each change."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
-  parser.add_argument("--steps", type=int, default=300)
+  parser.add_argument("--steps", type=int, default=150)
   parser.add_argument("--local", action="store_true", help="two steps")
   args = parser.parse_args()
   local = "runlocal" if args.local else ""

@@ -49,14 +49,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if values.method in MODULES:
     config.optimizer.update(freeze=base.only("learned"), weight_decay=0.0)
   if values.method == "dymu":
-    # The mean over batches of thresholds that leave a quarter of the patches;
-    # a plain image may leave half of them at most.
-    config.recipe.keep = 2 * KEEP
-    config.recipe.options = dict(thresholds="learned", average=KEEP)
+    # The mean over batches of thresholds that leave 3/8 of the patches, about
+    # as few as two blocks can leave; no image keeps more than a half.
+    config.recipe.keep = 0.5
+    config.recipe.options = dict(thresholds="learned", average=0.375)
     config.optimizer.update(lr=1e-2, warmup=0, ema=0.98)
     if not values.runlocal:
       config.steps, config.checkpoint.every = 300, 300
   if values.method == "covipal":
     config.recipe.options = dict(phase=values.phase)
-    config.optimizer.lr = 3e-3
+    # The gate only corrects what the attention of the model has taught.
+    config.optimizer.lr = 3e-3 if values.phase == "guided" else 3e-4
   return config

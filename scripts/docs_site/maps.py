@@ -45,7 +45,7 @@ def slots_of(recipe: recipes.Recipe) -> Slots | None:
   if recipe.family == "vlm":
     parts = [r for _, tower in slots.towers for r in tower.reduce]
     slots = Slots(
-      tuple(dataclasses.replace(r, at="output") for r in parts),
+      tuple(dataclasses.replace(r, at="output", back=None) for r in parts),
       name=recipe.name,
     )
   if recipe.family not in ("baseline", "vision", "vlm"):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.cache.cases import QUICK
 from tests.multimodal import vlm_models
-from tokjax import learned, recipes
+from tokjax import budgets, learned, recipes
 from tokjax.learned.threshold import best_edges, first_not_taken
 from tokjax.models import unmerged
 from tokjax.recipes.multimodal.dymu import merge_similar
@@ -25,6 +25,13 @@ def test_card_threshold_of_a_batch():
   best = jnp.array([[0.9, 0.5], [0.8, 0.7]])
   np.testing.assert_allclose(first_not_taken(best, 2), 0.7)
   assert first_not_taken(-best, 1) == 0
+
+
+def test_card_as_many_as_the_encoder_left():
+  budget = budgets.Encoded(5, 10)
+  assert [budget.count(n, 0, 4) for n in (10, 20, 23)] == [5, 10, 13]
+  assert budget.count(20, 1, 4) is None and budget.count(4, 0, 4) is None
+  assert budget.with_keep(0.1) == budget
 
 
 def tokens(n: int, front: int, seed: int) -> tuple[Tokens, np.ndarray]:

@@ -263,3 +263,17 @@ def test_bad_input_is_one_clear_error():
     vlm_models.config(image_token=99)
   with pytest.raises(ValueError, match="image_buckets"):
     made.__class__(made.model, made.params, 8, 1, image_buckets=())
+
+
+def test_text_has_no_more_room_than_images_leave():
+  made = vlm_models.generator()
+  prompts = [[1, IMAGE, 7], [1, IMAGE, 7, 9, 3, 5]]
+  packed, room = made.pack(prompts, vlm_models.images_of(prompts))
+  # Padded to 128; 5 words would be given 32 places, and 36 are patches.
+  assert packed.tokens.shape == (2, 128) and dict(room)[Kind.TEXT] == 32
+  short = dataclasses.replace(made, buckets=(41,))
+  packed, room = short.pack(prompts, vlm_models.images_of(prompts))
+  assert packed.tokens.shape == (2, 41) and dict(room)[Kind.TEXT] == 5
+  both = [*prompts, [2, 5]]
+  _, room = short.pack(both, vlm_models.images_of(both))
+  assert dict(room)[Kind.TEXT] == 41, "a text without images fills its prompt"

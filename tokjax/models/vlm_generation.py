@@ -163,6 +163,11 @@ class VisionLanguageGenerator:
     if Kind.VISUAL in room:
       # Closer than a bucket of tokens, so that reductions of them save more.
       room[Kind.VISUAL] = count * self.image_bucket(max(sizes))
+    if Kind.TEXT in room:
+      # Text has no more places than images leave in the prompt that has least.
+      visual = real & (np.asarray(packed.kind) == Kind.VISUAL)
+      rest = tokens.shape[1] - int(visual.sum(axis=1).min())
+      room[Kind.TEXT] = min(room[Kind.TEXT], rest)
     return packed, tuple(room.items())
 
   def image_bucket(self, images: int) -> int:

@@ -23,6 +23,8 @@ def same_tokens(plan: Plan, mask: Array, count: Array) -> Plan:
   would not be reduced there alone must come out as it went in.
   """
   m, n = plan.num_outputs, plan.num_sources
+  # An adaptive reduction before may have left fewer than budgets say.
+  count = jnp.minimum(count, mask.sum())
   first = jnp.argsort(~mask, stable=True)[:m]
   same = Assignment.select(first, n, jnp.arange(m) < count)
   if isinstance(plan, Mixture):

@@ -117,9 +117,9 @@ def _joined(
   deviations=f"{NEWLINES} (there they count and are never removed); budgets are"
   " fractions of the initial tokens (there the second and third of the current"
   " ones) and bound what recycling leaves; the entropy of patches, which every"
-  " published setting weighs with 0, is left out, as is the search for the"
-  " settings; where no patch receives as much as the threshold says the one"
-  f" that receives most counts (there nothing is a number); {SHARED}",
+  " published setting weighs with 0, is left out; where no patch receives as"
+  " much as the threshold says the one that receives most counts (there nothing"
+  f" is a number); {SHARED}",
 )
 def vflowopt(
   ratios: tuple[float, ...] = (0.2651, 0.9833, 0.8773),
@@ -130,7 +130,8 @@ def vflowopt(
 
   The defaults leave a quarter of the tokens on average. Published settings for
   a tenth are ratios (0.1166, 1.0, 0.6011), cell 17.39, threshold 39.26; for a
-  half (0.7233, 0.7487, 0.487), 11.76, 28.68.
+  half (0.7233, 0.7487, 0.487), 11.76, 28.68. `scripts.vflowopt_search` finds
+  those of another model.
 
   Args:
     ratios: what remains of the tokens before the language model, and of these
