@@ -229,8 +229,8 @@ class Block(Reduces, nn.Module):
     tokens: Any = passage.tokens  # A decoder's always have a mask.
     position, offset = split_position(tokens.position)
     rows = Rows(
-      tokens.x, passage.ids, position, tokens.mask, offset=offset
-    )  # fmt: skip
+      tokens.x, passage.ids, position, tokens.mask, tokens.kind, offset
+    )
     return dataclasses.replace(self._projected(rows), gaps=passage.gaps)
 
   def _projected(self, rows: Rows) -> Arrivals:
@@ -240,12 +240,17 @@ class Block(Reduces, nn.Module):
       rotary: Any = self.facts.rotary
       q, k = (rotary.by_axis(x, rows.offset) for x in (q, k))
     needs = (*attend_of(self.slots).needs, *cache_of(self.slots).needs)
+    kind = rows.kind
+    if kind is None:
+      kind = jnp.full(rows.token.shape, Kind.TEXT, jnp.int32)
     return Arrivals(
       q, k, v,
       position=rows.position,
       valid=rows.valid,
       token=rows.token if "token" in needs else None,
       x=y if "x" in needs else None,
+      hidden=rows.x if "hidden" in needs else None,
+      kind=kind if "kind" in needs else None,
     )  # fmt: skip
 
   def _fed(self, x):

@@ -119,7 +119,9 @@ class DecoderPrograms:
       else:
         passage = passage.replace(attended=passage.shift)
         tokens = passage.tokens
-        rows = Rows(tokens.x, passage.ids, tokens.position, tokens.mask)
+        rows = Rows(
+          tokens.x, passage.ids, tokens.position, tokens.mask, tokens.kind
+        )
         x, state, carry = self._quiet_block(call, layer, passage.gaps)(
           layer, weights, rows, state, carry
         )
