@@ -3,8 +3,8 @@
 The contract holds recipes to the laws in models shaped as LLaVA. Here each is
 built into others: patches that are mixed or merged, tiles, images of any size
 with positions of three axes, two encoders. What is refused is refused by name.
-What is taken leaves fewer tokens, and an example does not feel the others of its
-batch nor what stands in its padding.
+What is taken leaves fewer tokens, and an example does not feel the others of
+its batch nor what stands in its padding.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ TOWERS = {
 # In the language model those are run that keep and renumber positions, merge
 # and ask for keys; the decoder is else the one of the contract.
 RUN = {
-  "onevision": ("sparsevlm",),
+  "onevision": ("fastv",),
   "internvl": ("catp",),
   "openvla": ("vla_pruner",),
   "qwen": ("fastv", "sparsevlm"),

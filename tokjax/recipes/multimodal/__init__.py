@@ -21,3 +21,4 @@ from tokjax.recipes.multimodal import staged
 from tokjax.recipes.multimodal import vla
 from tokjax.recipes.multimodal import catp
 from tokjax.recipes.multimodal import sinks
+from tokjax.recipes.multimodal import recoverable

@@ -12,8 +12,8 @@ from tokjax.slots import Slots
   " Models",
   arxiv="2503.03321",
   code="seilk/VisAttnSink",
-  evidence="seilk/VisAttnSink:src/logic/logic.py, src/model/llava.py (98e62d6),"
-  " its redistribution run next to this on the same attention",
+  evidence="seilk/VisAttnSink:src/logic/logic.py, src/model/llava.py"
+  " (98e62d6), its redistribution run next to this on the same attention",
   deviations="by default any dimension tells a sink (the official code knows two"
   " of each model: give dims=); of several images all visual tokens count"
   " together, and queries stand behind the last; tokens that are generated are"
@@ -31,8 +31,8 @@ def var(
 
   Args:
     keep_sinks: what a sink keeps of its attention (p).
-    activation: a token whose hidden state, normed to a root mean square of one,
-      is beyond it in some dimension is a sink (tau).
+    activation: a token whose hidden state, normed to a root mean square of
+      one, is beyond it in some dimension is a sink (tau).
     portion: heads give at most this part of their attention to the image to
       visual sinks (rho); others are left alone.
     least: and to the image at least this.
