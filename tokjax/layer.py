@@ -24,6 +24,9 @@ LSE = "lse"
 # In the carry, from attention to the cache of the same layer: what is to be
 # stored with each key.
 NOTES = "notes"
+# In the carry, from attention that learns while it is dense: losses by name, a
+# tuple of one a layer; see `tokjax.losses.Told`.
+LOSSES = "losses"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +133,9 @@ class Arrivals:
       `needs = ("hidden",)`.
     kind: of each token, one of `tokjax.tokens.Kind`, `[b, t]`; for those that
       say `needs = ("kind",)`.
+    gate: how present each token is for the others, in (0, 1], `[b, t]`: its log
+      is added to logits of the key. Of recipes that train softly; None: all
+      are.
     gaps: positions may skip numbers, because tokens between these were removed
       (static): a distance is then no difference of places.
   """
@@ -143,6 +149,7 @@ class Arrivals:
   x: Float[Array, "*b t w"] | None = None
   hidden: Float[Array, "*b t w"] | None = None
   kind: Int[Array, "*b t"] | None = None
+  gate: Float[Array, "*b t"] | None = None
   gaps: bool = dataclasses.field(default=False, metadata={"static": True})
 
   def clean(self) -> "Arrivals":
@@ -184,3 +191,9 @@ def zeroed(x: Array, valid: Bool[Array, "*b"]) -> Array:
   """`x [*b, ...]` with zeros where not `valid`: NaN times 0 would be NaN."""
   valid = valid.reshape(valid.shape + (1,) * (x.ndim - valid.ndim))
   return jnp.where(valid, x, jnp.zeros_like(x))
+
+
+def with_loss(carry: Carry, name: str, loss: Float[Array, ""]) -> Carry:
+  """The carry with one layer's loss more."""
+  told = carry.get(LOSSES, {})
+  return {**carry, LOSSES: {**told, name: (*told.get(name, ()), loss)}}

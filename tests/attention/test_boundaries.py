@@ -8,8 +8,9 @@ import pytest
 
 from tokjax import budgets, recipes
 from tokjax.attention import boundaries
+from tokjax.attention.causal import Causal
 from tokjax.attention.dynamic_chunks import DynamicChunks
-from tokjax.layer import Layer
+from tokjax.layer import LOSSES, Arrivals, Layer, Memory
 
 
 def greedy(score, may, apart, forced, most):
@@ -118,6 +119,32 @@ def test_the_predictor_learns_where_segments_end():
   params = boundaries.parameters(4, jax.random.key(1))
   assert separated(params) < 0.6
   assert separated(trained(params)) > 0.65
+
+
+def test_the_loss_of_a_layer_is_that_of_its_attention():
+  rng = np.random.default_rng(3)
+  draw = lambda: jnp.asarray(rng.normal(size=(1, 12, 1, 4)), jnp.float32)
+  real = jnp.ones((1, 12), bool)
+  a = Arrivals(9 * draw(), draw(), draw(), jnp.arange(12)[None], real)
+  layer, attend = Layer(head_dim=4), DynamicChunks(window=2, learns=True)
+  params = {"attend": boundaries.parameters(4, jax.random.key(2))}
+
+  @jax.jit
+  def run(a):
+    out, carry = attend(layer, a, Memory.of(a), params=params, carry={})
+    dense = Causal()(layer, a, Memory.of(a), params={}, carry={})[0]
+    weight = Causal().weights(layer, a, Memory.of(a))(jnp.arange(12))[0, 0, 0]
+    return out - dense, carry[LOSSES]["boundaries"][0], weight
+
+  off, loss, weight = run(a)
+  assert not np.any(off)
+  ratio = boundaries.contrast(weight, jnp.int32(12), 2)
+  may = boundaries.inside(jnp.int32(12), 12, 2)
+  assert 0 < (ratio[may] >= 2).sum() < may.sum()
+  logit = boundaries.logits(params["attend"], a.k[0, :, 0], 2)
+  target = (ratio >= 2).astype(jnp.float32)
+  want = boundaries.focal_loss(logit, target, may)
+  np.testing.assert_allclose(loss, want, rtol=1e-5)
 
 
 def test_options_are_refused():

@@ -25,7 +25,7 @@ QUICK = {
   "xla_llvm_disable_expensive_passes": True,
 }
 LENGTHS = (32, 21, 9)
-PROMPT, STEPS, DEPTH, HEADS, GROUPS, WIDTH, INPUT = 32, 7, 2, 4, 2, 8, 6
+PROMPT, STEPS, DEPTH, HEADS, GROUPS, WIDTH, INPUT = 32, 7, 2, 4, 2, 8, 16
 IDS = 11
 # Before this step there is one that is not valid.
 PAUSE = 3
@@ -71,6 +71,9 @@ SMALL = {
   "chunks_per_block": 1,
   "certainty": -0.2,
   "activation": 1.8,
+  "part": 4,
+  "hidden": 5,
+  "state": 3,
 }
 
 

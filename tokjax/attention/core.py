@@ -147,4 +147,12 @@ def over_rows(
     out = jnp.moveaxis(out, 0, 1)
     return out.reshape(out.shape[0], blocks * block, *out.shape[3:])[:, :t]
 
-  return jax.tree.map(joined, jax.lax.map(rows, at))
+  return jax.tree.map(joined, jax.lax.map(forgetful(rows), at))
+
+
+def forgetful(rows: Callable[..., Any]) -> Callable[..., Any]:
+  """The same inside of a loop; gradients compute anew what is in between.
+
+  A loop would keep the logits of all its rounds for them.
+  """
+  return jax.checkpoint(rows, prevent_cse=False)

@@ -10,9 +10,12 @@ from tokjax import budgets, selection
 from tokjax.attention import boundaries, core
 from tokjax.attention.causal import Causal, need_whole
 from tokjax.budgets import Budget
-from tokjax.layer import Layer
+from tokjax.layer import Arrivals, Layer, Memory, with_loss
 
 DENSE = Causal()
+LOSS = "boundaries"
+# Places at which attention to both sides differs by this factor end a chunk.
+CONTRAST = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class DynamicChunks(Causal):
     apart: tokens that ends of chunks are apart, at least, but one.
     chunks_per_block: bound of the number of chunks, for every `block` tokens.
     certainty: logit above which a place may end a chunk.
+    learns: attention is dense and leaves the loss of the predictor.
   """
 
   budget: Budget = budgets.Count(1024)
@@ -48,6 +52,7 @@ class DynamicChunks(Causal):
   apart: int = 8
   chunks_per_block: int = 8
   certainty: float = 1.1
+  learns: bool = False
 
   def __post_init__(self):
     least = {"first": 0, "near": 1, "exact": 0, "apart": 0}
@@ -150,6 +155,9 @@ class DynamicChunks(Causal):
     a = arrivals.clean()
     need_whole(self, a, memory)
     t, made = a.q.shape[1], params["attend"]
+    if self.learns:
+      carry = with_loss(carry, LOSS, self._loss(layer, a, memory, made))
+      return DENSE(layer, arrivals, memory, params=params, carry=carry)
     q = layer.rotate(a.q, a.position)
     k, v = layer.rotate(memory.k, memory.position), memory.v
     length = a.valid.sum(axis=1)
@@ -172,10 +180,27 @@ class DynamicChunks(Causal):
       return attended(layer, q[:, at], own(k), own(v), seen)
 
     blocks = -(-t // self.block)
-    out = jax.lax.map(of_block, jnp.arange(blocks))
+    out = jax.lax.map(core.forgetful(of_block), jnp.arange(blocks))
     out = jnp.moveaxis(out, 0, 1).reshape(len(q), -1, *q.shape[2:])[:, :t]
     out = self._with_exact(layer, out, q, k, v, length)
     return self.finish(layer, out, a, params), carry
+
+  def _loss(
+    self, layer: Layer, a: Arrivals, memory: Memory, made
+  ) -> Float[Array, ""]:
+    """Of the predictor, a mean over examples; nothing else learns from it."""
+    t, (a, memory) = a.q.shape[1], jax.lax.stop_gradient((a, memory))
+    attention = DENSE.weights(layer, a, memory)(jnp.arange(t)).mean(axis=(1, 2))
+    k = layer.rotate(memory.k, memory.position).reshape(len(a.q), t, -1)
+
+    def one(attention, k, length):
+      ratio = boundaries.contrast(attention, length, self.window)
+      target = (ratio >= CONTRAST).astype(jnp.float32)
+      logit = boundaries.logits(made, k, self.window)
+      may = boundaries.inside(length, t, self.window)
+      return boundaries.focal_loss(logit, target, may)
+
+    return jax.vmap(one)(attention, k, a.valid.sum(axis=1)).mean()
 
   def _with_exact(self, layer, out, q, k, v, length):
     """The last real queries' outputs replaced by dense ones."""

@@ -191,7 +191,8 @@ def _attended(queries, keys):
 def registers(length: Int[Array, "..."], factor: int = 1) -> Int[Array, "..."]:
   """MITRE's number of registers of a source: its length over `factor`, up.
 
-  `length` counts all tokens but padding, the language tag and the end included.
+  `length` counts all tokens but padding, the language tag and the end included
+  (transformer_encoder_register.py).
 
   Raises:
     ValueError: `factor` is below 1.
@@ -209,8 +210,9 @@ def register_mask(
   Source tokens see each other; registers see the source and each other; tokens
   of the translation, which are all others, see registers and what came before
   them. The source's keys and values are needed no more once the registers are
-  there. Qu et al., 2025. Weak: from a description of the paper and of
-  zhiqu22/mitre (5e19fbf); the code was neither read nor run.
+  there. Qu et al., 2025; checked against zhiqu22/mitre:
+  mitre/models/transformer_decoder_register.py (5e19fbf), whose mask was run
+  next to this one on ragged batches. Rows of padding see nothing here.
 
   Args:
     source: tokens of the source, its language tag first.

@@ -37,7 +37,9 @@ from tokjax.slots import Bytes
 def refuse_notes(cache: Any, attend: Any) -> None:
   """Raises where attention leaves notes that a cache cannot keep."""
   if attend.leaves_notes:
-    fixes = {"memo": "Retriever()", "cores": "Cores()"}
+    fixes = {
+      "memo": "Retriever()", "cores": "Cores()", "states": "MultiTokenCache()",
+    }  # fmt: skip
     fix = fixes.get(
       attend.leaves_notes, "KV() with Exact() entries that are read whole"
     )
@@ -166,7 +168,7 @@ class KV(Prompted):
     self.store.check(layer)
     self.read.check(layer)
     exact = self.store.movable and self.read.dense
-    if not exact or attend.leaves_notes in ("memo", "cores"):
+    if not exact or attend.leaves_notes in ("memo", "cores", "states"):
       refuse_notes(self, attend)
     answers_lib.queries_of(self.asks)
     if self.evict is not None:

@@ -23,7 +23,7 @@ from tokjax import scores, signals
 from tokjax.attention.causal import Causal
 from tokjax.attention.padding import RealFirst
 from tokjax.cache.kv import KV
-from tokjax.layer import Arrivals, Carry, Layer, Memory
+from tokjax.layer import LOSSES, Arrivals, Carry, Layer, Memory
 from tokjax.models.decoder_answers import DecoderAnswers
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.decoder_layers import GatedMlp, Projections, norm
@@ -32,6 +32,7 @@ from tokjax.models.decoder_slots import (
   check_initialised,
   check_mask,
   check_slots,
+  kind_of_weights,
   put_back,
   split_position,
   stages_of,
@@ -41,6 +42,7 @@ from tokjax.models.decoder_slots import (
 from tokjax.models.passage import Passage
 from tokjax.models.products import dot_general
 from tokjax.models.reducer import Reducer, Reduces
+from tokjax.models.unmerged import gathered, spread
 from tokjax.signals import Answers
 from tokjax.slots import Slots, parameters
 from tokjax.tokens import Kind
@@ -58,6 +60,8 @@ class Rows(NamedTuple):
     kind: of each token, one of `Kind`, `[b, t]`; None: all are TEXT.
     offset: where positions have several axes, of each from `position`,
       `[b, t, a]`; None: there is none, as in a text without images.
+    owner: the row of `x` that each of the t tokens has, see
+      `tokjax.models.unmerged`; None: its own.
     known: answers to what rules ask about images, token axis behind the batch.
   """
 
@@ -67,6 +71,7 @@ class Rows(NamedTuple):
   valid: Bool[Array, "b t"]
   kind: Int[Array, "b t"] | None = None
   offset: Int[Array, "b t a"] | None = None
+  owner: Int[Array, "b t"] | None = None
   known: Answers = Answers()
 
 
@@ -142,6 +147,8 @@ class Block(Reduces, nn.Module):
     passage = passage.replace(attended=passage.shift)
     arrivals = self._arrive(passage)
     y, after = attend(arrivals)
+    if (at := passage.places) is not None:
+      y = gathered(y, at.owner, at.mask, passage.tokens.num_tokens)
     collected = Answers()
     asked = reducer.asked_of_attention(self.layer)
     if asked or self.slots.collect:
@@ -187,6 +194,8 @@ class Block(Reduces, nn.Module):
     """
     arrivals = dataclasses.replace(self._projected(rows), gaps=gaps)
     y, state, carry = self._taken(arrivals, state, carry, last)
+    if rows.owner is not None:
+      y = gathered(y, rows.owner, rows.valid, rows.x.shape[1])
     return self._attended(rows.x, y), state, carry
 
   def _taken(self, arrivals: Arrivals, state: Any, carry: Carry, last: bool):
@@ -226,30 +235,34 @@ class Block(Reduces, nn.Module):
     )
 
   def _arrive(self, passage: Passage) -> Arrivals:
-    tokens: Any = passage.tokens  # A decoder's always have a mask.
-    position, offset = split_position(tokens.position)
-    rows = Rows(
-      tokens.x, passage.ids, position, tokens.mask, tokens.kind, offset
-    )
-    return dataclasses.replace(self._projected(rows), gaps=passage.gaps)
+    rows = rows_of(passage)
+    position, offset = split_position(rows.position)
+    rows = rows._replace(position=position, offset=offset)
+    arrivals = self._projected(rows)
+    gate = passage.tokens.policy
+    return dataclasses.replace(arrivals, gaps=passage.gaps, gate=gate)
 
   def _projected(self, rows: Rows) -> Arrivals:
     y = self.norm1(rows.x)
     q, k, v = self.attention(y)
+    x, kind = rows.x, rows.kind
+    if kind is None:
+      kind = jnp.full(x.shape[:2], Kind.TEXT, jnp.int32)
+    if rows.owner is not None:
+      q, k, v, y, x, kind = (
+        spread(a, rows.owner) for a in (q, k, v, y, x, kind)
+      )
     if rows.offset is not None:
       rotary: Any = self.facts.rotary
       q, k = (rotary.by_axis(x, rows.offset) for x in (q, k))
     needs = (*attend_of(self.slots).needs, *cache_of(self.slots).needs)
-    kind = rows.kind
-    if kind is None:
-      kind = jnp.full(rows.token.shape, Kind.TEXT, jnp.int32)
     return Arrivals(
       q, k, v,
       position=rows.position,
       valid=rows.valid,
       token=rows.token if "token" in needs else None,
       x=y if "x" in needs else None,
-      hidden=rows.x if "hidden" in needs else None,
+      hidden=x if "hidden" in needs else None,
       kind=kind if "kind" in needs else None,
     )  # fmt: skip
 
@@ -333,9 +346,12 @@ class Decoder(nn.Module):
       logits, float32, and `out`: "features" (normed, `[b, n, d]`), "remains"
       (True for tokens that went through all blocks, `[b, n]`), "plans" (a list
       for each block), "signals" (for each block, the answers that the recipe
-      collects).
+      collects), "losses" (by name, what the attention of each layer learns
+      from).
     """
     check_mask(mask, tokens)
+    if kind is None and self.is_initializing():
+      kind = kind_of_weights(self.slots, tokens)
     valid, order = jnp.ones(tokens.shape, bool), None
     if mask is not None:
       # Attention counts by place, with padding behind the real tokens.
@@ -373,6 +389,7 @@ class Decoder(nn.Module):
       "remains": remains,
       "plans": [list(made) for made in passage.plans],
       "signals": collected if self.slots.collect else [],
+      "losses": carry.get(LOSSES, {}),
     }
     return self.logits(x), out
 
@@ -424,6 +441,16 @@ class Decoder(nn.Module):
     y = y.astype(jnp.float32)
     cap = self.config.logit_softcap
     return y if cap is None else cap * jnp.tanh(y / cap)
+
+
+def rows_of(passage: Passage) -> Rows:
+  """What attention is given of a passage; positions are not split."""
+  tokens: Any = passage.tokens  # A decoder's always have a mask.
+  ids: Any = passage.ids
+  if (at := passage.places) is None:
+    return Rows(tokens.x, ids, tokens.position, tokens.mask, tokens.kind)
+  ids, kind = at.ids, tokens.kind
+  return Rows(tokens.x, ids, at.position, at.mask, kind, owner=at.owner)
 
 
 def attend_of(slots: Slots) -> Any:

@@ -64,7 +64,7 @@ class DecoderAnswers:
         return self.tokens.x
       case signals.Derived():
         return question.of_batch(self.tokens)
-      case signals.Seen() | signals.Origin():
+      case signals.Seen() | signals.Origin() | signals.Merged():
         return self.known[question]
       case signals.Recalled():
         nothing = jnp.zeros(a.valid.shape, jnp.float32)

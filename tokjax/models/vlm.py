@@ -31,20 +31,21 @@ from tokjax.models.vlm_ahead import Ahead
 from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.models.vlm_slots import (
   check_slots,
+  language_slots,
   merged_tower,
   passes_class,
   tokens_per_image,
   vision_tower,
   without_class,
 )
-from tokjax.signals import Answers, Seen
+from tokjax.signals import Answers, Merged, Seen
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
 __all__ = [
   "Mix", "Placed", "Prompts", "VisionLanguage", "VisionLanguageConfig",
-  "check_slots", "passes_class", "tokens_per_image", "vision_tower",
-  "without_class",
+  "check_slots", "language_slots", "passes_class", "tokens_per_image",
+  "vision_tower", "without_class",
 ]  # fmt: skip
 
 
@@ -153,7 +154,7 @@ class VisionLanguage(nn.Module):
   @property
   def decoder(self) -> Decoder:
     """The language model; its parameters are `params["language"]`."""
-    slots = self.slots.outside_towers
+    slots = language_slots(self.config, self.slots)
     return Decoder(
       self.config.language, slots, self.dtype, images=True, parent=None
     )
@@ -234,9 +235,7 @@ class VisionLanguage(nn.Module):
     )
     return tokens, out
 
-  def enter(
-    self, prompts: Prompts, key: PRNGKeyArray | None = None
-  ) -> Rows:
+  def enter(self, prompts: Prompts, key: PRNGKeyArray | None = None) -> Rows:
     """Prompts as they enter the language model, padding at their end."""
     placed = self._placed(prompts, key)
     known = self._known(prompts, placed.seen)
@@ -298,6 +297,9 @@ class VisionLanguage(nn.Module):
         recalled = zero if prompts.recalled is None else prompts.recalled
         known = known.add(question, recalled)
         continue
+      if isinstance(question, Merged):
+        known = known.add(question, self._merged(prompts, seen))
+        continue
       if not isinstance(question, Seen):
         if prompts.origin is None:
           raise ValueError(
@@ -315,6 +317,15 @@ class VisionLanguage(nn.Module):
       value = vlm_seen.spread(value, prompts.kind, prompts.place)
       known = known.add(question, value)
     return known
+
+  def _merged(self, prompts: Prompts, seen: dict[str, Any]) -> Array:
+    """The answer to `Merged`."""
+    images, n = seen["tokens"].x.shape[:2]
+    passed = passes_class(self.config, self.slots)
+    front = 0 if passed else len(self.config.vision.kinds)
+    plans = [plan for block in seen["plans"] for plan in block]
+    value = vlm_seen.merged(plans, front, images, n)
+    return vlm_seen.spread(value, prompts.kind, prompts.place, -1)
 
 
 def _part(key: PRNGKeyArray | None, i: int) -> PRNGKeyArray | None:

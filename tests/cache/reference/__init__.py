@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.cache.reference import chunks, probes, prompts, reads, retrieval
-from tests.cache.reference import rules, scores, stores
+from tests.cache.reference import rules, scores, states, stores
 from tests.cache.reference.layer_input import layer_input
 from tokjax import recipes
 
@@ -32,7 +32,9 @@ def find(name: str) -> Callable[..., Any] | None:
   if name in ("gemfilter", "promptdistill"):
     # They shorten the prompt outside of the layers; see test_prompt.py.
     return rules.full
-  modules = [rules, scores, stores, reads, prompts, retrieval, probes, chunks]
+  modules = [
+    rules, scores, stores, reads, prompts, retrieval, probes, chunks, states
+  ]  # fmt: skip
   if not is_own(name):
     beside = f"{_module(name)}_reference"
     found = importlib.util.find_spec(beside)

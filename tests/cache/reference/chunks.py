@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.cache.cases import GROUPS, HEADS, STEPS
+from tests.cache.cases import DEPTH, GROUPS, HEADS, STEPS
 from tests.cache.reference.layer_input import (
   GROUP,
   SCALE,
@@ -113,3 +113,57 @@ def sentinel_tokens(s, tokens=(3, 7)):
     return not any(s.token[m] in tokens for m in range(j, i))
 
   return masked_prompt(s, sees), kept_then_all(s, [range(s.n)] * GROUPS)
+
+
+def spt(s, part=4):
+  """The half of the keys whose nearest codewords agree most, for each head."""
+  words = np.asarray(s.params["attend"]["words"], np.float64)
+
+  def code(x):
+    parts = x.reshape(-1, part)
+    return [
+      min(range(len(w)), key=lambda i, w=w, x=x: np.abs(x - w[i]).sum())
+      for w, x in zip(words, parts, strict=True)
+    ]
+
+  def head(i, h):
+    mine = code(s.rq[i, h])
+    agree = [
+      sum(a == b for a, b in zip(mine, code(s.rk[j, h // GROUP]), strict=True))
+      for j in range(i + 1)
+    ]
+    kept = sorted(range(i + 1), key=lambda j: (-agree[j], j))[: half(s.n)]
+    x = [SCALE * s.rq[i, h] @ s.rk[j, h // GROUP] for j in kept]
+    return softmax(np.clip(x, -10, 10)) @ s.v[kept, h // GROUP]
+
+  outs = [np.stack([head(i, h) for h in range(HEADS)]) for i in range(s.n)]
+  return np.stack(outs), kept_then_all(s, [range(s.n)] * GROUPS)
+
+
+def lemo(s, block=4):
+  """Half of the tokens, in the blocks that two networks expect most of."""
+  n, steps = s.n, kept_then_all(s, [range(s.n)] * GROUPS)
+  if s.layer == DEPTH - 1:
+    return s.prompt(), steps
+  made = {k: np.asarray(x, np.float64) for k, x in s.params["attend"].items()}
+  relu = lambda x: np.maximum(x, 0)
+
+  def side(name, m, h):
+    size = s.x.shape[1] // HEADS
+    x = np.zeros((block, size))
+    for i in range(m * block, min((m + 1) * block, n)):
+      x[i - m * block] = s.x[i, h * size : (h + 1) * size]
+    y = relu(relu(x.reshape(-1) @ made[name + "1"]) @ made[name + "2"])
+    return y @ made[name + "3"]
+
+  blocks = -(-n // block)
+  score = np.zeros(blocks)
+  for h in range(HEADS):
+    for m in range(blocks):
+      score[m] += sum(side("q", i, h) for i in range(blocks)) @ side("k", m, h)
+  kept = np.argsort(-score, kind="stable")[: max(half(n) // block, 1)]
+  members = [j for j in range(n) if j // block in kept]
+  outs = np.zeros((n, HEADS, s.v.shape[-1]))
+  for i in members:
+    outs[i] = s.out(i, [[j for j in members if j <= i]] * GROUPS)
+  return outs, steps

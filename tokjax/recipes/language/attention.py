@@ -4,9 +4,15 @@ from typing import Literal
 
 from tokjax import budgets
 from tokjax.attention.core_context import CoreContext
+from tokjax.attention.dynamic_chunks import LOSS as BOUNDARIES
 from tokjax.attention.dynamic_chunks import DynamicChunks
+from tokjax.attention.eliminated import LOSS as PAIRS
+from tokjax.attention.eliminated import Eliminated
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear, LinearState
+from tokjax.attention.matched_codes import LOSS as CODEWORDS
+from tokjax.attention.matched_codes import MatchedCodes
+from tokjax.attention.multi_token_states import MultiTokenStates
 from tokjax.attention.recalibrate import Calibrated, FirstToken, Gated
 from tokjax.attention.sentinel import Sentinels
 from tokjax.attention.static import Band, Separators
@@ -17,7 +23,9 @@ from tokjax.cache.answers import Observed, Remembered
 from tokjax.cache.cores import Cores
 from tokjax.cache.evict import Trim, evicting
 from tokjax.cache.kv import KV
+from tokjax.cache.multi_token import MultiTokenCache
 from tokjax.cache.stores import Exact
+from tokjax.losses import Told
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.rules import KeepTop, answer
 from tokjax.slots import Slots
@@ -141,11 +149,11 @@ def dhsa(
   apart: int = 8,
   chunks_per_block: int = 8,
   certainty: float = 1.1,
+  learns: bool = False,
 ) -> Slots:
   """Blocks of a prompt's queries see tokens of the chunks that they fit.
 
-  What finds the chunks is trained on a model that stays as it is, with
-  `contrast` and `focal_loss` of `tokjax.attention.boundaries`.
+  What finds the chunks is trained on a model that stays as it is (`learns`).
 
   Args:
     budget: tokens that a block sees.
@@ -157,13 +165,103 @@ def dhsa(
     apart: ends of chunks lie farther apart than this.
     chunks_per_block: bound of the number of chunks, for every `block` tokens.
     certainty: logit above which a place may end a chunk.
+    learns: training: attention is dense, and what finds the chunks learns where
+      later tokens attend very differently to either side.
   """
-  return Slots(
-    attend=DynamicChunks(
-      budget, block, first, near, exact, window, apart, chunks_per_block,
-      certainty,
-    )
+  losses = (Told(BOUNDARIES),) if learns else ()
+  attend = DynamicChunks(
+    budget, block, first, near, exact, window, apart, chunks_per_block,
+    certainty, learns,
   )  # fmt: skip
+  return Slots(attend=attend, losses=losses)
+
+
+@recipe(
+  "spt",
+  family="llm",
+  paper="SPT: Fine-Tuning Transformer-based Language Models Efficiently with"
+  " Sparsification",
+  arxiv="2312.10365",
+  code="ytgui/SPT-proto",
+  training="learned",
+  evidence="ytgui/SPT-proto:naive_gpt/layers/basic/quantizer.py,"
+  " layers/sparse/attention.py (65ee7de), the quantiser run next to this one on"
+  " the same arrays; the lookup of extension/lookup.cu was read",
+  deviations="the attention only: the routed feed-forward layers reduce no"
+  " tokens; keys are ranked by how many codes agree, earlier ones first among"
+  " equals (the official kernel has four grades, counts keys of each residue"
+  " modulo 4 apart, and lets early queries see the first key several times);"
+  " all products are computed, then masked; padding does not count in the loss",
+)
+def spt(
+  budget: Budget = budgets.Share(1 / 8),
+  part: int = 8,
+  words: int = 16,
+  bound: float = 10.0,
+  learns: bool = False,
+) -> Slots:
+  """Queries see the keys whose codewords agree most with theirs.
+
+  Args:
+    budget: keys that a query sees.
+    part: features of a codeword; divides those of a head.
+    words: codewords of a part.
+    bound: scaled logits are clipped to this on either side.
+    learns: the first stage of training: attention is dense, and codewords are
+      fitted to queries and keys.
+  """
+  losses = (Told(CODEWORDS, 0.01),) if learns else ()
+  attend = MatchedCodes(budget, part, words, bound, learns)
+  return Slots(attend=attend, losses=losses)
+
+
+@recipe(
+  "lemo",
+  family="llm",
+  paper="LeMo: Enabling LEss Token Involvement for MOre Context Fine-tuning",
+  arxiv="2501.09767",
+  code="Pairshoe/Jenga-AE",
+  training="learned",
+  evidence="Pairshoe/Jenga-AE:src/jenga/models/predictor.py, modeling_llama.py,"
+  " modeling_llama_train_predictor.py, modeling_llama_get_sparsity_thresh.py,"
+  " ops/ (498cb19); the predictor was run next to this one on the same arrays,"
+  " and of the kernels the PyTorch form that ops/flash_block.py has",
+  deviations="blocks are chosen for each example (the release sends outputs of"
+  " the first one back alone); queries, keys and values of all tokens are"
+  " projected; decoding, which the release does not do, reads everything;"
+  " pruning of the networks' units and of the MLP's gradients is left out",
+)
+def lemo(
+  budget: Budget = budgets.Share(0.5),
+  block: int = 64,
+  threshold: float | None = None,
+  last: int = 0,
+  from_layer: int | float = 0.47,
+  to_end: bool = False,
+  hidden: int = 128,
+  predicts: bool = True,
+  learns: bool = False,
+) -> Slots:
+  """Attention passes blocks of little interest by, which saves training memory.
+
+  Args:
+    budget: tokens that remain, in whole blocks.
+    block: tokens a block.
+    threshold: blocks that score less than this share of the mean go too, as in
+      the paper; None: the budget alone decides, as in the release.
+    last: last blocks that stay in any case; a text that goes on needs one.
+    from_layer: the first layer that eliminates blocks.
+    to_end: the last layer eliminates blocks, too.
+    hidden: units of the networks that predict scores.
+    predicts: scores are predicted; False: measured, to compare with.
+    learns: the first stage of training: attention is dense, and the networks
+      learn on a model that stays as it is.
+  """
+  losses = (Told(PAIRS),) if learns else ()
+  attend = Eliminated(
+    budget, block, threshold, last, from_layer, to_end, hidden, predicts, learns
+  )
+  return Slots(attend=attend, losses=losses)
 
 
 @recipe(
@@ -257,6 +355,44 @@ def sepllm(
       trim=trim,
     ),
   )  # fmt: skip
+
+
+@recipe(
+  "attamba",
+  family="llm",
+  paper="Attamba: Attending To Multi-Token States",
+  arxiv="2411.17685",
+  code="abdelfattah-lab/attamba",
+  training="learned",
+  evidence="abdelfattah-lab/attamba:apps/attamba/core_attamba.py,"
+  " lingua/transformer.py (3b3b30c), whose ends of chunks and mask were run"
+  " next to these; its state-space kernel needs a GPU and was read",
+  deviations="state-space models start anew at the first token of a chunk, as"
+  " in the paper (the release does so at every token); the last token of a"
+  " text ends no chunk (there it takes the place of the last end); of a chunk"
+  " that is not complete the cache keeps inputs, not states; the model's"
+  " projections of keys and values are there, but not used",
+)
+def attamba(
+  chunk: int = 8,
+  lead: int = 1,
+  state: int = 128,
+  hidden: int | None = None,
+  heads: int = 1,
+  kernel: int = 4,
+) -> Slots:
+  """Queries see one key for each chunk, made by a state-space model.
+
+  Args:
+    chunk: tokens a chunk.
+    lead: newest tokens before itself that a query sees.
+    state: features of a state for each channel.
+    hidden: channels of the state-space models; None: the width.
+    heads: of those models.
+    kernel: taps of their causal convolution.
+  """
+  attend = MultiTokenStates(chunk, lead, state, hidden, heads, kernel)
+  return Slots(attend=attend, cache=MultiTokenCache())
 
 
 @recipe(

@@ -6,8 +6,10 @@ from tokjax.recipes.multimodal import diverse
 from tokjax.recipes.multimodal import flowcut
 from tokjax.recipes.multimodal import fold
 from tokjax.recipes.multimodal import graph
+from tokjax.recipes.multimodal import dymu
 from tokjax.recipes.multimodal import holov
 from tokjax.recipes.multimodal import prumerge
+from tokjax.recipes.multimodal import covipal
 from tokjax.recipes.multimodal import crops
 from tokjax.recipes.multimodal import vflowopt
 from tokjax.recipes.multimodal import frames

@@ -14,7 +14,7 @@ from tokjax.slots import Slots
   code="seilk/VisAttnSink",
   evidence="seilk/VisAttnSink:src/logic/logic.py, src/model/llava.py"
   " (98e62d6), its redistribution run next to this on the same attention",
-  deviations="by default any dimension tells a sink (the official code knows two"
+  deviations="by default any dimension tells a sink (the official code has two"
   " of each model: give dims=); of several images all visual tokens count"
   " together, and queries stand behind the last; tokens that are generated are"
   " no sinks; every example has its own sinks",
