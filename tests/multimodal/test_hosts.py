@@ -157,24 +157,28 @@ def look(made):
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_towers_leave_fewer_tokens_of_each_image_alone(host):
-  own = [x for of_one in HOSTS[host][1]() for x in of_one]
-  many, seen = [], []
+  given = [x for of_one in HOSTS[host][1]() for x in of_one]
+  seen = []
   bare = generator(host, vlm_models.PLAIN, 1)
   of = lambda images: bare.pack([[IMAGE] * len(images)], [images])[0].images
-  both, other = of(own), of(own[::-1])
+  both, other = of(given), of(given[::-1])
   _, every = look(bare)(both)
   for name, made in taken(host, True):
     seen.append(name)
     run = look(made)
     x, many = run(both)
     assert np.isfinite(x).all(), name
+    back = any(
+      r.back for _, own in made.model.slots.towers for r in own.reduce
+    )
     # The smallest images may be too small to lose any.
-    assert (many <= every).all() and many.sum() < every.sum(), name
+    assert back or many.sum() < every.sum(), name
+    assert (many <= every).all(), name
     if made.model.slots.needs_key:
       continue
     # In another order, next to others.
     again, left = run(other)
-    parts = [len(getattr(image, "pixels", [0])) for image in own]
+    parts = [len(getattr(image, "pixels", [0])) for image in given]
     order = moved(parts) if host in ("onevision", "internvl") else [2, 1, 0]
     assert left[order].tolist() == many[: len(order)].tolist(), name
     np.testing.assert_allclose(
