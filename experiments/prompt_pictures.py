@@ -74,7 +74,9 @@ def main(
       model, lm.params, _packed(lm, model, ids, pixels), jax.random.key(seed)
     )
     to = folder / f"{pathlib.Path(path).stem}_{recipe}.png"
-    shown = merge_map.displayable(np.asarray(pixels)[None])[0]
+    # Of two encoders the first one's.
+    seen = np.asarray(pixels)[..., : lm.config.vision.channels]
+    shown = merge_map.displayable(seen[None])[0]
     title = f"{recipe}, {share}: {prompt}"
     draw(shown, attention, stages, lm.config.vision.grid, to, title)
     written.append(to)

@@ -129,6 +129,10 @@ class Arrivals:
     token: token ids, `[b, t]`; for those that say `needs = ("token",)`.
     x: the attention's input (after its norm), `[b, t, W]`; for those that say
       `needs = ("x",)`.
+    hidden: the block's input, before that norm, `[b, t, W]`; for those that say
+      `needs = ("hidden",)`.
+    kind: of each token, one of `tokjax.tokens.Kind`, `[b, t]`; for those that
+      say `needs = ("kind",)`.
     gate: how present each token is for the others, in (0, 1], `[b, t]`: its log
       is added to logits of the key. Of recipes that train softly; None: all
       are.
@@ -143,6 +147,8 @@ class Arrivals:
   valid: Bool[Array, "*b t"]
   token: Int[Array, "*b t"] | None = None
   x: Float[Array, "*b t w"] | None = None
+  hidden: Float[Array, "*b t w"] | None = None
+  kind: Int[Array, "*b t"] | None = None
   gate: Float[Array, "*b t"] | None = None
   gaps: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -150,8 +156,9 @@ class Arrivals:
     """The same with zeros in padding, whatever stood there."""
     zero = lambda x: None if x is None else zeroed(x, self.valid)
     return dataclasses.replace(
-      self, q=zero(self.q), k=zero(self.k), v=zero(self.v), x=zero(self.x)
-    )
+      self, q=zero(self.q), k=zero(self.k), v=zero(self.v), x=zero(self.x),
+      hidden=zero(self.hidden),
+    )  # fmt: skip
 
 
 @jax.tree_util.register_dataclass

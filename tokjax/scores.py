@@ -181,3 +181,40 @@ def pool(
   if how == "avg":
     return functools.reduce(jnp.add, parts) / kernel
   raise ValueError(f"pooling={how!r}: must be 'avg' or 'max'")
+
+
+def local_outliers(
+  values: Float[Array, "n"],
+  neighbours: int,
+  *,
+  mask: Bool[Array, "n"],
+  above: float = 1.5,
+) -> Bool[Array, "n"]:
+  """Numbers whose neighbours are denser than they are, on either side.
+
+  The local outlier factor of Breunig et al. (2000), as scikit-learn counts it:
+  the density of a number is one over its mean distance to its nearest ones, a
+  distance being at least that of the other to its own last neighbour.
+
+  Args:
+    values: numbers.
+    neighbours: how many are compared; all, where there are fewer.
+    mask: False excludes a number.
+    above: outliers have a factor above this.
+  """
+  n = values.shape[0]
+  k = max(min(neighbours, n - 1), 1)
+  x = values.astype(jnp.float32)
+  apart = jnp.abs(x[:, None] - x[None])
+  other = mask[None] & ~jnp.eye(n, dtype=bool)
+  far, near = jax.lax.top_k(jnp.where(other, -apart, -jnp.inf), k)
+  count = jnp.minimum(k, mask.sum() - 1)
+  used = jnp.arange(k) < count
+  distance = jnp.where(used, -far, 0.0)
+  reach = distance[:, jnp.maximum(count - 1, 0)]
+  total = jnp.where(used, jnp.maximum(distance, reach[near]), 0.0).sum(axis=1)
+  # As in scikit-learn.
+  density = 1 / (total / jnp.maximum(count, 1) + 1e-10)
+  around = jnp.where(used, density[near], 0.0).sum(axis=1)
+  around = around / jnp.maximum(count, 1)
+  return mask & (count > 0) & (around > above * density)

@@ -70,6 +70,7 @@ SMALL = {
   "apart": 2,
   "chunks_per_block": 1,
   "certainty": -0.2,
+  "activation": 1.8,
   "part": 4,
   "hidden": 5,
   "state": 3,

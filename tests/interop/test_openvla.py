@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from PIL import Image
 
-from experiments import generate
+from experiments import generate, pictures
 from experiments.sweeps.language_models import Pretrained
 from tests.interop.language_references import torch
 from tests.interop.prismatic_reference import Prismatic, actions_of
@@ -224,13 +224,32 @@ def test_what_is_not_read_is_refused(loaded, tmp_path):
     interop.load(tmp_path)
 
 
-def test_generate_prints_the_action_of_an_image(loaded, tmp_path):
-  _, folder, (model, params, inputs) = loaded
+@pytest.fixture(scope="module")
+def spoken(loaded):
+  """The folder with a tokenizer."""
+  folder = loaded[1]
   words = {f"w{i}": i for i in range(46) if i != PAD} | {"\u2581": 46}
   level = tokenizers.models.WordLevel(words, unk_token="w0")
   whole = tokenizers.Tokenizer(level)
   whole.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
   whole.save(str(folder / "tokenizer.json"))
+  return folder
+
+
+def test_pictures_show_what_the_first_encoder_saw(spoken, tmp_path):
+  Image.fromarray(photos([(20, 30)])[0]).save(tmp_path / "a.png")
+  given = dict(
+    image=[str(tmp_path / "a.png")], prompt="w1 w7", keep=0.4, block=None,
+    size=384, patch=16, out=str(tmp_path), checkpoint=str(spoken),
+    recipe="fastervlm",
+  )  # fmt: skip
+  pictures.from_command_line(type("Given", (), given))
+  with Image.open(tmp_path / "a_fastervlm.png") as image:
+    assert min(image.size) > 200
+
+
+def test_generate_prints_the_action_of_an_image(loaded, spoken, tmp_path):
+  folder, (model, params, inputs) = spoken, loaded[2]
   photo = photos([(20, 30)])[0]
   Image.fromarray(photo).save(tmp_path / "a.png")
   config = generate.Generate(

@@ -115,10 +115,10 @@ def test_weights_fall_from_the_latest_step_on():
 
 
 def slots(**changes):
-  made = recipes.get(
-    "vla_pruner", budget=budgets.Once(budgets.Count(KEPT), 1), **changes
-  )
-  return made
+  return recipes.get(
+    "vla_pruner", budget=budgets.Once(budgets.Count(KEPT), 1),
+    **{"since": 0.0, **changes},
+  )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +222,12 @@ def test_a_pruned_step_answers_as_its_kept_tokens_say(controller, steps):
   assert lengths == [[4 + KEPT] * 2, [2 + KEPT] * 2]
 
 
+def test_layers_before_the_first_that_is_recalled_add_up_nothing():
+  made = vlm_models.generator(slots(since=0.5), **SMALL)
+  going = made.prefill(PROMPTS, vlm_models.images_of(PROMPTS))
+  assert ["score" in s.store.extra for s in going.states] == [False, True]
+
+
 def test_what_cannot_be_recalled_is_refused(controller, steps):
   images, _, history = steps[3]
   with pytest.raises(ValueError, match="36 visual tokens of 2 prompts"):
@@ -231,6 +237,7 @@ def test_what_cannot_be_recalled_is_refused(controller, steps):
     (dict(decay=0.0), "decay=0.0"),
     (dict(blocks=(0.5, 0.5)), "name no block"),
     (dict(generator=vlm_models.generator()), "Tally"),
+    (dict(generator=vlm_models.generator(slots(since=0.6))), "from 0.6 of the"),
   ):
     with pytest.raises(ValueError, match=message):
       dataclasses.replace(controller, **changes)

@@ -319,6 +319,11 @@ class Trim:
   def asks(self) -> tuple[Any, ...]:
     return signals.questions_of(self.rule)
 
+  def remembered(self, layer: Layer) -> Any:
+    """The question whose answer entries of a layer carry with them, or None."""
+    del layer
+    return self.remember
+
   def check(self) -> None:
     """Raises ValueError for questions that a step does not answer."""
     for question in self.asks:
@@ -377,12 +382,21 @@ class Tally(Trim):
 
   The sum over the heads of a group, of the prompt's last token and of every
   step since. `attended` reads it.
+
+  Attributes:
+    since: the first layer that does, as a fraction of the depth: a number for
+      each entry is stored in the others in vain.
   """
 
   remember: Any = signals.Rows(of=signals.Last(), over="sum")
   after: bool = True
+  since: float = 0.0
 
   evicts = False
+
+  def remembered(self, layer: Layer) -> Any:
+    acts = layer.ask(lambda index, depth: index >= int(self.since * depth))
+    return self.remember if acts else None
 
 
 def attended(

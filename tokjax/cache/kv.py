@@ -232,15 +232,16 @@ class KV(Prompted):
       whole = whole.replace(extra=notes)
     count = last = length
     if self.evict is None:
-      if self.trim is not None:
-        asked = (self.trim.remember,)
+      question = self.trim and self.trim.remembered(layer)
+      if question is not None:
+        asked = (question,)
         told = answers_lib.of_prompt(layer, space, asked).values[0]
         extra = {**whole.extra, answers_lib.REMEMBERED: told}
         whole = whole.replace(extra=extra)
       whole = entries_lib.newest(whole, prompt)
     else:
       count, last = evict_lib.limits(self.evict, layer, prompt, length)
-      remember = None if self.trim is None else self.trim.remember
+      remember = self.trim and self.trim.remembered(layer)
       whole = evict_lib.evict(self.evict, layer, space, whole, remember)
     room = self.room(layer, space.prompt, space.decode)
     store = self.store.pack(layer, whole, max(room, whole.room))

@@ -80,6 +80,11 @@ class Controller:
         f"window={self.window}, decay={self.decay}: must be 1 or more, and in"
         " (0, 1]"
       )
+    if self.blocks[0] < cache.trim.since:
+      raise ValueError(
+        f"blocks={self.blocks}: attention is added up from {cache.trim.since}"
+        " of the depth on; begin there, or give the recipe an earlier since="
+      )
     if not self._recalled_blocks:
       raise ValueError(
         f"blocks={self.blocks}: name no block; must be fractions of the depth,"

@@ -245,8 +245,13 @@ class Block(Reduces, nn.Module):
   def _projected(self, rows: Rows) -> Arrivals:
     y = self.norm1(rows.x)
     q, k, v = self.attention(y)
+    x, kind = rows.x, rows.kind
+    if kind is None:
+      kind = jnp.full(x.shape[:2], Kind.TEXT, jnp.int32)
     if rows.owner is not None:
-      q, k, v, y = (spread(x, rows.owner) for x in (q, k, v, y))
+      q, k, v, y, x, kind = (
+        spread(a, rows.owner) for a in (q, k, v, y, x, kind)
+      )
     if rows.offset is not None:
       rotary: Any = self.facts.rotary
       q, k = (rotary.by_axis(x, rows.offset) for x in (q, k))
@@ -257,6 +262,8 @@ class Block(Reduces, nn.Module):
       valid=rows.valid,
       token=rows.token if "token" in needs else None,
       x=y if "x" in needs else None,
+      hidden=x if "hidden" in needs else None,
+      kind=kind if "kind" in needs else None,
     )  # fmt: skip
 
   def _fed(self, x):
@@ -441,9 +448,9 @@ def rows_of(passage: Passage) -> Rows:
   tokens: Any = passage.tokens  # A decoder's always have a mask.
   ids: Any = passage.ids
   if (at := passage.places) is None:
-    return Rows(tokens.x, ids, tokens.position, tokens.mask)
-  ids = at.ids
-  return Rows(tokens.x, ids, at.position, at.mask, owner=at.owner)
+    return Rows(tokens.x, ids, tokens.position, tokens.mask, tokens.kind)
+  ids, kind = at.ids, tokens.kind
+  return Rows(tokens.x, ids, at.position, at.mask, kind, owner=at.owner)
 
 
 def attend_of(slots: Slots) -> Any:

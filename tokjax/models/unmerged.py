@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from tokjax.plan import Plan
 from tokjax.tokens import Tokens
@@ -51,8 +51,8 @@ class Places:
 
 
 def spread(
-  x: Float[Array, "b m *f"], owner: Int[Array, "b n"]
-) -> Float[Array, "b n *f"]:
+  x: Num[Array, "b m *f"], owner: Int[Array, "b n"]
+) -> Num[Array, "b n *f"]:
   """What each place has of its output."""
   take = lambda x, owner: x.at[owner].get(mode="fill", fill_value=0)
   return jax.vmap(take)(x, owner)

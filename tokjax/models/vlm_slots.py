@@ -146,7 +146,13 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
       f" recipes.get(...).within(tower), one of {', '.join(TOWERS)}"
     ) from error
   if isinstance(config.vision, ViTConfig):
-    tokens_per_image(config, slots)
+    try:
+      tokens_per_image(config, slots)
+    except ValueError as error:
+      if repr(slots.name) in str(error):
+        raise
+      # Rules do not know of which recipe they are.
+      raise ValueError(f"recipe {slots.name!r}: {error}") from error
   else:
     own = of("projector")
     _in_tower(

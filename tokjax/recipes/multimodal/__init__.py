@@ -22,3 +22,5 @@ from tokjax.recipes.multimodal import scatter
 from tokjax.recipes.multimodal import staged
 from tokjax.recipes.multimodal import vla
 from tokjax.recipes.multimodal import catp
+from tokjax.recipes.multimodal import sinks
+from tokjax.recipes.multimodal import recoverable

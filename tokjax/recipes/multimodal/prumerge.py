@@ -92,7 +92,8 @@ def prune_and_merge(
   anchor = jnp.append(index, jnp.argmax(left))
   metric = site[keys].astype(jnp.float32)
   metric = jnp.moveaxis(metric, 0, 1).reshape(n, -1)
-  weight = _with_neighbours(metric, score, index, mask, neighbours)
+  similar = scores.cosine(metric[index], metric)
+  weight = with_neighbours(similar, score, index, mask, neighbours)
   weight = jnp.concatenate([weight, jnp.where(left, score, 0.0)[None]])
   own = jnp.arange(n)[None] == index[:, None]
   share = jnp.concatenate([own, left[None]]) & valid[:, None]
@@ -101,15 +102,28 @@ def prune_and_merge(
   return Mixture(weight, share, share.T, anchor, valid)
 
 
-def _with_neighbours(metric, score, index, mask, neighbours: int):
-  """Rows of the tokens at `index` plus their nearest, `[m, n]`."""
-  n = metric.shape[0]
+def with_neighbours(
+  similar: Float[Array, "m n"],
+  score: Float[Array, "n"],
+  index: Int[Array, "m"],
+  among: Bool[Array, "n"],
+  neighbours: int,
+) -> Float[Array, "m n"]:
+  """Weights of some tokens and of those nearest to each, by their scores.
+
+  Args:
+    similar: of the tokens at `index` to all.
+    score: what a neighbour is multiplied with; a token itself counts once.
+    index: of the tokens.
+    among: which tokens may be neighbours of others.
+    neighbours: how many there are, at most.
+  """
+  n = similar.shape[1]
   itself = jnp.arange(n)[None] == index[:, None]
-  cosine = scores.cosine(metric[index], metric)
-  cosine = jnp.where(mask[None] & ~itself, cosine, -jnp.inf)
-  near = selection.top_indices(cosine, min(neighbours, n - 1))
+  similar = jnp.where(among[None] & ~itself, similar, -jnp.inf)
+  near = selection.top_indices(similar, min(neighbours, n - 1))
   rows = jnp.arange(len(index))[:, None]
-  add = jnp.where(cosine[rows, near] > -jnp.inf, score[near], 0.0)
+  add = jnp.where(similar[rows, near] > -jnp.inf, score[near], 0.0)
   return itself.astype(jnp.float32).at[rows, near].add(add)
 
 

@@ -141,7 +141,9 @@ def now_and_before(
   " without a controller nothing is recalled, and attention to the prompt alone"
   " decides (there the option without temporal guidance)",
 )
-def vla_pruner(budget: Budget = Once(0.5, 3), queries: str = "all") -> Slots:
+def vla_pruner(
+  budget: Budget = Once(0.5, 3), queries: str = "all", since: float = 0.5
+) -> Slots:
   """Visual tokens that the prompt attends to, or that the last actions did.
 
   The best of both are joined, and pruned to as many as remain by keeping those
@@ -151,11 +153,16 @@ def vla_pruner(budget: Budget = Once(0.5, 3), queries: str = "all") -> Slots:
   Args:
     budget: how many visual tokens remain, and where.
     queries: "all" of the prompt in the block before, or the "last".
+    since: the first block whose attention can be recalled, as a fraction of the
+      depth; the cache adds it up from there on.
   """
+  if not 0 <= since < 1:
+    raise ValueError(f"since={since}: must lie in [0, 1)")
   if queries not in ("all", "last"):
     raise ValueError(f"queries={queries!r}: must be 'all' or 'last'")
   question = Received(-1) if queries == "all" else Rows(-1, of=Last())
   rule = bind(
     now_and_before, question=question, before=Recalled(), embedded=EMBEDDED
   )
-  return Slots(Reduce(rule, budget, free=VISUAL), cache=KV(trim=Tally()))
+  cache = KV(trim=Tally(since=since))
+  return Slots(Reduce(rule, budget, free=VISUAL), cache=cache)
