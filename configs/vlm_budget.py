@@ -39,7 +39,7 @@ def combinations() -> tuple[str, ...]:
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """`arg`: as of `vlm_pareto`; "runlocal" is two methods and a pair."""
-  values = common.parse_arg(arg, checkpoint="", questions="")
+  values = common.parse_arg(arg, checkpoint="", questions="", data="grid")
   config = vlm_pareto.get_config(arg)
   config.recipes = ("random_visual", *BEFORE, *INSIDE, *CACHE, *combinations())
   if values.runlocal:

@@ -4,25 +4,35 @@ python -m experiments.train --config configs/vlm_grid.py --workdir DIR
 
 "Which digit is green?", "how many show 7?", "which is the largest?". A vision
 encoder, a projector and a language model, trained together on conversations of
-five questions about an image; nothing is downloaded.
+five questions about an image; nothing is downloaded. `:data=easy_vqa` has the
+pictures and questions of the package `easy-vqa` instead: one shape, 64 patches.
 """
 
 import ml_collections
 
 from configs import common
+from experiments.data.easy_vqa import EasyVqa
 from experiments.data.grid_questions import GridQuestions
 from experiments.data.words import IMAGE
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  """`arg`: "runlocal" for two steps."""
-  values = common.parse_arg(arg)
+  """`arg`: data: "grid" or "easy_vqa"; "runlocal" for two steps."""
+  values = common.parse_arg(arg, data="grid")
+  if values.data not in ("grid", "easy_vqa"):
+    raise ValueError(f"data={values.data!r}: must be 'grid' or 'easy_vqa'")
   config = common.base()
-  data = GridQuestions(side=4, digits=8, turns=5, heldout=600)
-  config.data = dict(
-    name="grid_questions", side=data.side, digits=data.digits,
-    turns=data.turns, heldout=data.heldout,
-  )  # fmt: skip
+  if values.data == "grid":
+    data = GridQuestions(side=4, digits=8, turns=5, heldout=600)
+    config.data = dict(
+      name="grid_questions", side=data.side, digits=data.digits,
+      turns=data.turns, heldout=data.heldout,
+    )  # fmt: skip
+  else:
+    data = EasyVqa()
+    config.data = dict(
+      name="easy_vqa", turns=data.turns, heldout=data.heldout
+    )
   width = 48
   config.model = dict(
     name="vlm", image_token=IMAGE, pass_class=True,

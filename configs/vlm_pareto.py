@@ -21,11 +21,14 @@ SMALL = {"vtc_cls": dict(blocks=2)}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  """`arg`: "checkpoint=...", "questions=...", "runlocal" (three methods)."""
-  values = common.parse_arg(arg, checkpoint="", questions="")
+  """`arg`: "checkpoint=...", "questions=...", "runlocal" (three methods).
+
+  "data=easy_vqa" trains the model of `vlm_grid.py` on other questions.
+  """
+  values = common.parse_arg(arg, checkpoint="", questions="", data="grid")
   if bool(values.checkpoint) != bool(values.questions):
     raise ValueError("checkpoint and questions: give both, or none of the two")
-  local = "runlocal" if values.runlocal else ""
+  local = f"data={values.data}" + ",runlocal" * values.runlocal
   config = ml_collections.ConfigDict()
   if values.checkpoint:
     config.subject = dict(

@@ -64,6 +64,8 @@ class Generate:
     chat: the prompt is a user's message, put by the model's chat template.
     stop: texts that end the generated one; they are not part of it.
     batch: prompts of a file that are taken together.
+    dataset: of a model of actions, the data set whose scale they have; None:
+      there is one only.
   """
 
   language_model: Annotated[Any, typed.OneOf(LANGUAGE_MODELS)]
@@ -77,6 +79,7 @@ class Generate:
   chat: bool = False
   stop: tuple[str, ...] = ()
   batch: int = 8
+  dataset: str | None = None
 
   def __post_init__(self):
     for name in ("tokens", "capacity", "chunk", "batch"):

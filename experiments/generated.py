@@ -20,6 +20,7 @@ class Generated:
     prompt: as it was given.
     read: tokens of the prompt.
     stopped: why it ended: "end" (a token), "stop" (a string), "length".
+    action: what the tokens of a model of actions stand for; (): it is none.
   """
 
   text: str
@@ -33,12 +34,15 @@ class Generated:
   prompt: str = ""
   read: int = 0
   stopped: str = "length"
+  action: tuple[float, ...] = ()
 
   def report(self) -> str:
-    """Two lines for people."""
+    """Two lines for people, below a line with the action if there is one."""
     share = self.physical / self.full
     rate = "-" if math.isnan(self.rate) else f"{self.rate:.1f}"
+    action = " ".join(f"{x:.4g}" for x in self.action)
     return (
+      f"{f'action: {action}' + chr(10) if action else ''}"
       f"time to first token {1e3 * self.first:.1f} ms, {rate} tokens/s"
       f" (compiled in {self.compiled:.1f} s)\n"
       f"cache {size(self.physical)} allocated, {size(self.logical)} used; full"
@@ -53,6 +57,7 @@ class Generated:
         "text": self.text,
         "stopped": self.stopped,
         "ids": list(self.ids),
+        **({"action": list(self.action)} if self.action else {}),
         "prompt_tokens": self.read,
         "model": origin,
         "recipe": recipe,

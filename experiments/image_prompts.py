@@ -31,6 +31,8 @@ from tokjax.models.generation import Generation
 from tokjax.slots import Slots
 
 PLACEHOLDER = "<image>"
+# An empty word, as tokenizers of Llama write it.
+EMPTY = "\N{LOWER ONE EIGHTH BLOCK}"
 Show = Callable[[str], Any]
 Path = str | pathlib.Path
 
@@ -45,6 +47,8 @@ class ImageModel:
     tokenizer: text to ids and back.
     preprocessing: from an image to what the model takes.
     origin: where the weights come from, in words.
+    actions: what tokens stand for in a model of actions; None: it is none.
+    image_second: images stand behind the first token.
   """
 
   config: VisionLanguageConfig
@@ -53,6 +57,8 @@ class ImageModel:
   tokenizer: Any
   preprocessing: Any
   origin: str
+  actions: Any = None
+  image_second: bool = False
 
   def build(self, slots: Slots) -> VisionLanguage:
     """The model with these slots.
@@ -72,6 +78,8 @@ class ImageModel:
       ValueError: not as many placeholders as images, or a tokenizer that does
         not know the placeholder.
     """
+    if self.image_second:
+      return self._encode_second(text, images, chat)
     if PLACEHOLDER not in text:
       text = f"{(PLACEHOLDER + chr(10)) * images}{text}"
     if (holders := text.count(PLACEHOLDER)) != images:
@@ -87,6 +95,23 @@ class ImageModel:
         f" tokenizer of {self.origin}, by which the model knows images"
       )
     return ids
+
+  def _encode_second(self, text: str, images: int, chat: bool) -> list[int]:
+    """Ids of a prompt whose images stand behind the first token.
+
+    A model of actions was trained on prompts that end with the empty token, if
+    its tokenizer has one (`predict_action` of OpenVLA).
+    """
+    if PLACEHOLDER in text:
+      raise ValueError(
+        f"prompt: has a placeholder {PLACEHOLDER}; images of {self.origin}"
+        " stand behind the first token of a prompt, leave it out"
+      )
+    ids = Prompt(text).encode(self.tokenizer, chat)
+    empty = self.tokenizer.published.token_to_id(EMPTY)
+    if self.actions is not None and empty is not None and ids[-1:] != [empty]:
+      ids = [*ids, empty]
+    return [*ids[:1], *[self.config.image_token] * images, *ids[1:]]
 
 
 def load(source: Path) -> ImageModel:
@@ -112,7 +137,7 @@ def load(source: Path) -> ImageModel:
       )
   return ImageModel(
     model.config, params, model.dtype, inputs.tokenizer, inputs.preprocessing,
-    str(source),
+    str(source), inputs.actions, inputs.image_second,
   )  # fmt: skip
 
 
@@ -168,6 +193,7 @@ def answer(
   slots = config.recipe.slots()
   found = [read_image(path) for path in images]
   lm = load(source)
+  config = for_actions(config, lm)
   ids = lm.encode(prompt, len(found), config.chat)
   print(f"model: {lm.origin}", file=sys.stderr, flush=True)
   generator = VisionLanguageGenerator(
@@ -183,12 +209,40 @@ def answer(
     pass
   compiled = time.perf_counter() - began
   text, first, rate = _run(generator, config, lm, ids, pixels, show)
+  action = ()
+  if lm.actions is not None:
+    action = tuple(lm.actions.decode(text.ids, config.dataset).tolist())
   return Generated(
     text.text, tuple(text.ids), first, rate, compiled,
     float(np.asarray(sizes.logical).mean()), sizes.physical,
     full_bytes(lm, generator, ids, pixels), prompt, int(packed.length[0]),
-    text.stopped,
+    text.stopped, action,
   )  # fmt: skip
+
+
+def for_actions(config: Any, lm: ImageModel) -> Any:
+  """The configuration, of a model of actions with one token a dimension.
+
+  Raises:
+    ConfigError: an option that such a model does not follow, or one that is for
+      such a model only.
+    ValueError: see `Actions.scale`.
+  """
+  if lm.actions is None:
+    if config.dataset is not None:
+      raise typed.ConfigError(
+        f"dataset={config.dataset!r}: {lm.origin} is no model of actions; leave"
+        " it out"
+      )
+    return config
+  if config.stop:
+    raise typed.ConfigError(
+      f"stop={config.stop}: {lm.origin} gives as many tokens as an action has"
+      " dimensions; leave it out"
+    )
+  return dataclasses.replace(
+    config, tokens=lm.actions.dimensions(config.dataset)
+  )
 
 
 def _prefill(generator, config, ids, pixels) -> Generation:
@@ -210,7 +264,8 @@ def _run(
   show: Show | None,
 ) -> tuple[Answer, float, float]:
   """The answer, seconds to the first token, tokens per second."""
-  ends, show = lm.tokenizer.ends, show or (lambda text: None)
+  ends = lm.tokenizer.ends if lm.actions is None else ()
+  show = show or (lambda text: None)
   text, times = Answer(lm.tokenizer.decode, ends, config.stop), []
   began = time.perf_counter()
   going = _prefill(generator, config, ids, pixels)

@@ -101,6 +101,9 @@ def coverage(
   k: int,
   *,
   weight: Float[Array, "n"] | None = None,
+  bonus: Float[Array, "n"] | None = None,
+  group: Int[Array, "n"] | None = None,
+  most: Int[Array, "n"] | None = None,
   mask: Bool[Array, "n"] | None = None,
   count: Int[Array, ""] | None = None,
 ) -> Selection:
@@ -113,6 +116,9 @@ def coverage(
   Args:
     worth: how well each token covers each row.
     weight: what a token raises is multiplied by this; None: 1.
+    bonus: what a token is worth besides; None: 0.
+    group, most: groups of tokens, and how many of its group each token may be
+      among; `count` is then at most their sum. None: no limits.
     k, mask, count: see `max_min`.
   """
   n = worth.shape[1]
@@ -120,15 +126,20 @@ def coverage(
   free = jnp.ones((n,), bool) if mask is None else mask
 
   def step(i, state):
-    picked, free, covered = state
+    picked, free, covered, room = state
     gain = jnp.maximum(worth - covered[:, None], 0.0).sum(axis=0)
     gain = gain if weight is None else gain * weight
-    j = jnp.argmax(jnp.where(free, gain, -jnp.inf))
+    gain = gain if bonus is None else gain + bonus
+    j = jnp.argmax(jnp.where(free & (room > 0), gain, -jnp.inf))
     picked = picked.at[i].set(j.astype(jnp.int32))
     covered = jnp.maximum(covered, worth[:, j])
-    return picked, free.at[j].set(False), covered
+    if group is not None:
+      room = room - (group == group[j])
+    return picked, free.at[j].set(False), covered, room
 
-  start = (jnp.zeros((k,), jnp.int32), free, jnp.zeros(worth.shape[:1]))
+  room = jnp.ones((n,), jnp.int32) if most is None else most
+  rows = jnp.zeros(worth.shape[:1])
+  start = (jnp.zeros((k,), jnp.int32), free, rows, room)
   picked, *_ = jax.lax.fori_loop(0, k, step, start)
   return _selection(picked, k, mask, count)
 

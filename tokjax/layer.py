@@ -129,6 +129,9 @@ class Arrivals:
     token: token ids, `[b, t]`; for those that say `needs = ("token",)`.
     x: the attention's input (after its norm), `[b, t, W]`; for those that say
       `needs = ("x",)`.
+    gate: how present each token is for the others, in (0, 1], `[b, t]`: its log
+      is added to logits of the key. Of recipes that train softly; None: all
+      are.
     gaps: positions may skip numbers, because tokens between these were removed
       (static): a distance is then no difference of places.
   """
@@ -140,6 +143,7 @@ class Arrivals:
   valid: Bool[Array, "*b t"]
   token: Int[Array, "*b t"] | None = None
   x: Float[Array, "*b t w"] | None = None
+  gate: Float[Array, "*b t"] | None = None
   gaps: bool = dataclasses.field(default=False, metadata={"static": True})
 
   def clean(self) -> "Arrivals":

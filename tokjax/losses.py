@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from tokjax.signals import Attention
+from tokjax.signals import Attention, Block, Rows
 from tokjax.slots import Slots
 
 
@@ -283,6 +283,56 @@ class Sown:
         f" {view.model.slots.name!r} sows such a loss"
       )
     return jnp.stack(found).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided:
+  """Divergence of a module's scores from the attention of a deeper block.
+
+  The attention to the tokens that have scores, as a distribution over them,
+  against the softmax of the scores: CoViPAL's first stage (weak: from its
+  abstract, which does not say how the two are compared). The recipe has to
+  collect the attention; a mean over examples and modules.
+
+  Attributes:
+    block: that guides, as a number or a fraction of the depth.
+    weight: factor of the loss.
+  """
+
+  block: int | float = 0.5
+  weight: float = 1.0
+  name = "guided"
+
+  def __call__(self, view: View) -> Array:
+    signals = view.given("signals", self.name)
+    at = Block(self.block)
+    index = Rows(layer=at).at(0, len(signals))
+    if not 0 <= index < len(signals):
+      raise ValueError(
+        f"auxiliary {self.name!r}: block={self.block} of {len(signals)} blocks"
+      )
+    seen = jax.lax.stop_gradient(signals[index].of(Rows))
+    found = [
+      x for path, x in jax.tree_util.tree_flatten_with_path(view.out["sown"])[0]
+      if "scores" in jax.tree_util.keystr(path, simple=True, separator="/")
+    ]
+    if not found:
+      raise ValueError(
+        f"auxiliary {self.name!r}: no module of recipe"
+        f" {view.model.slots.name!r} sows scores"
+      )
+    return jnp.stack([_divergence(seen, score) for score in found]).mean()
+
+
+def _divergence(seen: Float[Array, "b n"], score: Float[Array, "b n"]) -> Array:
+  """Mean over examples of the divergence of softmax(score) from `seen`."""
+  free = jnp.isfinite(score)
+  mass = jnp.where(free, seen.astype(jnp.float32), 0.0)
+  total = mass.sum(axis=-1, keepdims=True)
+  share = mass / jnp.where(total > 0, total, 1.0)
+  log_q = jax.nn.log_softmax(jnp.where(free, score, -1e9), axis=-1)
+  log_p = jnp.log(jnp.maximum(share, 1e-9))
+  return jnp.where(share > 0, share * (log_p - log_q), 0.0).sum(axis=-1).mean()
 
 
 @dataclasses.dataclass(frozen=True)

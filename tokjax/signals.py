@@ -293,6 +293,23 @@ class Origin(_BeforeBlocks):
   """Where visual tokens come from, `[n, 8]`; see `Origins`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Recalled(_BeforeBlocks):
+  """What earlier prompts said of each visual token, `[n]`; zeros: nothing.
+
+  It comes with a prompt, see `tokjax.models.vlm.Prompts`; a decoder by itself
+  is told nothing.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged(_BeforeBlocks):
+  """Which visual tokens the encoder made one and gave back as copies, `[n]`.
+
+  Members of one have the same number in a prompt; -1: no visual token.
+  """
+
+
 class Origins(NamedTuple):
   """An answer to `Origin` in its parts, -1 for tokens that are no patches.
 
@@ -332,7 +349,7 @@ ATTENTION = (Rows, Received, Attention)
 # Asked of the call, not of a block.
 OF_THE_CALL = (Random, Grid)
 # Answered by a vision-language model before its language model runs.
-OF_IMAGES = (Seen, Origin)
+OF_IMAGES = (Seen, Origin, Merged)
 # Asked about tokens, which needs no attention.
 OF_TOKENS = (Hidden, Derived)
 CLASS = Rows(of=Of((Kind.CLASS,), first=True))

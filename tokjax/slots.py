@@ -308,8 +308,12 @@ class Slots:
 
   @property
   def reductions(self) -> int:
-    """How many reductions there are, those of towers included."""
-    return len(self.reduce) + sum(s.reductions for _, s in self.towers)
+    """How many reductions share a budget, those of towers included.
+
+    One that is unmerged follows the encoder.
+    """
+    own = sum(not r.unmerged for r in self.reduce)
+    return own + sum(s.reductions for _, s in self.towers)
 
   def restored(self) -> "Slots":
     """The same slots, every reduction of which gives back what it took.

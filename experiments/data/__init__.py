@@ -2,6 +2,7 @@
 
 from experiments.data.digit_grid import DigitGrid
 from experiments.data.digits import Digits
+from experiments.data.easy_vqa import EasyVqa
 from experiments.data.errors import DataError
 from experiments.data.grid_questions import GridQuestions
 from experiments.data.images import FolderImages, TfdsImages
@@ -17,6 +18,7 @@ DATA = {
   "digits": Digits,
   "digit_grid": DigitGrid,
   "grid_questions": GridQuestions,
+  "easy_vqa": EasyVqa,
   "tfds_images": TfdsImages,
   "folder_images": FolderImages,
   "standard_library": StandardLibrary,

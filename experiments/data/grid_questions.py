@@ -68,12 +68,15 @@ class GridQuestions:
     digits: cells that show a digit.
     turns: different questions about one image in training.
     heldout: held-out images, each with a question of the next kind in turn.
+    asking: texts of training stop where the last answer begins, as held-out
+      ones do: for recipes that look at the last token of a prompt.
   """
 
   side: int = 5
   digits: int = 8
   turns: int = 5
   heldout: int = 600
+  asking: bool = False
 
   kinds = KINDS
   channels = 3
@@ -132,7 +135,9 @@ class GridQuestions:
     # Each is asked once: an answer must not be copied from an earlier one.
     which = rng.permutation(len(QUESTIONS))[: self.turns]
     asked = [self.ask(scene, *QUESTIONS[i]) for i in which]
-    return conversation(self.words, scene.image, asked, self.length)
+    return conversation(
+      self.words, scene.image, asked, self.length, held=self.asking
+    )
 
   def prepare(self, element: Element) -> Element:
     """A held-out image with one question."""

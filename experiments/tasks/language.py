@@ -80,7 +80,10 @@ _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _count(task, model, params, batch):
-  logits, _ = model.apply({"params": params}, task.inputs(batch, model))
+  # Recipes that draw do so alike in every run.
+  logits, _ = model.apply(
+    {"params": params}, task.inputs(batch, model), key=jax.random.key(0)
+  )
   logits = task.answers(logits, batch).astype(jnp.float32)
   target, asked = task.targets(batch)
   weight = batch["weight"][:, None] * asked

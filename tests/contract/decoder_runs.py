@@ -22,9 +22,6 @@ from tokjax.models import generation
 from tokjax.slots import Slots
 from tokjax.tokens import Kind
 
-# Prompts and answers whose caches are compared in bytes; nothing is computed.
-LONG, ANSWER = 256, 16
-
 
 def turned(slot: Any) -> bool:
   """Whether `keep` changes what fills a slot."""
@@ -38,8 +35,21 @@ def reduces_visual(slots: Slots) -> bool:
   return Kind.VISUAL in free and Kind.TEXT not in free
 
 
+def room_of(prompt: int) -> tuple[tuple[Kind, int], ...]:
+  """The most tokens of each kind in the prompts that are not longer."""
+  examples = [
+    (length - tokens, tokens)
+    for length, (_, tokens) in zip(LENGTHS, VISUAL, strict=True)
+    if length <= prompt
+  ]
+  text, visual = map(max, *examples, (0, 0))
+  return (Kind.TEXT, text), (Kind.VISUAL, visual)
+
+
 class DecoderCase(Case):
-  """Results: "output", the logits after the prompt and after every step."""
+  """Results: "output", the logits after the prompt and after every step, and
+  "stored", the bytes of the caches behind the prompts.
+  """
 
   exact = False
 
@@ -65,8 +75,7 @@ class DecoderCase(Case):
       kind = room = None
       if self.visual:
         kind = inputs["kind"]
-        most = max(size for _, size in VISUAL)
-        room = ((Kind.TEXT, n), (Kind.VISUAL, min(most, n)))
+        room = room_of(n)
       start = generation.prefill(
         model, params, inputs["prompt"], inputs["length"], STEPS, None, kind,
         room,
@@ -78,7 +87,10 @@ class DecoderCase(Case):
 
       _, logits = jax.lax.scan(step, start, inputs["text"].T)
       logits = jnp.concatenate([start.logits[None], logits])
-      return {"output": jnp.swapaxes(logits, 0, 1)}
+      stored = physical_bytes(jax.tree.leaves(start.states))
+      # Known when the program is traced, whatever is in the batch.
+      bytes_ = jnp.full(inputs["length"].shape, stored, jnp.int32)
+      return {"output": jnp.swapaxes(logits, 0, 1), "stored": bytes_}
 
     return jax.jit(forward, compiler_options=QUICK)
 
@@ -123,7 +135,10 @@ class DecoderCase(Case):
   def keeping_all(self) -> tuple[dict, dict] | None:
     slots = self.host.slots(self.recipe, 1.0)
     whole = self.program(slots)(self.params, self.inputs, KEY(0))
-    return jax.device_get(whole), plain(self.host)
+    full = plain(self.host)
+    return {"output": jax.device_get(whole["output"])}, {
+      "output": full["output"]
+    }
 
   @property
   def keeps_all(self) -> bool:
@@ -151,22 +166,3 @@ def plain(host: DecoderHost) -> dict:
   """Results of the model without a recipe."""
   return DecoderCase("full", host).clean
 
-
-@functools.cache
-def stored_bytes(host: DecoderHost, slots: Slots) -> int:
-  """Bytes of all caches behind a long prompt; nothing is computed."""
-  model = host.build(slots, length=LONG + ANSWER)
-  ids = jax.ShapeDtypeStruct((1, LONG), jnp.int32)
-  length = jax.ShapeDtypeStruct((1,), jnp.int32)
-  visual = reduces_visual(slots)
-  room = ((Kind.TEXT, LONG // 2), (Kind.VISUAL, LONG // 2)) if visual else None
-
-  def states(params, ids, length):
-    start = generation.prefill(
-      model, params, ids, length, ANSWER, None, ids if visual else None, room
-    )
-    return jax.tree.leaves(start.states)
-
-  return physical_bytes(
-    jax.eval_shape(states, host.params(model), ids, length)
-  )

@@ -1,12 +1,16 @@
 """Questions about images: their words, answers, and how a model is asked."""
 
 import dataclasses
+import sys
+import types
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from experiments.data import digit_grid, pipeline
+from configs import vlm_grid
+from experiments.data import DataError, digit_grid, pipeline
 from experiments.data.grid_questions import (
   COLOURS,
   KINDS,
@@ -15,6 +19,7 @@ from experiments.data.grid_questions import (
 from experiments.data.questions import NOTHING, Question, conversation
 from experiments.data.words import END, IMAGE, START, Words
 from experiments.tasks import Questions
+from experiments.training import config as config_lib
 from tests.multimodal import vlm_models
 from tokjax import recipes
 from tokjax.models import VisionLanguageGenerator, ViTConfig
@@ -130,3 +135,57 @@ def test_the_task_asks_as_the_generator_does(recipe):
   assert (inputs.kind == Kind.VISUAL).sum(axis=1).tolist() == [count] * 3
   for row, prompt, wanted in zip(logits, prompts, going.logits, strict=True):
     np.testing.assert_allclose(row[len(prompt) - 1], wanted, atol=2e-5)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+  """A stand-in for the package easy-vqa, of four pictures."""
+  from experiments.data import easy_vqa
+
+  def questions():
+    texts = ["what color is the shape?", "is there a circle?"] * 4
+    answers = ["red", "no", "blue", "yes"] * 2
+    return texts, answers, [0, 0, 1, 1, 2, 2, 3, 3]
+
+  def paths():
+    found = {}
+    for i in range(4):
+      found[i] = str(tmp_path / f"{i}.png")
+      Image.new("RGB", (64, 64), (0, 85 * i, 255)).save(found[i])
+    return found
+
+  made = types.SimpleNamespace(
+    get_train_questions=questions, get_test_questions=questions,
+    get_train_image_paths=paths, get_test_image_paths=paths,
+  )  # fmt: skip
+  monkeypatch.setitem(sys.modules, "easy_vqa", made)
+  for cached in (easy_vqa.package, easy_vqa.load):
+    cached.cache_clear()
+  yield easy_vqa
+  for cached in (easy_vqa.package, easy_vqa.load):
+    cached.cache_clear()
+
+
+def test_easy_vqa_asks_about_its_pictures(package):
+  data = package.EasyVqa(turns=2, heldout=4)
+  image, question = data.question(1)
+  assert image.shape == (64, 64, 3)
+  np.testing.assert_allclose(image[0, 0] * 0.25 + 0.9, [0, 1 / 3, 1], atol=1e-6)
+  assert (question.answer, question.kind) == ("blue", "colour")
+  made = data.augment({"number": 3}, np.random.default_rng(0))
+  text = data.words.decode(made["tokens"].tolist())
+  assert "color" in text and "circle" in text
+  answers = {data.words.decode([i]) for i in made["target"] if i > END}
+  assert answers == {"blue", "yes"}
+  assert made["tokens"].shape == (data.length,)
+  assert len(data.source("train")) == len(data.source("test")) == 4
+  config = config_lib.load(vlm_grid.get_config("data=easy_vqa,runlocal"))
+  assert config.model.vision.num_patches == 64
+
+
+def test_without_easy_vqa_one_line_says_what_to_install(package, monkeypatch):
+  monkeypatch.setitem(sys.modules, "easy_vqa", None)
+  package.package.cache_clear()
+  with pytest.raises(DataError, match="tokjax\\[easyvqa\\]") as found:
+    package.EasyVqa().source("train")
+  assert "\n" not in str(found.value)

@@ -101,11 +101,14 @@ class Causal:
     product = self.products(layer, arrivals, memory)
     seen = self.seen(layer, arrivals, memory)
     bias = self.bias(layer, memory.position[:, None])
+    gate = arrivals.gate
 
     def rows(at):
       x = product(at)
       if bias is not None:
         x = x + bias[:, :, :, None]
+      if gate is not None:
+        x = x + jnp.log(jnp.maximum(gate, 1e-6))[:, None, None, None]
       return core.softmax(x, by_group(layer, seen(at)))
 
     return rows
@@ -152,7 +155,7 @@ class Causal:
     t, layout = arrivals.q.shape[1], None
     # Blocks go by place; without a window causality is the same by position.
     ordered = type(self) is Causal and layer.window is None
-    if t >= core.LONG and t == memory.k.shape[1]:
+    if t >= core.LONG and t == memory.k.shape[1] and arrivals.gate is None:
       if ordered or not arrivals.gaps:
         layout = self.layout(layer, arrivals, memory)
     if layout is not None and type(self) is Causal:

@@ -19,6 +19,7 @@ from tokjax.budgets.base import table
 from tokjax.budgets.by_depth import AtEnd
 from tokjax.budgets.by_depth import Capped
 from tokjax.budgets.by_depth import Constant
+from tokjax.budgets.by_depth import Encoded
 from tokjax.budgets.by_depth import Even
 from tokjax.budgets.by_depth import Fixed
 from tokjax.budgets.by_depth import KeepTo

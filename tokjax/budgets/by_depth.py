@@ -346,6 +346,28 @@ class Capped(Budget):
 
 
 @dataclasses.dataclass(frozen=True)
+class Encoded(Budget):
+  """In a language model: as many as the encoder had left of each image.
+
+  A vision-language model fills in the numbers; keep ratios turn the encoder.
+
+  Attributes:
+    left, whole: tokens of an image that remain, and that there are.
+  """
+
+  left: int = 1
+  whole: int = 1
+
+  def count(self, tokens: int, layer: int, depth: int) -> int | None:
+    images, rest = divmod(tokens, self.whole)
+    kept = images * self.left + min(rest, self.left)
+    return None if layer or kept == tokens else kept
+
+  def with_keep(self, keep: float) -> "Encoded":
+    return self
+
+
+@dataclasses.dataclass(frozen=True)
 class Fixed(Budget):
   """The counts themselves, one entry a block, None for none."""
 

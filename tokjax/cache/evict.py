@@ -308,6 +308,9 @@ class Trim:
   always: bool = False
   arriving: Callable[[Arrivals], Array] | None = None
 
+  # Whether anything ever goes.
+  evicts = True
+
   def __post_init__(self):
     if self.slack < 0:
       raise ValueError(f"slack={self.slack}: must not be negative")
@@ -366,6 +369,38 @@ class Trim:
       return jnp.where(where, new, old)
 
     return jax.tree.map(pick, fewer, entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally(Trim):
+  """Evicts nothing; entries remember what heads attended to.
+
+  The sum over the heads of a group, of the prompt's last token and of every
+  step since. `attended` reads it.
+  """
+
+  remember: Any = signals.Rows(of=signals.Last(), over="sum")
+  after: bool = True
+
+  evicts = False
+
+
+def attended(
+  entries: Entries, tokens: int, heads: int
+) -> Float[Array, "b n"]:
+  """What a `Tally` adds up, by positions in the prompt; mean over heads.
+
+  Args:
+    entries: of one layer, which keep their positions.
+    tokens: of the prompt, at most.
+    heads: query heads of the layer.
+  """
+
+  def one(e: Entries) -> Array:
+    at = jnp.where(e.valid, e.position, tokens)
+    return jnp.zeros((tokens,)).at[at].add(e.extra[REMEMBERED], mode="drop")
+
+  return jax.vmap(jax.vmap(one))(entries).sum(axis=1) / heads
 
 
 def _first_there(

@@ -175,7 +175,7 @@ class KV(Prompted):
       evict_lib.check(self.evict, layer, prompt)
     if self.trim is not None:
       self.trim.check()
-      if self.evict is None:
+      if self.evict is None and self.trim.evicts:
         raise ValueError("trim= needs evict=, whose budget it keeps to")
       if not self.store.movable:
         raise ValueError(
@@ -217,7 +217,7 @@ class KV(Prompted):
     if self.evict is None:
       return prompt + decode
     kept = evict_lib.room(self.evict, layer, prompt)
-    if self.trim is None:
+    if self.trim is None or not self.trim.evicts:
       return min(kept, prompt) + decode
     # One place for the token that arrives, and one for the merged entry.
     most = evict_lib.Limits.of(self.evict, layer, prompt).most
@@ -232,6 +232,11 @@ class KV(Prompted):
       whole = whole.replace(extra=notes)
     count = last = length
     if self.evict is None:
+      if self.trim is not None:
+        asked = (self.trim.remember,)
+        told = answers_lib.of_prompt(layer, space, asked).values[0]
+        extra = {**whole.extra, answers_lib.REMEMBERED: told}
+        whole = whole.replace(extra=extra)
       whole = entries_lib.newest(whole, prompt)
     else:
       count, last = evict_lib.limits(self.evict, layer, prompt, length)
@@ -288,6 +293,8 @@ class KV(Prompted):
   def _trimmed(
     self, layer: Layer, store: Entries, state: KVState, weight: Any = None
   ) -> Entries:
+    if self.trim is None or not self.trim.evicts:
+      return store
     first = 0 if self.evict is None else self.evict.free.first
     return self.trim(layer, store, first, state.count, state.last, weight)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -76,7 +77,7 @@ def _(config: VisionLanguageConfig):
     return VisionLanguage(config), Prompts(
       row, row, row, row[0, :1], images, start=row, following=row[0, :1]
     )
-  images = jnp.zeros((1, *cfg.image_sides, cfg.channels))
+  images = jnp.zeros((1, *cfg.image_sides, config.channels))
   return VisionLanguage(config), Prompts(row, row, row, row[0, :1], images)
 
 
@@ -90,7 +91,12 @@ def _(config: DenseViTConfig):
 def parts_of(config: Config | Tower) -> dict[str, Tower]:
   """The configurations that a configuration is made of."""
   if isinstance(config, VisionLanguageConfig):
-    return {"vision": config.vision, "language": config.language}
+    parts: dict[str, Tower] = {
+      "vision": config.vision, "language": config.language
+    }  # fmt: skip
+    if config.fused is not None:
+      parts["fused"] = config.fused
+    return parts
   if isinstance(config, DenseViTConfig):
     return {"backbone": config.backbone}
   return {}
@@ -253,15 +259,29 @@ def read_params(
   shapes = shapes_of(config)
   wanted = {entry.theirs: published_shape(entry, shapes) for entry in found}
   check(headers, wanted, ignored, source)
-  tensors, flat, wrong = dict(read(list(wanted))), {}, []
-  for entry in found:
-    tensor = tensors.pop(entry.theirs)
-    value = cast(tensor, dtype)
+  tensors = dict(read(list(wanted)))
+
+  def arranged(entry: Entry, value: np.ndarray) -> list[np.ndarray] | None:
+    """The parameters of an entry; None if one is not finite."""
     if not is_finite(value):
-      wrong.append(not_finite(entry.theirs, tensor, value.dtype))
+      return None
     parts = np.split(value, len(entry.ours), axis=0)
-    for name, part in zip(entry.ours, parts, strict=True):
-      flat[name] = jnp.asarray(entry.row.arrange.read(part, shapes[name]))
+    found = zip(entry.ours, parts, strict=True)
+    return [entry.row.arrange.read(part, shapes[name]) for name, part in found]
+
+  values = [cast(tensors[entry.theirs], dtype) for entry in found]
+  flat, wrong = {}, []
+  # NumPy lets other threads run while it looks and copies. JAX's settings are
+  # those of a thread, so that its arrays are made in this one.
+  with futures.ThreadPoolExecutor() as pool:
+    every = pool.map(arranged, found, values)
+    for entry, value, parts in zip(found, values, every, strict=True):
+      if parts is None:
+        name = entry.theirs
+        wrong.append(not_finite(name, tensors[name], value.dtype))
+        continue
+      for name, part in zip(entry.ours, parts, strict=True):
+        flat[name] = jnp.asarray(part)
   report(wrong, source)
   return traverse_util.unflatten_dict(flat, sep="/")
 

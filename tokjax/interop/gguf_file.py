@@ -18,6 +18,7 @@ import mmap
 import pathlib
 import struct
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ FLOAT32, STRING, ARRAY = 6, 8, 9
 LEAST_VALUE, LEAST_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
 MOST_AXES = 4
 ALIGNMENT = 32
+# Blocks in a row of what is dequantised at once.
+BLOCKS = 512
 # Tensors that are stored as values; all others are blocks, dequantised.
 VALUES = {
   "F64": np.float64,
@@ -109,6 +112,22 @@ class _Cursor:
     except UnicodeDecodeError as error:
       raise ValueError(f"{what} is not UTF-8 ({error.reason})") from error
 
+  def texts(self, count: int, what: str) -> list[str]:
+    """Strings one after another; a vocabulary has 100,000 of them."""
+    data, end, found = self.data, len(self.data), []
+    length = struct.Struct("<Q").unpack_from
+    for _ in range(count):
+      start = self.at + 8
+      stop = start + length(data, self.at)[0] if start <= end else end + 1
+      if stop > end:
+        return [*found, self.text(what)]  # Raises, and says what is missing.
+      found.append(data[start:stop])
+      self.at = stop
+    try:
+      return [text.decode() for text in found]
+    except UnicodeDecodeError as error:
+      raise ValueError(f"{what} is not UTF-8 ({error.reason})") from error
+
   def value(self, name: str) -> Any:
     """A metadata value, with its type in front."""
     kind = self.one("I", f"the type of {name}")
@@ -130,7 +149,7 @@ class _Cursor:
     count = self.one("Q", f"the length of {name}")
     if kind == STRING:
       self.room(count, 8, name)
-      return [self.text(name) for _ in range(count)]
+      return self.texts(count, name)
     if kind not in SCALARS:
       raise ValueError(
         f"{name} is a list of type {kind}; lists of numbers and of strings are"
@@ -243,7 +262,11 @@ class GgufFile:
 
   def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The named tensors; blocks are dequantised to float32."""
-    return {name: self._tensor_of(self._places[name]) for name in names}
+    places = [self._places[name] for name in names]
+    library()  # Imported by one thread, before all of them need it.
+    # NumPy lets other threads run while it computes.
+    with futures.ThreadPoolExecutor() as pool:
+      return dict(zip(names, pool.map(self._tensor_of, places), strict=True))
 
   def _tensor_of(self, place: Place) -> np.ndarray:
     if not place.size:
@@ -251,7 +274,10 @@ class GgufFile:
     raw = np.frombuffer(self._data, np.uint8, place.size, place.first)
     if place.kind.name in VALUES:
       return raw.view(VALUES[place.kind.name]).reshape(place.shape)
-    rows = raw.reshape(math.prod(place.shape[:-1]), -1)
+    # Blocks know nothing of rows, and the package takes sixteen rows at a time:
+    # long ones save it most of its steps.
+    size = library().GGML_QUANT_SIZES[place.kind][1]
+    rows = raw.reshape(-1, math.gcd(len(raw) // size, BLOCKS) * size)
     return library().dequantize(rows, place.kind).reshape(place.shape)
 
 

@@ -6,9 +6,11 @@ import math
 import numpy as np
 from PIL import Image
 
+from tokjax.interop.actions import Actions
 from tokjax.interop.images import to_pillow
 from tokjax.interop.native_images import NativeResolutionPreprocessing
 from tokjax.interop.preprocessing import Preprocessing
+from tokjax.interop.prismatic_images import Stacked
 from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.any_resolution import Crops, Size, best_size
 
@@ -143,6 +145,10 @@ class ImagesAndText:
   Attributes:
     tokenizer: None if the folder has none.
     preprocessing: None if the folder does not state it.
+    actions: what the last tokens stand for in a model of actions; None: it is
+      none.
+    image_second: images stand behind the first token of a prompt, and no text
+      says where (Prismatic).
   """
 
   tokenizer: Tokenizer | None
@@ -151,5 +157,8 @@ class ImagesAndText:
     | AnyResolution
     | Tiled
     | NativeResolutionPreprocessing
+    | Stacked
     | None
   )
+  actions: Actions | None = None
+  image_second: bool = False

@@ -22,13 +22,15 @@ from tokjax.interop.convert import Config
 from tokjax.interop.internvl import INTERNVL
 from tokjax.interop.layout import Layout
 from tokjax.interop.llava import LLAVA
+from tokjax.interop.prismatic import PRISMATIC
 from tokjax.interop.qwen_vl import QWEN_VL
 from tokjax.interop.timm import Timm
 from tokjax.slots import Slots
 
 PLAIN = Slots()
 LAYOUTS: dict[str, Layout] = {
-  **VISION, **LANGUAGE, **LLAVA, **QWEN_VL, **INTERNVL, Timm.name: Timm(),
+  **VISION, **LANGUAGE, **LLAVA, **QWEN_VL, **INTERNVL, **PRISMATIC,
+  Timm.name: Timm(),
 }  # fmt: skip
 
 
@@ -50,7 +52,7 @@ def load(
 
   `architectures` of config.json (timm: `architecture`) says what it is: a
   vision tower becomes a `ViT`, a language model a `Decoder`, LLaVA,
-  Qwen-VL and InternVL a `VisionLanguage`; an ONNX graph a `DenseViT`.
+  Qwen-VL, InternVL and OpenVLA a `VisionLanguage`; an ONNX graph a `DenseViT`.
 
   Args:
     source: folder with config.json and safetensors, a GGUF file of a language

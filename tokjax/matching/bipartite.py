@@ -141,6 +141,7 @@ def bipartite(
   count: Int[Array, ""] | None = None,
   unmerged: Literal["index", "similarity"] = "index",
   kept: Int[Array, "p"] | None = None,
+  above: Float[Array, ""] | float | None = None,
 ) -> Assignment:
   """Merges the `remove` best edges; each source has one edge, its best.
 
@@ -157,6 +158,8 @@ def bipartite(
     unmerged: order of the sources that stay: by index, or by descending
       similarity as in the official code without a class token.
     kept: tokens that take no part; they come first.
+    above: edges that are better than this merge too, up to half of the tokens;
+      outputs that are left over are padding.
 
   Returns:
     A plan with n - remove outputs.
@@ -172,7 +175,7 @@ def bipartite(
     )
   best, to, rank = _best_edges(similarity, sides, mask)
   merged, stay = rank[:remove], rank[remove:]
-  if mask is None and count is None:
+  if mask is None and count is None and above is None:
     stay = jnp.sort(stay) if unmerged == "index" else stay
     first = source[stay] if kept is None else jnp.append(kept, source[stay])
     return Assignment(
@@ -182,12 +185,18 @@ def bipartite(
       num_sources=n,
     )
   place = jnp.zeros((a,), rank.dtype).at[rank].set(jnp.arange(a))
-  limit = _merges(remove, count, mask, n)
-  joins = (place < limit) & (best > -jnp.inf)
+  joins = place < _merges(remove, count, mask, n)
+  if above is not None:
+    half = (n if mask is None else mask.sum()) // 2
+    joins = joins | ((best > above) & (place < half))
+  joins = joins & (best > -jnp.inf)
   parent = jnp.arange(n).at[source].set(jnp.where(joins, target[to], source))
   first = jnp.arange(a) if unmerged == "index" else place
   order = _output_order(n, sides, first, jnp.arange(b), kept)
-  return Assignment.from_parent(parent, n - remove, order=order, mask=mask)
+  fixed = above is None
+  return Assignment.from_parent(
+    parent, n - remove, order=order, mask=mask, full=fixed, exact=fixed
+  )
 
 
 def bidirectional(

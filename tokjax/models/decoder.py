@@ -32,6 +32,7 @@ from tokjax.models.decoder_slots import (
   check_initialised,
   check_mask,
   check_slots,
+  kind_of_weights,
   put_back,
   split_position,
   stages_of,
@@ -41,6 +42,7 @@ from tokjax.models.decoder_slots import (
 from tokjax.models.passage import Passage
 from tokjax.models.products import dot_general
 from tokjax.models.reducer import Reducer, Reduces
+from tokjax.models.unmerged import gathered, spread
 from tokjax.signals import Answers
 from tokjax.slots import Slots, parameters
 from tokjax.tokens import Kind
@@ -58,6 +60,8 @@ class Rows(NamedTuple):
     kind: of each token, one of `Kind`, `[b, t]`; None: all are TEXT.
     offset: where positions have several axes, of each from `position`,
       `[b, t, a]`; None: there is none, as in a text without images.
+    owner: the row of `x` that each of the t tokens has, see
+      `tokjax.models.unmerged`; None: its own.
     known: answers to what rules ask about images, token axis behind the batch.
   """
 
@@ -67,6 +71,7 @@ class Rows(NamedTuple):
   valid: Bool[Array, "b t"]
   kind: Int[Array, "b t"] | None = None
   offset: Int[Array, "b t a"] | None = None
+  owner: Int[Array, "b t"] | None = None
   known: Answers = Answers()
 
 
@@ -142,6 +147,8 @@ class Block(Reduces, nn.Module):
     passage = passage.replace(attended=passage.shift)
     arrivals = self._arrive(passage)
     y, after = attend(arrivals)
+    if (at := passage.places) is not None:
+      y = gathered(y, at.owner, at.mask, passage.tokens.num_tokens)
     collected = Answers()
     asked = reducer.asked_of_attention(self.layer)
     if asked or self.slots.collect:
@@ -187,6 +194,8 @@ class Block(Reduces, nn.Module):
     """
     arrivals = dataclasses.replace(self._projected(rows), gaps=gaps)
     y, state, carry = self._taken(arrivals, state, carry, last)
+    if rows.owner is not None:
+      y = gathered(y, rows.owner, rows.valid, rows.x.shape[1])
     return self._attended(rows.x, y), state, carry
 
   def _taken(self, arrivals: Arrivals, state: Any, carry: Carry, last: bool):
@@ -226,16 +235,18 @@ class Block(Reduces, nn.Module):
     )
 
   def _arrive(self, passage: Passage) -> Arrivals:
-    tokens: Any = passage.tokens  # A decoder's always have a mask.
-    position, offset = split_position(tokens.position)
-    rows = Rows(
-      tokens.x, passage.ids, position, tokens.mask, offset=offset
-    )  # fmt: skip
-    return dataclasses.replace(self._projected(rows), gaps=passage.gaps)
+    rows = rows_of(passage)
+    position, offset = split_position(rows.position)
+    rows = rows._replace(position=position, offset=offset)
+    arrivals = self._projected(rows)
+    gate = passage.tokens.policy
+    return dataclasses.replace(arrivals, gaps=passage.gaps, gate=gate)
 
   def _projected(self, rows: Rows) -> Arrivals:
     y = self.norm1(rows.x)
     q, k, v = self.attention(y)
+    if rows.owner is not None:
+      q, k, v, y = (spread(x, rows.owner) for x in (q, k, v, y))
     if rows.offset is not None:
       rotary: Any = self.facts.rotary
       q, k = (rotary.by_axis(x, rows.offset) for x in (q, k))
@@ -332,6 +343,8 @@ class Decoder(nn.Module):
       from).
     """
     check_mask(mask, tokens)
+    if kind is None and self.is_initializing():
+      kind = kind_of_weights(self.slots, tokens)
     valid, order = jnp.ones(tokens.shape, bool), None
     if mask is not None:
       # Attention counts by place, with padding behind the real tokens.
@@ -421,6 +434,16 @@ class Decoder(nn.Module):
     y = y.astype(jnp.float32)
     cap = self.config.logit_softcap
     return y if cap is None else cap * jnp.tanh(y / cap)
+
+
+def rows_of(passage: Passage) -> Rows:
+  """What attention is given of a passage; positions are not split."""
+  tokens: Any = passage.tokens  # A decoder's always have a mask.
+  ids: Any = passage.ids
+  if (at := passage.places) is None:
+    return Rows(tokens.x, ids, tokens.position, tokens.mask)
+  ids = at.ids
+  return Rows(tokens.x, ids, at.position, at.mask, owner=at.owner)
 
 
 def attend_of(slots: Slots) -> Any:

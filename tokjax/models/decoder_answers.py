@@ -64,8 +64,11 @@ class DecoderAnswers:
         return self.tokens.x
       case signals.Derived():
         return question.of_batch(self.tokens)
-      case signals.Seen() | signals.Origin():
+      case signals.Seen() | signals.Origin() | signals.Merged():
         return self.known[question]
+      case signals.Recalled():
+        nothing = jnp.zeros(a.valid.shape, jnp.float32)
+        return self.known[question] if question in self.known else nothing
       case signals.Transition():
         # What a block adds is known behind its sub-layers.
         zero = jnp.zeros(a.valid.shape, jnp.float32)

@@ -24,10 +24,10 @@ from tokjax.layer import Layer
 from tokjax.models.decoder import (
   Block,
   Decoder,
-  Rows,
   States,
   cache_of,
   positions_of,
+  rows_of,
 )
 from tokjax.models.decoder_slots import arriving, split_position
 from tokjax.models.passage import Passage
@@ -118,8 +118,7 @@ class DecoderPrograms:
         passage, state, carry = run(weights, passage, state, carry)
       else:
         passage = passage.replace(attended=passage.shift)
-        tokens = passage.tokens
-        rows = Rows(tokens.x, passage.ids, tokens.position, tokens.mask)
+        rows = rows_of(passage)
         x, state, carry = self._quiet_block(call, layer, passage.gaps)(
           layer, weights, rows, state, carry
         )
@@ -281,8 +280,11 @@ def outside_blocks(params: Any) -> Any:
 def last_hidden(passage: Passage) -> Float[Array, "b d"]:
   """Hidden states of the last real token of each example."""
   tokens = passage.tokens
-  real: Any = tokens.mask  # A decoder's tokens always have one.
+  places, real = passage.places, tokens.mask
+  real: Any = real if places is None else places.mask  # Always there.
   at = jnp.maximum(real.sum(axis=1) - 1, 0)
+  if places is not None:
+    at = jax.vmap(lambda owner, i: owner[i])(places.owner, at)
   return jax.vmap(lambda x, i: x[i])(tokens.x, at)
 
 

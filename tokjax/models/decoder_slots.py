@@ -56,6 +56,12 @@ def check_slots(
         f"{where} works on a complete grid of tokens, which a text does not"
         " have; use it in a vision encoder"
       )
+    if reduce.soft is not None and slots.attend is not None:
+      raise ValueError(
+        f"{where} trains softly, for which keys are weighted in dense"
+        f" attention, and 'attend' is {type(slots.attend).__name__}; use one of"
+        " the two"
+      )
     if reduce.back is not None and reduce.back.fill == "memory":
       raise ValueError(
         f"{where} fills from a memory, which a decoder does not keep; use"
@@ -65,6 +71,12 @@ def check_slots(
       raise ValueError(
         f"{where} takes no padding, which prompts have; use it in a vision"
         " encoder"
+      )
+    if reduce.unmerged and (len(slots.reduce) > 1 or slots.collect):
+      raise ValueError(
+        f"{where} shows attention the tokens as they were before it, and"
+        " another reduction or a signal that is collected would be of the"
+        " outputs; use it as the only one"
       )
     if reduce.again and len(slots.reduce) > 1:
       raise ValueError(
@@ -135,6 +147,24 @@ def whole_sequence(slots: Slots, initialising: bool) -> Slots:
     )
   once = tuple(dataclasses.replace(r, again=False) for r in slots.reduce)
   return dataclasses.replace(slots, reduce=once)
+
+
+def kind_of_weights(
+  slots: Slots, tokens: Int[Array, "b n"]
+) -> Int[Array, "b n"] | None:
+  """Kinds of tokens that parameters are made from, where none are given.
+
+  Those that the reductions with weights act on; None: TEXT.
+  """
+  kinds = {
+    kind
+    for reduce in slots.reduce
+    for kind in reduce.free.kinds
+    if reduce.learned is not None or reduce.combine is not None
+  }
+  if not kinds or Kind.TEXT in kinds:
+    return None
+  return jnp.full(tokens.shape, min(kinds), jnp.int32)
 
 
 def check_initialised(slots: Slots, stages: Stages) -> None:
@@ -247,7 +277,7 @@ def arriving(stages: Stages, layer: int, tokens: int) -> int:
     tokens = back_now[0] if back_now else tokens
     for stage in block:
       back = stage.reduce.back
-      if at == layer and stage.reduce.at != "input":
+      if stage.reduce.unmerged or at == layer and stage.reduce.at != "input":
         continue
       if back is not None and isinstance(back.until, int):
         away.append((at + back.until, tokens))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tokjax.models.unmerged import Places
 from tokjax.plan import Plan
 from tokjax.reduce.back import Back
 from tokjax.reduce.stage import Stage
@@ -69,6 +70,8 @@ class Passage:
     length: real tokens of each example at the input, in a language model.
     shift: what renumbering took from the positions of each example, so far.
     attended: the shift at which the latest attention ran.
+    places: where members of outputs stand in attention, behind a reduction that
+      is unmerged.
   """
 
   tokens: Tokens
@@ -89,6 +92,7 @@ class Passage:
   length: Int[Array, "b"] | None = None
   shift: Int[Array, "b"] | None = None
   attended: Int[Array, "b"] | None = None
+  places: Places | None = None
 
   def replace(self, **changes) -> "Passage":
     return dataclasses.replace(self, **changes)

@@ -24,11 +24,12 @@ from tokjax.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class ProjectorConfig:
-  """Two linear layers with an activation between.
+  """Two or three linear layers with an activation between.
 
   Attributes:
     width: of the language model.
-    hidden: features between the layers; None: `width`.
+    hidden: features behind the first layer; None: `width`.
+    layers: 2, or 3 of which the last goes from `width` to `width`.
     norm: of features before the layers: "layer", or "rms" without a mean and a
       bias.
     parts: equal parts of the features that are normed each by itself: patches
@@ -42,6 +43,7 @@ class ProjectorConfig:
   activation: str = "gelu"
   bias: bool = True
   hidden: int | None = None
+  layers: Literal[2, 3] = 2
   norm: Literal["none", "layer", "rms"] = "none"
   parts: int = 1
   epsilon: float = 1e-6
@@ -50,6 +52,8 @@ class ProjectorConfig:
     sizes = ("width", "parts") + (("hidden",) if self.hidden else ())
     faults.check(faults.integers(self, sizes, 1))
     faults.check(faults.positives(self, ("epsilon",)))
+    if self.layers not in (2, 3):
+      raise ValueError(f"layers={self.layers!r}: must be 2 or 3")
     if self.norm not in ("none", "layer", "rms"):
       raise ValueError(
         f"norm={self.norm!r}: must be 'none', 'layer' or 'rms'"
@@ -83,6 +87,8 @@ class Projector(Reduces, nn.Module):
     layer = lambda width: nn.Dense(width, use_bias=cfg.bias, dtype=self.dtype)
     self.linear1 = layer(cfg.hidden or cfg.width)
     self.linear2 = layer(cfg.width)
+    if cfg.layers == 3:
+      self.linear3 = layer(cfg.width)
     if cfg.norm == "layer":
       self.norm = nn.LayerNorm(epsilon=cfg.epsilon, dtype=self.dtype)
     elif cfg.norm == "rms":
@@ -125,5 +131,8 @@ class Projector(Reduces, nn.Module):
       k, n, d = x.shape
       x = self.norm(x.reshape(k, n, cfg.parts, d // cfg.parts))
       x = x.reshape(k, n, d)
-    x = ACTIVATIONS[cfg.activation](self.linear1(x))
-    return passage.replace(tokens=tokens.replace(x=self.linear2(x)))
+    act = ACTIVATIONS[cfg.activation]
+    x = self.linear2(act(self.linear1(x)))
+    if cfg.layers == 3:
+      x = self.linear3(act(x))
+    return passage.replace(tokens=tokens.replace(x=x))

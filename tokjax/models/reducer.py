@@ -14,6 +14,7 @@ from tokjax.models.passage import (
   group_of,
   renumbered,
 )
+from tokjax.models.unmerged import Places
 from tokjax.plan import Plan, move_batch
 from tokjax.reduce import stages as stages_lib
 from tokjax.reduce.back import given_back
@@ -196,9 +197,14 @@ class Reducer:
     ids = passage.ids
     if ids is not None:
       ids = jax.vmap(lambda p, ids: p.take(ids))(plan, ids)
+    places, gaps = passage.places, True
+    if stage.reduce.unmerged:
+      places = Places.of(plan, passage.tokens, passage.ids)
+      gaps = passage.gaps
     passage = passage.replace(
-      tokens=tokens, answers=answers, away=away, ids=ids, gaps=True
-    )
+      tokens=tokens, answers=answers, away=away, ids=ids, gaps=gaps,
+      places=places,
+    )  # fmt: skip
     if stage.reduce.position == "renumber":
       passage = renumbered(passage)
     return passage

@@ -137,7 +137,6 @@ class Shared:
     programs.append(Program(call, asked))
     return call
 
-
   def compiled(self) -> int:
     """How many programs were compiled."""
     every = (p for programs in self._programs.values() for p in programs)

@@ -299,9 +299,10 @@ def check_slots(config: ViTConfig, slots: Slots) -> None:
       " 'map'"
     )
   for reduce in slots.reduce:
-    if reduce.again or reduce.position != "keep":
+    if reduce.again or reduce.unmerged or reduce.position != "keep":
       raise ValueError(
-        f"recipe {slots.name!r}, slot 'reduce': again= and renumbering are for"
+        f"recipe {slots.name!r}, slot 'reduce': again=, unmerged= and"
+        " renumbering are for"
         " language models; a vision encoder keeps positions"
       )
     if Kind.PATCH not in reduce.free.kinds:

@@ -20,30 +20,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from tokjax import signals
 from tokjax.attention.padding import RealFirst
-from tokjax.models import vlm_places, vlm_seen
+from tokjax.models import vlm_fused, vlm_places, vlm_seen
 from tokjax.models.decoder import Decoder, Rows, positions_of
 from tokjax.models.native_patches import NativeResolutionConfig, Patches
 from tokjax.models.projector import Projector
-from tokjax.models.vit import ViTConfig
+from tokjax.models.vit import ViT, ViTConfig
 from tokjax.models.vlm_ahead import Ahead
 from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.models.vlm_slots import (
   check_slots,
+  language_slots,
   merged_tower,
   passes_class,
   tokens_per_image,
   vision_tower,
   without_class,
 )
-from tokjax.signals import Answers, Seen
+from tokjax.signals import Answers, Merged, Seen
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
 __all__ = [
   "Mix", "Placed", "Prompts", "VisionLanguage", "VisionLanguageConfig",
-  "check_slots", "passes_class", "tokens_per_image", "vision_tower",
-  "without_class",
+  "check_slots", "language_slots", "passes_class", "tokens_per_image",
+  "vision_tower", "without_class",
 ]  # fmt: skip
 
 
@@ -66,6 +68,8 @@ class Prompts:
       of them, and of VISUAL ones that of the first of their image, `[b, n]`.
     following: then also the position of the token after each prompt, `[b]`.
     mix: of what VISUAL tokens are means; None: each is one row.
+    recalled: what earlier prompts said of VISUAL tokens, `[b, n]`; None: there
+      are none. See `tokjax.models.control`.
   """
 
   tokens: Int[Array, "b n"]
@@ -77,6 +81,7 @@ class Prompts:
   start: Int[Array, "b n"] | None = None
   following: Int[Array, "b"] | None = None
   mix: "Mix | None" = None
+  recalled: Float[Array, "b n"] | None = None
 
   @property
   def valid(self) -> Bool[Array, "b n"]:
@@ -136,6 +141,8 @@ class VisionLanguage(nn.Module):
     if cfg.ahead:
       assert isinstance(cfg.vision, ViTConfig)
       self.ahead = Ahead(cfg.vision, without_class(of("ahead")), self.dtype)
+    if cfg.fused is not None:
+      self.fused = ViT(cfg.fused, dtype=self.dtype)
     if cfg.merge > 1:
       self.merged = merged_tower(cfg, self.slots)
     self.projector = Projector(cfg.projector, of("projector"), self.dtype)
@@ -147,7 +154,7 @@ class VisionLanguage(nn.Module):
   @property
   def decoder(self) -> Decoder:
     """The language model; its parameters are `params["language"]`."""
-    slots = self.slots.outside_towers
+    slots = language_slots(self.config, self.slots)
     return Decoder(
       self.config.language, slots, self.dtype, images=True, parent=None
     )
@@ -192,8 +199,11 @@ class VisionLanguage(nn.Module):
     Of `Patches` m also follows from their padding, and the real ones come
     first.
     """
+    cfg, beside = self.config.vision, None
+    if self.config.fused is not None:
+      assert not isinstance(images, Patches)
+      images, beside = jnp.split(images, [cfg.channels], axis=-1)
     _, out = self.vision(images, key=_part(key, 0), train=train)
-    cfg = self.config.vision
     if isinstance(cfg, NativeResolutionConfig):
       tokens = self.projector(out["tokens"], key=_part(key, 1), idle=True)
       order = RealFirst.of(tokens.mask)
@@ -204,12 +214,18 @@ class VisionLanguage(nn.Module):
     grid_of = lambda tokens, front: (
       (rows, columns) if tokens.num_tokens - front == rows * columns else None
     )
+    plans = [plan for block in out["plans"] for plan in block]
     if self.config.ahead:
       grid = grid_of(tokens, front)
-      tokens = self.ahead(tokens, grid=grid, key=_part(key, 3))
+      tokens, more = self.ahead(tokens, grid=grid, key=_part(key, 3))
+      plans += more
     if not passes_class(self.config, self.slots):
       tokens = jax.tree.map(lambda x: x[:, front:], tokens)
       front = 0
+    if beside is not None:
+      x = self.fused(beside)[1]["tokens"].x[:, len(self.config.fused.kinds) :]
+      x = vlm_fused.follow(x, len(cfg.kinds), plans)
+      tokens = vlm_fused.join(tokens, x)
     if (merge := self.config.merge) > 1:
       tokens = vlm_places.merged(tokens, (rows, columns), merge)
       tokens = self.merged(tokens, out["signals"], _part(key, 3))
@@ -219,9 +235,7 @@ class VisionLanguage(nn.Module):
     )
     return tokens, out
 
-  def enter(
-    self, prompts: Prompts, key: PRNGKeyArray | None = None
-  ) -> Rows:
+  def enter(self, prompts: Prompts, key: PRNGKeyArray | None = None) -> Rows:
     """Prompts as they enter the language model, padding at their end."""
     placed = self._placed(prompts, key)
     known = self._known(prompts, placed.seen)
@@ -278,6 +292,14 @@ class VisionLanguage(nn.Module):
       return vlm_seen.without_images(self.slots, prompts.tokens.shape)
     cfg, known = self.config.vision, Answers()
     for question in vlm_seen.asked(self.slots):
+      if isinstance(question, signals.Recalled):
+        zero = jnp.zeros(prompts.tokens.shape, jnp.float32)
+        recalled = zero if prompts.recalled is None else prompts.recalled
+        known = known.add(question, recalled)
+        continue
+      if isinstance(question, Merged):
+        known = known.add(question, self._merged(prompts, seen))
+        continue
       if not isinstance(question, Seen):
         if prompts.origin is None:
           raise ValueError(
@@ -295,6 +317,15 @@ class VisionLanguage(nn.Module):
       value = vlm_seen.spread(value, prompts.kind, prompts.place)
       known = known.add(question, value)
     return known
+
+  def _merged(self, prompts: Prompts, seen: dict[str, Any]) -> Array:
+    """The answer to `Merged`."""
+    images, n = seen["tokens"].x.shape[:2]
+    passed = passes_class(self.config, self.slots)
+    front = 0 if passed else len(self.config.vision.kinds)
+    plans = [plan for block in seen["plans"] for plan in block]
+    value = vlm_seen.merged(plans, front, images, n)
+    return vlm_seen.spread(value, prompts.kind, prompts.place, -1)
 
 
 def _part(key: PRNGKeyArray | None, i: int) -> PRNGKeyArray | None:

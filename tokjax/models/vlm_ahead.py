@@ -14,6 +14,7 @@ from tokjax.models import vlm_tower as tower
 from tokjax.models.answers import EncoderAnswers
 from tokjax.models.encoder import Attention, EncoderConfig
 from tokjax.models.reducer import Reduces
+from tokjax.plan import Plan
 from tokjax.signals import Question
 from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
@@ -50,8 +51,8 @@ class Ahead(Reduces, nn.Module):
     *,
     grid: tuple[int, ...] | None = None,
     key: PRNGKeyArray | None = None,
-  ) -> Tokens:
-    """Those of the features that remain.
+  ) -> tuple[Tokens, tuple[Plan, ...]]:
+    """Those of the features that remain, and the plans that say which.
 
     Args:
       tokens: features, those of `config.kinds` in front, `[k, n, d]`.
@@ -59,7 +60,7 @@ class Ahead(Reduces, nn.Module):
       key: for recipes that are random.
     """
     if not self.slots.reduce and not self.is_initializing():
-      return tokens
+      return tokens, ()
     front = len(self.config.kinds)
     passage, reducer = tower.start(self.slots, tokens, front, grid, key)
     known = self._known(tokens)
@@ -67,7 +68,7 @@ class Ahead(Reduces, nn.Module):
     passage = passage.replace(answers=answers)
     passage = self.reduce_at("input", 0, passage, reducer)
     self.sow("intermediates", "plans", passage.plans)
-    return passage.tokens
+    return passage.tokens, passage.plans[-1]
 
   def answer(self, tokens: Tokens, question: Question) -> Array:
     """The answer about features, before anything is reduced.

@@ -31,6 +31,9 @@ class VisionLanguageConfig:
       stand one after the other.
     merge: patches on a side of the block that becomes one visual token (pixel
       shuffle); an encoder of native resolution has its own.
+    fused: a second encoder with as many patches, whose features follow those of
+      `vision` in every token (OpenVLA); images have the channels of both. None:
+      there is one.
   """
 
   vision: ViTConfig | NativeResolutionConfig
@@ -43,6 +46,7 @@ class VisionLanguageConfig:
   most_crops: int | None = None
   tiled: bool = False
   merge: int = 1
+  fused: ViTConfig | None = None
 
   def __post_init__(self):
     points = tuple((height, width) for height, width in self.pinpoints)
@@ -52,6 +56,7 @@ class VisionLanguageConfig:
     else:
       self._check_pinpoints(self.vision)
       self._check_merge(self.vision)
+      self._check_fused(self.vision)
     if self.projector.width != self.language.width:
       raise ValueError(
         f"projector: has width {self.projector.width}; must be that of the"
@@ -95,11 +100,31 @@ class VisionLanguageConfig:
     if self.tiled and self.pinpoints:
       raise ValueError("tiled: crops are those of pinpoints; give one of both")
 
-  def _check_native(self, vision: NativeResolutionConfig) -> None:
-    if self.pinpoints or self.ahead or self.tiled or self.merge != 1:
+  def _check_fused(self, vision: ViTConfig) -> None:
+    if self.fused is None:
+      return
+    if self.fused.grid != vision.grid:
       raise ValueError(
-        "pinpoints, ahead, tiled, merge: are for encoders of one size of image,"
-        " and this one takes images at their own"
+        f"fused: has a grid of {self.fused.grid} patches; must be that of the"
+        f" other encoder, {vision.grid}"
+      )
+    if self.fused.image_sides != vision.image_sides:
+      raise ValueError(
+        f"fused: takes images of {self.fused.image_sides} pixels; must be those"
+        f" of the other encoder, {vision.image_sides}"
+      )
+    if self.merge > 1 or self.pass_class:
+      raise ValueError(
+        "fused: does not go together with merge and pass_class, since the"
+        " second encoder has features of single patches only"
+      )
+
+  def _check_native(self, vision: NativeResolutionConfig) -> None:
+    one_size = self.pinpoints or self.ahead or self.tiled or self.fused
+    if one_size or self.merge != 1:
+      raise ValueError(
+        "pinpoints, ahead, tiled, merge, fused: are for encoders of one size of"
+        " image, and this one takes images at their own"
       )
     if self.language.axes != 3:
       raise ValueError(
@@ -113,6 +138,12 @@ class VisionLanguageConfig:
       )
 
   @property
+  def channels(self) -> int:
+    """Of images, those of both encoders."""
+    return self.vision.channels + (self.fused.channels if self.fused else 0)
+
+  @property
   def depth(self) -> int:
     """Blocks of all towers."""
-    return self.vision.depth + self.language.depth
+    fused = self.fused.depth if self.fused else 0
+    return self.vision.depth + fused + self.language.depth

@@ -185,7 +185,12 @@ class VisionLanguageGenerator:
       key: for recipes that are random.
     """
     images = [()] * len(prompts) if images is None else images
-    packed, room = self.pack(prompts, images)
+    return self.prefill_packed(*self.pack(prompts, images), key)
+
+  def prefill_packed(
+    self, packed: Prompts, room: Capacities, key: PRNGKeyArray | None = None
+  ) -> Generation:
+    """`prefill` of what `pack` returned."""
     run = prefill_whole if self.language.one_program else prefill
     return run(
       self.model, self.params, packed, self.decode, self.chunk, room, key

@@ -34,7 +34,7 @@ def crops_of(image: np.ndarray | Crops, config: VisionLanguageConfig) -> Crops:
   """
   cfg = config.vision
   assert isinstance(cfg, ViTConfig)
-  shape = (*cfg.image_sides, cfg.channels)
+  shape = (*cfg.image_sides, config.channels)
   cut, crops = isinstance(image, Crops), config.pinpoints or config.tiled
   if cut != bool(crops):
     raise ValueError(

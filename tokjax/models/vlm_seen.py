@@ -4,6 +4,7 @@ An encoder answers while it sees the images; its answers go with the visual
 tokens through the blocks of the language model.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array
 from tokjax import signals
 from tokjax.models.native_patches import NativeResolutionConfig
 from tokjax.models.vlm_tower import ANSWERS
+from tokjax.plan import Plan
 from tokjax.signals import Answers, Question, Seen
 from tokjax.slots import Slots
 from tokjax.tokens import Kind
@@ -22,9 +24,10 @@ ASKED = tuple(q for q in ANSWERS if q is not signals.Attention)
 
 
 def asked(slots: Slots) -> tuple[Question, ...]:
-  """Questions about images that reductions of the language model ask."""
+  """Questions that are answered before the language model runs."""
   every = [q for reduce in slots.reduce for q in reduce.asks]
-  found = [q for q in every if isinstance(q, signals.OF_IMAGES)]
+  told = (*signals.OF_IMAGES, signals.Recalled)
+  found = [q for q in every if isinstance(q, told)]
   return tuple(dict.fromkeys(q.answered(0) for q in found))
 
 
@@ -52,7 +55,16 @@ def check(config: Any, slots: Slots) -> None:
     slots: of the whole model.
   """
   where = f"recipe {slots.name!r}, slot 'reduce': asks about images"
-  if not asked(slots):
+  reduced = [name for name, own in slots.towers if own.reduce]
+  found = asked(slots)
+  recalls = any(isinstance(q, signals.Recalled) for q in found)
+  if recalls and reduced:
+    raise ValueError(
+      f"{where} what earlier prompts said of each visual token, and the tower"
+      f" {reduced[0]!r} leaves other ones each time; use one of the two recipes"
+    )
+  found = [q for q in found if not isinstance(q, signals.Recalled)]
+  if not found:
     return
   native = isinstance(config.vision, NativeResolutionConfig)
   mixed = config.most_crops is not None
@@ -63,9 +75,12 @@ def check(config: Any, slots: Slots) -> None:
       " that does not ask the encoder"
     )
   kinds, depth = {*config.vision.kinds, Kind.PATCH}, config.vision.depth
-  reduced = [name for name, own in slots.towers if own.reduce]
+  if any(isinstance(q, signals.Merged) for q in found):
+    _check_merged(slots)
   passed = config.pass_class or any(own.pass_class for _, own in slots.towers)
-  for question in asked(slots):
+  for question in found:
+    if isinstance(question, signals.Merged):
+      continue
     ahead = isinstance(question, Seen) and question.ahead
     # The block ahead is asked about the features that come to it.
     between = [name for name in reduced if not ahead or name != "vision"]
@@ -101,6 +116,35 @@ def check(config: Any, slots: Slots) -> None:
       )
 
 
+def _check_merged(slots: Slots) -> None:
+  """Raises ValueError where it is unknown what the encoder made one."""
+  for name, own in slots.towers:
+    for reduce in own.reduce:
+      if name != "vision" or reduce.back is None or reduce.back.until != "end":
+        raise ValueError(
+          f"{own.described(reduce)}, tower {name!r}: removes visual tokens, and"
+          f" recipe {slots.name!r} asks which of all of them the encoder made"
+          " one; use one of the two"
+        )
+
+
+def merged(plans: Iterable[Plan], front: int, images: int, n: int) -> Array:
+  """The answer to `Merged`: numbers of outputs, others in each image, `[k, n]`.
+
+  Args:
+    plans: of the encoder, of a batch of images, in order.
+    front: tokens ahead of those that go on.
+    images: in the batch.
+    n: tokens of an image, those ahead included.
+  """
+  index = jnp.broadcast_to(jnp.arange(n), (images, n))
+  for plan in plans:
+    # What is dropped has the number behind the last output.
+    of = jax.vmap(lambda plan: jnp.append(plan.index, plan.num_outputs))(plan)
+    index = jnp.take_along_axis(of, index, axis=1)
+  return (index + n * jnp.arange(images)[:, None])[:, front:]
+
+
 def of_patches(question: Seen, value: Array, front: int) -> Array:
   """An answer about images as numbers of their patches, `[k, n]`.
 
@@ -116,9 +160,11 @@ def of_patches(question: Seen, value: Array, front: int) -> Array:
   return value[:, front:].astype(jnp.float32)
 
 
-def spread(value: Array, kind: Array, place: Array) -> Array:
+def spread(
+  value: Array, kind: Array, place: Array, other: float | int = 0.0
+) -> Array:
   """Numbers of patches at the places of their visual tokens, `[b, n]`."""
-  return jnp.where(kind == Kind.VISUAL, value.reshape(-1)[place], 0.0)
+  return jnp.where(kind == Kind.VISUAL, value.reshape(-1)[place], other)
 
 
 def without_images(slots: Slots, shape: tuple[int, int]) -> Answers:
@@ -126,7 +172,9 @@ def without_images(slots: Slots, shape: tuple[int, int]) -> Answers:
   known = Answers()
   for question in asked(slots):
     value = jnp.zeros(shape, jnp.float32)
-    if not isinstance(question, Seen):
+    if isinstance(question, signals.Merged):
+      value = jnp.full(shape, -1, jnp.int32)
+    elif isinstance(question, signals.Origin):
       value = jnp.full((*shape, len(signals.Origins._fields)), -1, jnp.int32)
     known = known.add(question, value)
   return known

@@ -8,15 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tokjax.models import merged_patches, vlm_seen, vlm_tower
+from tokjax.budgets import Encoded
+from tokjax.models import merged_patches, vlm_fused, vlm_seen, vlm_tower
 from tokjax.models.decoder import Decoder
 from tokjax.models.merged_patches import MergedPatches
 from tokjax.models.native_patches import USUAL, NativeResolutionConfig
 from tokjax.models.native_resolution import NativeResolution
 from tokjax.models.projector import Projector
+from tokjax.models.reducer import sequence_of_patches
 from tokjax.models.vit import ViT, ViTConfig
 from tokjax.models.vlm_ahead import Ahead
 from tokjax.models.vlm_config import VisionLanguageConfig
+from tokjax.reduce.stages import plan_stages
 from tokjax.slots import Slots
 
 # In the order in which they act.
@@ -47,6 +50,34 @@ def vision_tower(
   if told:
     own = dataclasses.replace(own, collect=(*own.collect, *told))
   return ViT(config.vision, own, dtype, parent=None)
+
+
+def language_slots(config: VisionLanguageConfig, slots: Slots) -> Slots:
+  """The slots of the language model.
+
+  Reductions whose budget is `Encoded` leave what the encoder left before it
+  gave tokens back.
+  """
+  own = slots.outside_towers
+  if not any(isinstance(r.budget, Encoded) for r in own.reduce):
+    return own
+  vision = config.vision
+  assert isinstance(vision, ViTConfig)
+  front = len(vision.kinds)
+  sequence = sequence_of_patches(vision.num_patches, front, vision.grid)
+  stages = plan_stages(
+    slots.tower("vision").reduce, sequence, vision.depth, recipe=slots.name
+  )
+  left = [stage.outputs for block in stages for stage in block]
+  whole = vision.num_patches + front
+  off = 0 if passes_class(config, slots) else front
+  budget = Encoded(min(left, default=whole) - off, whole - off)
+  reduces = tuple(
+    dataclasses.replace(r, budget=budget) if isinstance(r.budget, Encoded)
+    else r
+    for r in own.reduce
+  )
+  return dataclasses.replace(own, reduce=reduces)
 
 
 def merged_tower(config: VisionLanguageConfig, slots: Slots) -> MergedPatches:
@@ -82,6 +113,8 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
       f" language model takes {config.merge} x {config.merge} patches, which"
       " the class token is not; use a recipe that does without it"
     )
+  if config.fused is not None:
+    vlm_fused.check([(t, slots.tower(t)) for t in ("vision", "ahead")])
   if passes_class(config, slots) and not config.vision.kinds:
     raise ValueError(
       f"recipe {slots.name!r}, tower 'vision': fills 'pass_class', and this"
@@ -105,7 +138,8 @@ def check_slots(config: VisionLanguageConfig, slots: Slots) -> None:
     lambda: Projector(config.projector, of("projector"), parent=None),
   )
   try:
-    Decoder(config.language, slots.outside_towers, images=True, parent=None)
+    own = language_slots(config, slots)
+    Decoder(config.language, own, images=True, parent=None)
   except ValueError as error:
     raise ValueError(
       f"tower 'language': {error}. A recipe of another tower is given as"

@@ -127,10 +127,11 @@ def check_slots(
         f"{where} acts at {reduce.at!r}; {what} carries out reductions at"
         f" {' and '.join(places)}"
       )
-    if reduce.back or reduce.again or reduce.soft or reduce.position != "keep":
+    odd = (reduce.back, reduce.again, reduce.soft, reduce.unmerged)
+    if any(odd) or reduce.position != "keep":
       raise ValueError(
-        f"{where} gives tokens back, renumbers, starts again or trains softly;"
-        f" {what} only reduces"
+        f"{where} gives tokens back, renumbers, unmerges, starts again or"
+        f" trains softly; {what} only reduces"
       )
     if Kind.PATCH not in reduce.free.kinds:
       raise ValueError(

@@ -79,6 +79,10 @@ class Reduce:
       stage)` on the batch; the rule reads its result as `site.learned`.
       Its method `modulate(tokens, plan, stage)`, if any, changes the features
       that the plan moves.
+    unmerged: in a language model, the attention of every block sees the tokens
+      as they were before this reduction, each with the query, key and value of
+      the output that it went into, and outputs are means over their members;
+      all else is computed once for each output, and caches hold every token.
     combine: an unbound Linen module for outputs that are no weighted sums of
       inputs (resamplers), called as `module(tokens, plan, stage)` on the
       batch; it returns the features of the plan's outputs, `[b, m, d]`.
@@ -97,6 +101,7 @@ class Reduce:
   soft: Callable[[Site], Array] | None = None
   learned: Any = None
   combine: Any = None
+  unmerged: bool = False
   recipe: str = ""
 
   def __post_init__(self):

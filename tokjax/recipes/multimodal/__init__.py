@@ -6,8 +6,10 @@ from tokjax.recipes.multimodal import diverse
 from tokjax.recipes.multimodal import flowcut
 from tokjax.recipes.multimodal import fold
 from tokjax.recipes.multimodal import graph
+from tokjax.recipes.multimodal import dymu
 from tokjax.recipes.multimodal import holov
 from tokjax.recipes.multimodal import prumerge
+from tokjax.recipes.multimodal import covipal
 from tokjax.recipes.multimodal import crops
 from tokjax.recipes.multimodal import vflowopt
 from tokjax.recipes.multimodal import frames
@@ -19,3 +21,4 @@ from tokjax.recipes.multimodal import trim
 from tokjax.recipes.multimodal import scatter
 from tokjax.recipes.multimodal import staged
 from tokjax.recipes.multimodal import vla
+from tokjax.recipes.multimodal import catp

@@ -102,10 +102,26 @@ def part_of(
 
   The parts of all images are `due` together.
   """
-  n = parts.image.shape[0]
-  real = (parts.image < n).astype(jnp.int32)
-  many = parts.of_image(real)
-  upto = parts.of_image(jnp.cumsum(real), over=jax.ops.segment_max)
+  return quotas(parts.image, due)
+
+
+def quotas(
+  group: Int[Array, "n"], due: Int[Array, ""] | int
+) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+  """`due` shared out by size, and the sizes, seen from each token.
+
+  Args:
+    group: numbers of groups, whose tokens stand together; n: in none.
+    due: for all groups together.
+  """
+  n = group.shape[0]
+  real = (group < n).astype(jnp.int32)
+
+  def over(reduce, values):
+    return reduce(values, group, num_segments=n)[jnp.minimum(group, n - 1)]
+
+  many = over(jax.ops.segment_sum, real)
+  upto = over(jax.ops.segment_max, jnp.cumsum(real))
   every = jnp.maximum(real.sum(), 1)
   return due * upto // every - due * (upto - many) // every, many
 

@@ -2,16 +2,28 @@
 
 import jax.numpy as jnp
 
-from tokjax import scores, selection
+from tokjax import diversity, scores, selection
 from tokjax.binding import bind
 from tokjax.budgets import Budget, Count, Once
+from tokjax.cache.evict import Tally
+from tokjax.cache.kv import KV
 from tokjax.plan import Plan
 from tokjax.recipes.multimodal.pruning import VISUAL
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.reduction import Reduce
-from tokjax.reduce.rules import keep_best
+from tokjax.reduce.rules import keep_best, keep_selected
 from tokjax.reduce.site import Site
-from tokjax.signals import Attention, Of, Question, Rows
+from tokjax.signals import (
+  Attention,
+  Block,
+  Hidden,
+  Last,
+  Of,
+  Question,
+  Recalled,
+  Received,
+  Rows,
+)
 from tokjax.slots import Slots
 from tokjax.tokens import Kind
 
@@ -81,3 +93,69 @@ def efficientvla(
     key=key, share=share,
   )  # fmt: skip
   return Slots(Reduce(rule, budget, free=VISUAL))
+
+
+# As they enter the language model.
+EMBEDDED = Hidden(Block(0))
+
+
+def now_and_before(
+  site: Site, *, question: Question, before: Recalled, embedded: Hidden
+) -> Plan:
+  """The best now or before; of these, where they are many, the most unlike.
+
+  Where nothing is recalled the best now.
+  """
+  n, due = site.num_free, site.keep if site.due is None else site.due
+  free = jnp.ones((n,), bool) if site.mask is None else site.mask
+  now, recalled = site[question].astype(jnp.float32), site[before]
+  now = now.mean(axis=0) if now.ndim > 1 else now
+  best = lambda score: free & (selection.places(score, mask=free) < due)
+  told = (jnp.where(free, recalled, 0.0) != 0).any()
+  chosen = best(now) | (best(recalled) & told)
+  x = site[embedded].astype(jnp.float32)
+  distance = 1 - scores.cosine(x, x)
+  others = chosen[None] & ~jnp.eye(n, dtype=bool)
+  nearest = jnp.where(others, distance, jnp.inf).min(axis=1)
+  picked = diversity.max_min(
+    distance, site.keep, first=nearest, mask=chosen, count=site.due
+  )
+  return keep_selected(site, picked)
+
+
+@recipe(
+  "vla_pruner",
+  family="vlm",
+  paper="VLA-Pruner: Temporal-Aware Dual-Level Visual Token Pruning for"
+  " Efficient Vision-Language-Action Inference",
+  arxiv="2511.16449",
+  code="MINT-SJTU/VLA-Pruner",
+  evidence="MINT-SJTU/VLA-Pruner:src/openvla/transformers/src/transformers/"
+  "models/llama/modeling_llama.py, src/openvla/prismatic/extern/hf/"
+  "modeling_prismatic.py (fa5bfed), its selection run next to this on the same"
+  " arrays",
+  deviations="the latest step counts most, as in the paper (the official code"
+  " gives the oldest the largest weight); recalled attention is that of the"
+  " upper half of the blocks, as in the paper (there of block 15), see"
+  " `tokjax.models.control.Controller`; every example keeps its own tokens;"
+  " without a controller nothing is recalled, and attention to the prompt alone"
+  " decides (there the option without temporal guidance)",
+)
+def vla_pruner(budget: Budget = Once(0.5, 3), queries: str = "all") -> Slots:
+  """Visual tokens that the prompt attends to, or that the last actions did.
+
+  The best of both are joined, and pruned to as many as remain by keeping those
+  that are least alike. `tokjax.models.control.Controller` runs a model with
+  this recipe over the steps of a robot, and recalls.
+
+  Args:
+    budget: how many visual tokens remain, and where.
+    queries: "all" of the prompt in the block before, or the "last".
+  """
+  if queries not in ("all", "last"):
+    raise ValueError(f"queries={queries!r}: must be 'all' or 'last'")
+  question = Received(-1) if queries == "all" else Rows(-1, of=Last())
+  rule = bind(
+    now_and_before, question=question, before=Recalled(), embedded=EMBEDDED
+  )
+  return Slots(Reduce(rule, budget, free=VISUAL), cache=KV(trim=Tally()))
