@@ -16,6 +16,7 @@ from tests.contract.case import BATCH, KEY
 from tests.contract.vlm_runs import VisionLanguageCase, VisionLanguageHost
 from tests.multimodal import vlm_models
 from tests.multimodal.vlm_models import IMAGE
+from tokjax import signals
 from tokjax.models import vlm_seen
 from tokjax.models.any_resolution import Crops
 from tokjax.models.vlm import Prompts
@@ -35,7 +36,7 @@ class PromptHost(VisionLanguageHost):
 
   def tells(self, slots: Slots) -> bool:
     """Whether results show what the slots do: they ask about images."""
-    return bool(vlm_seen.asked(slots))
+    return any(isinstance(q, signals.OF_IMAGES) for q in vlm_seen.asked(slots))
 
   def inputs(self, batch: int) -> jax.Array:
     """Random crops of an image each."""
