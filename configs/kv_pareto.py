@@ -42,7 +42,10 @@ SMALL = {
   ),
   "xattention": dict(stride=4, block=16),
   "sepllm": dict(tokens=(0, 10), first=1, separators=16),
+  "cca": dict(group=4),
   "dhsa": dict(block=8, first=4, near=8, exact=8),
+  # Without training: by what the networks learn to predict.
+  "lemo": dict(block=8, last=1, from_layer=1, predicts=False),
   "infllm": dict(first=4, local=32, block=8, chunk=16),
   "actqkv": dict(first=4, local=32, block=8, chunk=16, least=1),
   "tokenselect": dict(first=4, local=32, chunk=16),

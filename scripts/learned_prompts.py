@@ -2,14 +2,14 @@
 
     python -m scripts.learned_prompts [--seeds 3] [--steps 800]
 
-A small language model of bytes is trained on the first lines of docstrings
-of the standard library (two blocks, 64 wide), then, with the model frozen, an
-encoder and its memory of 6 places (`tokjax.models.prompt_compression`). What
-is measured is the share of held-out bytes that are predicted rightly when the
-model repeats a text of up to 32 bytes with the right bytes before each: with
-nothing in memory, with its own keys and values of some tokens, or of their
-means, and with the encoder's, before and after training, of this text or of
-another.
+A small language model of bytes is trained on first lines of docstrings of the
+standard library, each told twice, so that it learns to repeat what it has read
+(two blocks, 64 wide), then, with the model frozen, an encoder and its memory of
+6 places (`tokjax.models.prompt_compression`). What is measured is the share of
+held-out bytes that are predicted rightly when the model repeats a text of up to
+32 bytes with the right bytes before each: with nothing in memory, with its own
+keys and values of some tokens, or of their means, and with the encoder's,
+before and after training, of this text or of another.
 """
 
 import argparse
@@ -75,18 +75,20 @@ def trained(loss, params, rows, length, seed: int, steps: int, lr: float):
 
 
 def language_model(rows, length, seed: int, steps: int):
-  """Parameters of the model, trained on texts that begin and end."""
+  """Parameters of the model, trained on texts that are told twice."""
   model = Decoder(CONFIG)
 
   def loss(params, rows, length):
     begin = jnp.full((len(rows), 1), BEGIN)
-    text = jnp.concatenate([begin, rows], axis=1)
-    at = jnp.arange(LONG + 1)[None]
-    target = jnp.pad(rows, [(0, 0), (0, 1)])
-    target = jnp.where(at == length[:, None], END, target)
-    asked = at <= length[:, None]
-    logits, _ = model.apply({"params": params}, text)
-    each = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    at, end = jnp.arange(2 * LONG + 4)[None], length[:, None] + 1
+    # Begin, text, end and once more; padding behind.
+    once = jnp.concatenate([begin, rows], axis=1)
+    place = jnp.where(at > end, at - end - 1, at)
+    text = jnp.take_along_axis(once, jnp.minimum(place, LONG), axis=1)
+    text = jnp.where(place == end, END, text)
+    logits, _ = model.apply({"params": params}, text[:, :-1])
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, text[:, 1:])
+    asked = at[:, 1:] < 2 * end + 2
     return jnp.where(asked, each, 0).sum() / asked.sum()
 
   short = jnp.zeros((1, 8), jnp.int32)

@@ -23,7 +23,7 @@ KEEP = {"spt": 1 / 8, "lemo": 1 / 2, "dhsa": 1 / 4}
 OPTIONS = {
   "spt": {},
   "lemo": dict(block=4, from_layer=1, to_end=True, hidden=64),
-  "dhsa": dict(block=8, first=2, near=4, exact=0, apart=1, certainty=0.0),
+  "dhsa": dict(block=8, first=2, near=4, exact=0, apart=1, certainty=1.0),
 }
 
 
@@ -48,6 +48,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if learns:
     config.optimizer.update(freeze=base.only("slots"), weight_decay=0.0)
   if not values.runlocal:
+    if values.method == "dhsa":
+      # Blocks see the first and the last tokens anyway: not in short contexts.
+      config.data.least = 40
+      config.optimizer.lr = 1e-2
     config.steps, config.checkpoint.every = 150, 150
     config.batch_size = 32
   return config

@@ -80,8 +80,8 @@ class MultiTokenCache(Prompted):
       x.astype(layer.dtype), [(0, 0), (0, 0), (0, max(more, 0)), (0, 0)]
     )
     return MultiTokenState(
-      *map(grown, ends), jnp.where((at >= 0)[..., None], x, 0.0), length,
-      attend.number(layer, length),
+      grown(ends[0]), grown(ends[1]), jnp.where((at >= 0)[..., None], x, 0.0),
+      length, attend.number(layer, length),
     )  # fmt: skip
 
   def step(self, layer, state, arrivals, attend, params, carry):
