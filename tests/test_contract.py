@@ -57,18 +57,17 @@ EVERY = over(pairs())
 TOWERS = pairs(VisionLanguageHost)
 FIRST = over(pairs(VisionHost, only=slice(1)) + pairs(DecoderHost) + TOWERS)
 VISION = over(pairs(VisionHost))
-FIRST_VISION = over(pairs(VisionHost, only=slice(1)))
 # The smaller one, for laws that compile programs of their own.
 LAST_VISION = over(pairs(VisionHost, only=slice(-1, None)))
-# One recipe of each module, whose others are made of the same rules.
-EACH_MODULE = over(
-  list(
-    {
-      recipes.find(pair.values[0]).build.__module__: pair
-      for pair in pairs(VisionHost, only=slice(-1, None))
-    }.values()
-  )
-)
+
+
+def of_each_module(found):
+  """One recipe of each module, whose others are made of the same rules."""
+  module = lambda pair: recipes.find(pair.values[0]).build.__module__
+  return list({module(pair): pair for pair in found}.values())
+
+
+EACH_MODULE = over(of_each_module(pairs(VisionHost, only=slice(-1, None))))
 NAMES = pytest.mark.parametrize("recipe", hosts.names(VisionHost))
 ALL = pytest.mark.parametrize("recipe", recipes.names())
 
@@ -202,7 +201,21 @@ def masked(found):
   return [pair for pair in found if case(*pair.values).takes_mask]
 
 
-@over(masked(pairs(VisionHost, only=slice(1)) + pairs(DecoderHost) + TOWERS))
+def ragged():
+  """Pairs that are compared with examples alone, which is another program.
+
+  Caches and attention alone are, ragged as here, compared with slow references
+  of one example in `tests/cache/test_contract.py`; of those, one of each module
+  is run in a decoder, too.
+  """
+  decoders = pairs(DecoderHost)
+  caches = [p for p in decoders if not case(*p.values).slots.reduce]
+  reduces = [p for p in decoders if p not in caches]
+  found = pairs(VisionHost, only=slice(1)) + reduces + TOWERS
+  return masked(found + of_each_module(caches))
+
+
+@over(ragged())
 def test_padded_equals_alone(recipe, host):
   for padded, alone in case(recipe, host).padded_and_alone():
     for name, values in padded.items():
