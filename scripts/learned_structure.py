@@ -10,7 +10,8 @@ mate: a table of 5 x 5 random words with names of rows and columns; the question
 names a row and a column, the answer is the word there.
 prefix: a page of the standard library's documentation, eight functions with the
 beginnings of their docstrings; the first tokens name one of them, and its
-second word of text is asked for.
+second word of text is asked for (functions are the same in training, so that a
+model may know them by heart).
 mitre: sentences of eight words into six languages, each with words and an order
 of its own; the next word of the translation is asked for.
 """
