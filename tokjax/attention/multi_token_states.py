@@ -239,7 +239,7 @@ class MultiTokenStates(Causal):
         layer, q[:, :, :, at], ends, self.seen_ends(layer, of, many),
         (near(k), near(v)), newest,
       )  # fmt: skip
-      return core.join(out)
+      return core.join(out).astype(layer.dtype)
 
     out = core.over_rows(rows, t)
     carry = {**carry, NOTES: {"states": ends}}
