@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -260,25 +261,25 @@ def read_params(
   wanted = {entry.theirs: published_shape(entry, shapes) for entry in found}
   check(headers, wanted, ignored, source)
   tensors = dict(read(list(wanted)))
+  dtypes = [dtype_of(tensors[entry.theirs], dtype) for entry in found]
 
-  def arranged(entry: Entry, value: np.ndarray) -> list[np.ndarray] | None:
-    """The parameters of an entry; None if one is not finite."""
+  def placed(entry: Entry, dtype: np.dtype) -> list[np.ndarray] | str:
+    """The parameters of an entry, or what is wrong with it."""
+    tensor = tensors.pop(entry.theirs)
+    value = cast(tensor, dtype)
     if not is_finite(value):
-      return None
-    parts = np.split(value, len(entry.ours), axis=0)
-    found = zip(entry.ours, parts, strict=True)
-    return [entry.row.arrange.read(part, shapes[name]) for name, part in found]
+      return not_finite(entry.theirs, tensor, dtype)
+    parts = zip(entry.ours, np.split(value, len(entry.ours)), strict=True)
+    return [entry.row.arrange.read(part, shapes[name]) for name, part in parts]
 
-  values = [cast(tensors[entry.theirs], dtype) for entry in found]
   flat, wrong = {}, []
   # NumPy lets other threads run while it looks and copies. JAX's settings are
-  # those of a thread, so that its arrays are made in this one.
-  with futures.ThreadPoolExecutor() as pool:
-    every = pool.map(arranged, found, values)
-    for entry, value, parts in zip(found, values, every, strict=True):
-      if parts is None:
-        name = entry.theirs
-        wrong.append(not_finite(name, tensors[name], value.dtype))
+  # those of a thread, so that dtypes and arrays are of this one.
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    every = pool.map(placed, found, dtypes)
+    for entry, parts in zip(found, every, strict=True):
+      if isinstance(parts, str):
+        wrong.append(parts)
         continue
       for name, part in zip(entry.ours, parts, strict=True):
         flat[name] = jnp.asarray(part)
@@ -286,14 +287,18 @@ def read_params(
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def cast(tensor: np.ndarray, dtype: Any) -> np.ndarray:
-  """A tensor in a dtype (None: its own, as far as JAX has it enabled).
+def dtype_of(tensor: np.ndarray, dtype: Any) -> np.dtype:
+  """The dtype wanted, None being the tensor's, as far as JAX has it enabled."""
+  return jax.dtypes.canonicalize_dtype(dtype or tensor.dtype)
+
+
+def cast(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """A tensor in a dtype.
 
   Values beyond the dtype's range become infinite, without a warning.
   """
-  wanted = jax.dtypes.canonicalize_dtype(dtype or tensor.dtype)
   with np.errstate(over="ignore"):
-    return tensor.astype(wanted, copy=False)
+    return tensor.astype(dtype, copy=False)
 
 
 def is_finite(x: np.ndarray) -> bool:

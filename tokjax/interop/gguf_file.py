@@ -15,6 +15,7 @@ import functools
 import importlib
 import math
 import mmap
+import os
 import pathlib
 import struct
 from collections.abc import Sequence
@@ -265,7 +266,7 @@ class GgufFile:
     places = [self._places[name] for name in names]
     library()  # Imported by one thread, before all of them need it.
     # NumPy lets other threads run while it computes.
-    with futures.ThreadPoolExecutor() as pool:
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       return dict(zip(names, pool.map(self._tensor_of, places), strict=True))
 
   def _tensor_of(self, place: Place) -> np.ndarray:

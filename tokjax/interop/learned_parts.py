@@ -120,7 +120,9 @@ def add(
   headers = {n: Header(x.shape, str(x.dtype)) for n, x in found.items()}
   source = f"{path} for recipe {model.slots.name!r}"
   convert.check(headers, wanted, lambda name: False, source)
-  values = {n: convert.cast(x, dtype) for n, x in found.items()}
+  values = {
+    n: convert.cast(x, convert.dtype_of(x, dtype)) for n, x in found.items()
+  }
   wrong = [n for n, x in values.items() if not convert.is_finite(x)]
   convert.report(
     [convert.not_finite(n, found[n], values[n].dtype) for n in wrong], source
