@@ -230,6 +230,10 @@ OWN = Slots(Reduce(keep_top(Keys()), budgets.Once(0.5, layer=1)), name="own")
     (recipes.get("avgpool"), {}, "complete grid"),
     (recipes.get("stride"), {"grid": (5, 5)}, r"grid=\(5, 5\): has 25 places"),
     (recipes.get("fastv"), {}, "'fastv'.*VISUAL"),
+    (
+      Slots(dataclasses.replace(OWN.reduce[0], unmerged=True), name="own"), {},
+      "'own'.*unmerged=",
+    ),
     (OWN, {}, "'own'.*asks Keys of the block ahead.*at='mlp'"),
     (recipes.get("tome", budget=budgets.Constant(20)), {}, "at most 12"),
   ],

@@ -108,6 +108,10 @@ asks_queries.asks = (Queries(),)
       "not answered between steps",
     ),
     (KV(Reduce(KeepTop(key_norm), HALF, at="mlp")), "not for caches"),
+    (
+      KV(Reduce(KeepTop(key_norm), HALF, unmerged=True)),
+      "unmerged are not for caches",
+    ),
   ],
 )
 def test_what_a_cache_cannot_answer_is_refused(cache, message):

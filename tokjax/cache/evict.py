@@ -123,6 +123,7 @@ def check(reduce: Reduce, layer: Layer, prompt: int) -> None:
     for name, value in (
       ("back", reduce.back), ("again", reduce.again), ("soft", reduce.soft),
       ("learned", reduce.learned), ("combine", reduce.combine),
+      ("unmerged", reduce.unmerged),
     )
     if value
   ]  # fmt: skip

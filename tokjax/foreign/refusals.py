@@ -52,8 +52,8 @@ def _faults(reduce: Reduce, kinds: tuple[Kind, ...]):
       yield f"has a trained part ({name}=); use tokjax.models for it"
   if reduce.back is not None:
     yield f"gives tokens back ({reduce.back}); use tokjax.models for it"
-  if reduce.again or reduce.position != "keep":
-    yield "is for language models (again= or renumbering)"
+  if reduce.again or reduce.unmerged or reduce.position != "keep":
+    yield "is for language models (again=, unmerged= or renumbering)"
   if Kind.PATCH not in reduce.free.kinds:
     free = [kind.name for kind in reduce.free.kinds]
     yield f"reduces {free}; {MODEL} has free tokens of the kind PATCH"
