@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.sweeps import intervals
 from tokjax.learned import tree_attention
 from tokjax.learned.tree_attention import TreeCrossAttention
 
@@ -191,9 +192,8 @@ def main() -> None:
   print("reader\tlabel\tname met\tvectors read")
   for kind, rows in found.items():
     x = np.array(rows)
-    wide = 1.96 * x.std(axis=0, ddof=min(1, len(x) - 1)) / len(x) ** 0.5
-    mean, wide = 100 * x.mean(axis=0), 100 * wide
-    cells = [f"{mean[i]:.1f} ± {wide[i]:.1f}" for i in (0, 1)]
+    mean, half = (100 * value for value in intervals.of_seeds(x))
+    cells = [f"{mean[i]:.1f} ± {half[i]:.1f}" for i in (0, 1)]
     print(kind, *cells, f"{x[:, 2].mean():.1f}", sep="\t")
 
 

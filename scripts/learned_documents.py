@@ -20,8 +20,9 @@ import sysconfig
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from experiments.sweeps import intervals
+from scripts import fitting
 from tokjax.models.hierarchical_encoder import (
   HierarchicalConfig,
   HierarchicalEncoder,
@@ -105,22 +106,17 @@ def fitted(params, one, other, key):
 
 def trained(loss, params, found, seed: int, steps: int, blocks: int):
   """Parameters after so many steps on random modules."""
-  schedule = optax.warmup_cosine_decay_schedule(0, 1e-3, 30, steps)
-  optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+  rng = np.random.default_rng(seed)
 
-  @jax.jit
-  def step(params, state, one, other, key):
-    slope = jax.grad(loss)(params, one, other, key)
-    update, state = optimiser.update(slope, state)
-    return optax.apply_updates(params, update), state
+  def batches():
+    for i in range(steps):
+      at = rng.choice(len(found), BATCH, replace=False)
+      one, other = pairs([found[j] for j in at], rng, blocks)
+      yield one, other, jax.random.fold_in(jax.random.key(seed), i)
 
-  state, rng = jax.jit(optimiser.init)(params), np.random.default_rng(seed)
-  for i in range(steps):
-    at = rng.choice(len(found), BATCH, replace=False)
-    one, other = pairs([found[j] for j in at], rng, blocks)
-    key = jax.random.fold_in(jax.random.key(seed), i)
-    params, state = step(params, state, one, other, key)
-  return params
+  return fitting.fitted(
+    loss, params, batches(), steps=steps, lr=1e-3, warmup=30, clip=1.0
+  )
 
 
 def scores(similar) -> tuple[float, float]:
@@ -182,8 +178,8 @@ def main() -> None:
       print(seed, name, *rows[name][-1], flush=True)
   for name, values in rows.items():
     x = np.array(values)
-    wide = 1.96 * x.std(axis=0, ddof=min(1, len(x) - 1)) / len(x) ** 0.5
-    cells = [f"{m:.1f} ± {w:.1f}" for m, w in zip(x.mean(0), wide, strict=True)]
+    both = zip(*intervals.of_seeds(x), strict=True)
+    cells = [f"{mean:.1f} ± {half:.1f}" for mean, half in both]
     print(name, *cells, sep="\t", flush=True)
 
 

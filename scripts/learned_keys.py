@@ -18,6 +18,7 @@ import numpy as np
 
 from configs import recall
 from configs.learned import selected_keys
+from experiments.sweeps import intervals
 from experiments.training import config as config_lib
 from scripts.learned_recall import accuracy, params_of
 
@@ -95,9 +96,8 @@ def main() -> None:
 
 def interval(values) -> str:
   """Mean and 95 % interval."""
-  x = np.array(values)
-  wide = 1.96 * x.std(ddof=min(1, len(x) - 1)) / len(x) ** 0.5
-  return f"{x.mean():.1f} ± {wide:.1f}"
+  mean, half = intervals.of_seeds(np.array(values))
+  return f"{mean:.1f} ± {half:.1f}"
 
 
 if __name__ == "__main__":

@@ -22,12 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.sweeps import intervals
+from scripts import fitting
+from tokjax.attention import core
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.prompt_compression import (
   PromptCompressor,
   Repetition,
-  attended,
   from_decoder,
 )
 
@@ -58,20 +60,12 @@ def sentences() -> tuple[np.ndarray, np.ndarray]:
 
 def trained(loss, params, rows, length, seed: int, steps: int, lr: float):
   """Parameters after so many steps of Adam on random batches."""
-  schedule = optax.warmup_cosine_decay_schedule(0, lr, 50, steps)
-  optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-
-  @jax.jit
-  def step(params, state, rows, length):
-    value, slope = jax.value_and_grad(loss)(params, rows, length)
-    update, state = optimiser.update(slope, state)
-    return optax.apply_updates(params, update), state, value
-
-  state, rng = jax.jit(optimiser.init)(params), np.random.default_rng(seed)
-  for _ in range(steps):
-    at = rng.integers(0, len(rows), BATCH)
-    params, state, _ = step(params, state, rows[at], length[at])
-  return params
+  rng = np.random.default_rng(seed)
+  draws = (rng.integers(0, len(rows), BATCH) for _ in range(steps))
+  batches = ((rows[at], length[at]) for at in draws)
+  return fitting.fitted(
+    loss, params, batches, steps=steps, lr=lr, warmup=50, clip=1.0
+  )
 
 
 def language_model(rows, length, seed: int, steps: int):
@@ -117,7 +111,7 @@ def own_memory(params, rows, length, means: bool):
     some = lambda x, w=weight: jnp.einsum("bmn,bngk->bmgk", w, x)
     made.append((layer.rotate(some(k), last), some(v)))
     q, k = layer.rotate(q, place), layer.rotate(k, place)
-    x = x + block.attention.output(attended(layer, q, k, v, causal))
+    x = x + block.attention.output(core.attended(layer, q, k, v, causal))
     x = x + block.mlp(block.norm2(x))
   return tuple(made)
 
@@ -183,9 +177,8 @@ def main() -> None:
     print(seed, row, flush=True)
   print(f"{len(rows)} texts, {held.sum()} of them held out")
   for name, values in found.items():
-    x = np.array(values)
-    wide = 1.96 * x.std(ddof=min(1, len(x) - 1)) / len(x) ** 0.5
-    print(f"{name}\t{x.mean():.1f} ± {wide:.1f}", flush=True)
+    mean, half = intervals.of_seeds(np.array(values))
+    print(f"{name}\t{mean:.1f} ± {half:.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from configs import vlm_grid
 from configs.learned import questions
 from experiments.data import pipeline
 from experiments.evaluate import load_run
-from experiments.sweeps import runs
+from experiments.sweeps import intervals, runs
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import state as state_lib
@@ -119,8 +119,8 @@ def row(values: list[dict[str, float]]) -> str:
   cells = []
   for name in values[0]:
     x = np.array([value[name] for value in values])
-    wide = 1.96 * x.std(ddof=min(1, len(x) - 1)) / len(x) ** 0.5
-    cells.append(f"{x.mean():.1f} ± {wide:.1f}")
+    mean, half = intervals.of_seeds(x)
+    cells.append(f"{mean:.1f} ± {half:.1f}")
   return "\t".join(cells)
 
 

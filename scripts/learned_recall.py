@@ -19,7 +19,7 @@ from configs import recall
 from configs.learned import cca
 from experiments.data import pipeline
 from experiments.evaluate import load_run
-from experiments.sweeps import runs
+from experiments.sweeps import intervals, runs
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 
@@ -63,8 +63,8 @@ def main() -> None:
   print("kind\tbefore\tafter")
   for kind, rows in found.items():
     x = np.array(rows)
-    wide = 1.96 * x[:, 1].std(ddof=min(1, len(x) - 1)) / len(x) ** 0.5
-    cells = f"{x[0, 0]:.1f}\t{x[:, 1].mean():.1f} ± {wide:.1f}"
+    mean, half = intervals.of_seeds(x)
+    cells = f"{x[0, 0]:.1f}\t{mean[1]:.1f} ± {half[1]:.1f}"
     print(kind, cells, sep="\t", flush=True)
 
 

@@ -31,8 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.sweeps import intervals
 from pallas_kernels import layout as layouts
 from pallas_kernels.layout.dense import to_dense
+from scripts import fitting
 from tokjax.attention import structural
 
 WIDTH, HEADS, DEPTH, BATCH = 64, 4, 2, 64
@@ -266,8 +268,6 @@ def measured(draw, seen, seed: int, steps: int) -> tuple[float, float]:
   most = draw(np.random.default_rng(0), 256)
   vocabulary = IDS.get(draw, 2 + 2 * WORDS + LANGUAGES)
   model = Transformer(vocabulary, int(most.position.max()) + 1)
-  schedule = optax.warmup_cosine_decay_schedule(0, 2e-3, 50, steps)
-  optimiser = optax.adam(schedule)
 
   def told(params, ids, position, target):
     logits = model.apply({"params": params}, ids, position, seen)
@@ -278,22 +278,17 @@ def measured(draw, seen, seed: int, steps: int) -> tuple[float, float]:
     mean = lambda x: jnp.where(asked, x, 0).sum() / asked.sum()
     return mean(each), mean(logits.argmax(axis=-1) == target)
 
-  @jax.jit
-  def step(params, state, *batch):
-    slope = jax.grad(lambda params: told(params, *batch)[0])(params)
-    update, state = optimiser.update(slope, state)
-    return optax.apply_updates(params, update), state
-
   rng = np.random.default_rng(seed + 1)
   test = draw(np.random.default_rng(10_000 + seed), 512)
   init = jax.jit(model.init)(
     jax.random.key(seed), most.ids[:1], most.position[:1], seen
   )
-  params = init["params"]
-  state, right = optimiser.init(params), jax.jit(told)
+  params, right = init["params"], jax.jit(told)
   first = float(right(params, *test)[1])
-  for _ in range(steps):
-    params, state = step(params, state, *draw(rng, BATCH))
+  params = fitting.fitted(
+    lambda *given: told(*given)[0], params,
+    (draw(rng, BATCH) for _ in range(steps)), steps=steps, lr=2e-3, warmup=50,
+  )  # fmt: skip
   return 100 * first, 100 * float(right(params, *test)[1])
 
 
@@ -310,9 +305,9 @@ def main() -> None:
       x = np.array(
         [measured(draw, seen, s, args.steps) for s in range(args.seeds)]
       )
-      wide = 1.96 * x[:, 1].std(ddof=min(1, len(x) - 1)) / len(x) ** 0.5
-      cells = f"{100 * seen.mean():.0f}", f"{x[:, 0].mean():.1f}"
-      after = f"{x[:, 1].mean():.1f} ± {wide:.1f}"
+      mean, half = intervals.of_seeds(x)
+      cells = f"{100 * seen.mean():.0f}", f"{mean[0]:.1f}"
+      after = f"{mean[1]:.1f} ± {half[1]:.1f}"
       print(task, name, *cells, after, sep="\t", flush=True)
 
 

@@ -92,6 +92,10 @@ class Layer:
     """
     return rule(*args, self.index, self.depth)
 
+  def is_between(self, first: int, last: int) -> bool:
+    """Whether it is none of the `first` first and `last` last layers."""
+    return self.ask(lambda index, depth: first <= index < depth - last)
+
   @property
   def group(self) -> int:
     """Query heads a key head."""

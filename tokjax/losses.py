@@ -274,15 +274,24 @@ class Sown:
   weight: float = 1.0
 
   def __call__(self, view: View) -> Array:
-    flat = jax.tree_util.tree_flatten_with_path(view.out["sown"])[0]
-    place = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    found = [x for path, x in flat if self.name in place(path).split("/")]
-    if not found:
-      raise ValueError(
-        f"auxiliary {self.name!r}: no module of recipe"
-        f" {view.model.slots.name!r} sows such a loss"
-      )
-    return jnp.stack(found).mean()
+    return jnp.stack(_sown(view, self.name, self.name)).mean()
+
+
+def _sown(view: View, name: str, loss: str) -> list[Array]:
+  """What modules sowed into the collection "losses" as `name`.
+
+  Raises:
+    ValueError: nothing, of the loss that is named.
+  """
+  flat = jax.tree_util.tree_flatten_with_path(view.out["sown"])[0]
+  place = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  found = [x for path, x in flat if name in place(path).split("/")]
+  if not found:
+    raise ValueError(
+      f"auxiliary {loss!r}: no module of recipe {view.model.slots.name!r} sows"
+      f" {'such a loss' if name == loss else name}"
+    )
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,15 +321,7 @@ class Guided:
         f"auxiliary {self.name!r}: block={self.block} of {len(signals)} blocks"
       )
     seen = jax.lax.stop_gradient(signals[index].of(Rows))
-    found = [
-      x for path, x in jax.tree_util.tree_flatten_with_path(view.out["sown"])[0]
-      if "scores" in jax.tree_util.keystr(path, simple=True, separator="/")
-    ]
-    if not found:
-      raise ValueError(
-        f"auxiliary {self.name!r}: no module of recipe"
-        f" {view.model.slots.name!r} sows scores"
-      )
+    found = _sown(view, "scores", self.name)
     return jnp.stack([_divergence(seen, score) for score in found]).mean()
 
 

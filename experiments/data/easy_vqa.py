@@ -16,7 +16,12 @@ import numpy as np
 from PIL import Image
 
 from experiments.data.errors import DataError
-from experiments.data.questions import Element, Question, conversation
+from experiments.data.questions import (
+  Conversations,
+  Element,
+  Question,
+  conversation,
+)
 from experiments.data.words import PART, Words
 from tokjax.interop import Preprocessing
 
@@ -83,7 +88,7 @@ def picture(path: str) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class EasyVqa:
+class EasyVqa(Conversations):
   """Questions about pictures of one shape.
 
   Attributes:
@@ -98,6 +103,7 @@ class EasyVqa:
 
   kinds = KINDS
   channels = 3
+  longest = LONGEST
   image_size = SIDE
 
   def __post_init__(self):
@@ -114,16 +120,6 @@ class EasyVqa:
         for one in asked:
           found |= dict.fromkeys((*PART.findall(one.text.lower()), one.answer))
     return Words(tuple(sorted(found)))
-
-  @property
-  def num_classes(self) -> int:
-    """Ids there are."""
-    return len(self.words.vocabulary)
-
-  @property
-  def length(self) -> int:
-    """Ids of the longest conversation, the picture being one."""
-    return 2 + LONGEST * self.turns
 
   @property
   def preprocessing(self) -> Preprocessing:
@@ -145,11 +141,6 @@ class EasyVqa:
       self.words, picture(own.paths[element["number"]]),
       [asked[i] for i in chosen], self.length, held=self.asking,
     )  # fmt: skip
-
-  def prepare(self, element: Element) -> Element:
-    """A held-out picture with one question."""
-    image, question = self.question(element["number"])
-    return conversation(self.words, image, [question], self.length, held=True)
 
   def question(self, number: int) -> tuple[np.ndarray, Question]:
     """A held-out picture and what is asked about it."""

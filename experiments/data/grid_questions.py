@@ -14,7 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data import digit_grid
-from experiments.data.questions import Element, Question, conversation
+from experiments.data.questions import (
+  Conversations,
+  Element,
+  Question,
+  conversation,
+)
 from experiments.data.words import Words
 from tokjax.interop import Preprocessing
 
@@ -57,7 +62,7 @@ def by_label(split: str) -> list[np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class GridQuestions:
+class GridQuestions(Conversations):
   """Images of digits of scikit-learn with questions; drawn anew at each turn.
 
   Held-out images show digits of the held-out split, one question each, and are
@@ -80,6 +85,7 @@ class GridQuestions:
 
   kinds = KINDS
   channels = 3
+  longest = LONGEST
 
   def __post_init__(self):
     if not 1 <= self.side <= CELL:
@@ -101,16 +107,6 @@ class GridQuestions:
     """The language of questions and answers."""
     text = "which digit is how many show the largest ?"
     return Words((*map(str, range(10)), *COLOURS, *text.split()))
-
-  @property
-  def num_classes(self) -> int:
-    """Ids there are."""
-    return len(self.words.vocabulary)
-
-  @property
-  def length(self) -> int:
-    """Ids of the longest conversation, the image being one."""
-    return 2 + LONGEST * self.turns
 
   @property
   def image_size(self) -> int:
@@ -138,11 +134,6 @@ class GridQuestions:
     return conversation(
       self.words, scene.image, asked, self.length, held=self.asking
     )
-
-  def prepare(self, element: Element) -> Element:
-    """A held-out image with one question."""
-    image, question = self.question(element["number"])
-    return conversation(self.words, image, [question], self.length, held=True)
 
   def question(self, number: int) -> tuple[np.ndarray, Question]:
     """A held-out image and what is asked about it."""

@@ -49,6 +49,39 @@ class Question:
     return np.outer(rows, (column > left) & (column < right)).ravel()
 
 
+class Conversations:
+  """What data sets of conversations about images have in common.
+
+  Attributes:
+    words: the language of questions and answers.
+    turns: questions about one image in training.
+    longest: ids of a question with its answer and the end.
+  """
+
+  words: Any
+  turns: int
+  longest: int
+
+  @property
+  def num_classes(self) -> int:
+    """Ids there are."""
+    return len(self.words.vocabulary)
+
+  @property
+  def length(self) -> int:
+    """Ids of the longest conversation, the image being one."""
+    return 2 + self.longest * self.turns
+
+  def question(self, number: int) -> tuple[np.ndarray, Question]:
+    """A held-out image and what is asked about it."""
+    raise NotImplementedError
+
+  def prepare(self, element: Element) -> Element:
+    """A held-out image with one question."""
+    image, question = self.question(element["number"])
+    return conversation(self.words, image, [question], self.length, held=True)
+
+
 def conversation(
   words: Words,
   image: np.ndarray,

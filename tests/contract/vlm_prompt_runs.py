@@ -34,7 +34,7 @@ class PromptHost(VisionLanguageHost):
   def config(self):
     return vlm_models.config(pinpoints=(SIZE,))
 
-  def tells(self, slots: Slots) -> bool:
+  def admits(self, slots: Slots) -> bool:
     """Whether results show what the slots do: they ask about images."""
     return any(isinstance(q, signals.OF_IMAGES) for q in vlm_seen.asked(slots))
 

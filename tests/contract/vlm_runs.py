@@ -49,17 +49,14 @@ class VisionLanguageHost:
     config = dataclasses.replace(self.config, **changes)
     return VisionLanguage(config, slots, dtype)
 
-  def tells(self, slots: Slots) -> bool:
-    """Whether results show what the slots do: they fill a tower."""
-    return bool(slots.towers)
-
   def admits(self, slots: Slots) -> bool:
-    """Whether results show it; a model that refuses it fails every law.
+    """Whether results show what the slots do: they fill a tower.
 
-    Models are not built here: that traces their towers, for every recipe, in
-    each process that collects tests.
+    A model that refuses it then fails every law. Models are not built here:
+    that traces their towers, for every recipe, in each process that collects
+    tests.
     """
-    return self.tells(slots)
+    return bool(slots.towers)
 
   def params(self, model: VisionLanguage) -> dict[str, Any]:
     """Random parameters."""

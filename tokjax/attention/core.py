@@ -72,6 +72,42 @@ def mix(
   return jnp.einsum("bgrtn,bgnd->bgrtd", weight.astype(v.dtype), v)
 
 
+def attended(
+  layer: Layer,
+  q: Float[Array, "b c h d"],
+  k: Float[Array, "b n g d"],
+  v: Float[Array, "b n g d"],
+  seen: Bool[Array, "b c n"],
+) -> Float[Array, "b c h d"]:
+  """Attention of rotated queries to what they see of rotated keys."""
+  x = logits(layer, split(q, layer.kv_heads), heads_first(k))
+  return join(mix(softmax(x, seen[:, None, None]), heads_first(v)))
+
+
+def moved(
+  weight: Float[Array, "*b n"],
+  taken: Bool[Array, "*#b n"],
+  given: Bool[Array, "*#b n"],
+  keep: float,
+) -> Float[Array, "*b n"]:
+  """Attention that some keys lose goes to others, in proportion to theirs.
+
+  Where the others have none a row stays as it is.
+
+  Args:
+    weight: attention.
+    taken: keys that keep this part of theirs.
+    given: keys that receive the rest.
+    keep: see `taken`.
+  """
+  of = lambda which: jnp.where(which, weight, 0.0).sum(-1)
+  other = of(given)
+  grow = 1 + (1 - keep) * of(taken) / jnp.where(other > 0, other, 1.0)
+  rest = jnp.where(given, grow[..., None], 1.0)
+  new = weight * jnp.where(taken, keep, rest)
+  return jnp.where((other > 0)[..., None], new, weight)
+
+
 def part(
   x: Float[Array, "b g r t n"],
   seen: Bool[Array, "b #g #r #t n"],

@@ -177,7 +177,7 @@ class DynamicChunks(Causal):
       )(score, length, jnp.asarray(counts)[length])
       seen = valid[:, None] & (index[:, None] <= at[None, :, None])
       own = lambda x: jax.vmap(lambda x, i: x[i])(x, index)
-      return attended(layer, q[:, at], own(k), own(v), seen)
+      return core.attended(layer, q[:, at], own(k), own(v), seen)
 
     blocks = -(-t // self.block)
     out = jax.lax.map(core.forgetful(of_block), jnp.arange(blocks))
@@ -211,19 +211,6 @@ class DynamicChunks(Causal):
     place = jnp.maximum(at, 0)
     last = jax.vmap(lambda x, i: x[i])(q, place)
     seen = jnp.arange(t)[None, None] <= place[:, :, None]
-    dense = attended(layer, last, k, v, seen)
+    dense = core.attended(layer, last, k, v, seen)
     at = jnp.where(at >= 0, at, t)
     return jax.vmap(lambda o, i, x: o.at[i].set(x, mode="drop"))(out, at, dense)
-
-
-def attended(
-  layer: Layer,
-  q: Float[Array, "b c h d"],
-  k: Float[Array, "b n g d"],
-  v: Float[Array, "b n g d"],
-  seen: Bool[Array, "b c n"],
-) -> Float[Array, "b c h d"]:
-  """Attention of rotated queries to what they see of rotated keys."""
-  x = core.logits(layer, core.split(q, layer.kv_heads), core.heads_first(k))
-  weight = core.softmax(x, seen[:, None, None])
-  return core.join(core.mix(weight, core.heads_first(v)))

@@ -106,8 +106,7 @@ class Calibrated(Causal):
 
   def acts(self, layer: Layer) -> bool:
     """Whether a layer is changed."""
-    first, last = self.spared
-    return layer.ask(lambda index, depth: first <= index < depth - last)
+    return layer.is_between(*self.spared)
 
   def sinks(
     self, layer: Layer, received: Float[Array, "b g r n"]
@@ -123,11 +122,7 @@ class Calibrated(Causal):
   ) -> Float[Array, "b g r c n"]:
     """Sinks keep a part; the rest goes to the others in proportion."""
     sinks = sinks[:, :, :, None]
-    freed = (1 - self.keep) * jnp.where(sinks, weight, 0.0).sum(-1)
-    other = jnp.where(sinks, 0.0, weight).sum(-1)
-    grow = 1 + freed / jnp.where(other > 0, other, 1.0)
-    new = weight * jnp.where(sinks, self.keep, grow[..., None])
-    return jnp.where((other > 0)[..., None], new, weight)
+    return core.moved(weight, sinks, ~sinks, self.keep)
 
   def __call__(self, layer, arrivals, memory, *, params, carry):
     if not self.acts(layer):

@@ -82,8 +82,7 @@ class ToVisual(Causal):
 
   def acts(self, layer: Layer) -> bool:
     """Whether a layer is changed."""
-    first, last = self.spared
-    return layer.ask(lambda index, depth: first <= index < depth - last)
+    return layer.is_between(*self.spared)
 
   def sinks(
     self, hidden: Float[Array, "b n w"], valid: Bool[Array, "b n"]
@@ -113,14 +112,9 @@ class ToVisual(Causal):
     of = lambda which: jnp.where(which, weight, 0.0).sum(-1)
     image, held = of(visual), of(visual & sink)
     share = held / (image + EPSILON * visual.sum(-1))
-    some = (visual & sink).any(axis=-1)
-    other = image - held
-    acts = some & (share <= self.portion) & (image >= self.least)
-    acts = acts & behind[:, None, None] & (other > 0)
-    grow = (1 - self.keep) * of(sink) / jnp.where(other > 0, other, 1.0)
-    new = weight * jnp.where(
-      sink, self.keep, jnp.where(visual, 1 + grow[..., None], 1.0)
-    )
+    acts = (visual & sink).any(axis=-1) & (share <= self.portion)
+    acts = acts & (image >= self.least) & behind[:, None, None]
+    new = core.moved(weight, sink, visual & ~sink, self.keep)
     return jnp.where(acts[..., None], new, weight)
 
   def __call__(self, layer, arrivals, memory, *, params, carry):

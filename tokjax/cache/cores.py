@@ -59,28 +59,16 @@ class Cores(Prompted):
         f" {type(attend).__name__}; use KV()"
       )
 
-  def prefill(
-    self, layer, state, arrivals, *, attend, params, carry, last: bool
-  ):
-    """As in the base; what to keep is up to the attention."""
-    out, state, carry = super().prefill(
-      layer, state, arrivals, attend=attend, params=params, carry=carry,
-      last=last,
-    )  # fmt: skip
-    if last and layer.window is None:
-      space, (core_k, core_v) = state
-      state = self._start(layer, attend, space, core_k, core_v)
-    return out, state, carry
-
   def compress(self, layer, space: workspace.Workspace, notes, params):
     if layer.window is not None:
       return SLIDING.compress(layer, space, {}, params)
     return space, notes["cores"]
 
-  def _start(
-    self, layer: Layer, attend: CoreContext, space, core_k, core_v
-  ) -> CoresState:
+  def start(self, layer: Layer, state, arrivals, attend: CoreContext):
     """The state behind a prompt."""
+    if layer.window is not None:
+      return state
+    space, (core_k, core_v) = state
     memory, length = space.memory, space.length
     room = min(attend.most(layer, space.prompt), space.prompt + space.decode)
     at = _places(length, room)

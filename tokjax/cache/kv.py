@@ -88,7 +88,8 @@ class Prompted:
     if not last:
       return out, space, carry
     space = dataclasses.replace(space, lse=lse)
-    return out, self.compress(layer, space, notes, params), carry
+    state = self.compress(layer, space, notes, params)
+    return out, self.start(layer, state, arrivals, attend), carry
 
   def decode(self, layer, state, arrivals, *, attend, params, carry):
     """One token: `step`, and what attention does with heads' outputs."""
@@ -101,6 +102,11 @@ class Prompted:
   ) -> Any:
     """The decoding state; `notes` `[b, G, n, ...]` come from attention."""
     raise NotImplementedError
+
+  def start(self, layer: Layer, state, arrivals: Arrivals, attend) -> Any:
+    """The decoding state where `attend` decides, too; from `compress`."""
+    del layer, arrivals, attend
+    return state
 
   def step(self, layer, state, arrivals, attend, params, carry):
     """Outputs `[b, 1, H, D]` before `attend.finish`, state and carry."""

@@ -51,24 +51,12 @@ class MultiTokenCache(Prompted):
         f" is {type(attend).__name__}; use KV()"
       )
 
-  def prefill(
-    self, layer, state, arrivals, *, attend, params, carry, last: bool
-  ):
-    """As in the base; what to keep is up to the attention."""
-    out, state, carry = super().prefill(
-      layer, state, arrivals, attend=attend, params=params, carry=carry,
-      last=last,
-    )  # fmt: skip
-    if last:
-      space, ends = state
-      state = self._start(layer, attend, arrivals, space, ends)
-    return out, state, carry
-
   def compress(self, layer: Layer, space, notes, params):
     return space, notes["states"]
 
-  def _start(self, layer, attend: MultiTokenStates, arrivals, space, ends):
+  def start(self, layer, state, arrivals, attend: MultiTokenStates):
     """The state behind a prompt."""
+    space, ends = state
     length = arrivals.valid.sum(axis=1)
     reach = attend.chunk + attend.lead
     at = length[:, None] - reach + jnp.arange(reach)[None]

@@ -50,20 +50,6 @@ class Retriever(Prompted):
         " does not; use KV()"
       )
 
-  def prefill(
-    self, layer, state, arrivals, *, attend, params, carry, last: bool
-  ):
-    """As in the base; the method's memo gets room for generated tokens."""
-    out, state, carry = super().prefill(
-      layer, state, arrivals, attend=attend, params=params, carry=carry,
-      last=last,
-    )  # fmt: skip
-    if last and layer.window is None:
-      of = jax.eval_shape(lambda: attend.memo(layer, state.k.shape[1]))
-      memo = jax.tree.map(_grown, state.memo, of)
-      state = dataclasses.replace(state, memo=memo)
-    return out, state, carry
-
   def compress(
     self, layer, space: workspace.Workspace, notes, params
   ) -> RetrieverState | KVState:
@@ -77,6 +63,14 @@ class Retriever(Prompted):
       grown(m.k).astype(layer.dtype), grown(m.v).astype(layer.dtype),
       space.length, space.length, notes["memo"],
     )  # fmt: skip
+
+  def start(self, layer, state, arrivals, attend):
+    """The method's memo gets room for generated tokens."""
+    if layer.window is not None:
+      return state
+    of = jax.eval_shape(lambda: attend.memo(layer, state.k.shape[1]))
+    memo = jax.tree.map(_grown, state.memo, of)
+    return dataclasses.replace(state, memo=memo)
 
   def step(self, layer, state, arrivals, attend, params, carry):
     if layer.window is not None:

@@ -211,18 +211,6 @@ class SharedKeys(Prompted):
         " layer's"
       )
 
-  def prefill(
-    self, layer, state, arrivals, *, attend, params, carry, last: bool
-  ):
-    """As in the base; `attend` says which heads follow."""
-    out, state, carry = super().prefill(
-      layer, state, arrivals, attend=attend, params=params, carry=carry,
-      last=last,
-    )  # fmt: skip
-    if last and layer.window is None:
-      state = self._dropped(layer, state, attend)
-    return out, state, carry
-
   def compress(self, layer, space, notes, params):
     del notes
     if layer.window is not None:
@@ -230,9 +218,12 @@ class SharedKeys(Prompted):
     whole = entries_lib.of_memory(layer, space.memory, rotated=True)
     return entries_lib.with_room(whole, space.prompt + space.decode)
 
-  def _dropped(self, layer, whole, attend: Following) -> Distant:
+  def start(self, layer, state, arrivals, attend: Following):
+    """`attend` says which heads follow, whose keys are dropped."""
+    if layer.window is not None:
+      return state
     follow = np.asarray(follows(layer, attend.of))
-    length, n = whole.length[:, 0], whole.room
+    length, n = state.length[:, 0], state.room
     m = attend.recent
     slot = jnp.arange(m)[None]
     last = length[:, None] - 1
@@ -241,11 +232,11 @@ class SharedKeys(Prompted):
     first = jnp.broadcast_to(first[None], (len(length), attend.first))
     at = jnp.concatenate([first, place], axis=1)
     near = jax.vmap(lambda k, at: k[:, at])(
-      whole.k[:, np.flatnonzero(follow)], at
+      state.k[:, np.flatnonzero(follow)], at
     )
     return Distant(
-      whole.k[:, np.flatnonzero(~follow)], near, whole.v,
-      whole.position[:, 0], length,
+      state.k[:, np.flatnonzero(~follow)], near, state.v,
+      state.position[:, 0], length,
     )  # fmt: skip
 
   def step(self, layer, state, arrivals, attend, params, carry):

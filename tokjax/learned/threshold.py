@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tokjax import scores
+from tokjax import matching, scores
 from tokjax.budgets import Even
-from tokjax.matching import parity
 from tokjax.reduce.stage import Stage
 from tokjax.signals import Answers, Keys
 from tokjax.tokens import Tokens
@@ -70,13 +69,10 @@ def best_edges(
 
   def one(keys, mask):
     unit = scores.normalise(keys.mean(axis=0))
-    sides = parity(len(unit), mask=mask)
+    sides = matching.parity(len(unit), mask=mask)
+    free = jnp.arange(len(unit)) >= protected
+    free = free if mask is None else free & mask
     edge = unit[sides.source] @ unit[sides.target].T
-    if mask is not None:
-      real = mask[sides.source][:, None] & mask[sides.target][None]
-      edge = jnp.where(real, edge, -jnp.inf)
-    free = (sides.source >= protected)[:, None]
-    free = free & (sides.target >= protected)[None]
-    return jnp.where(free, edge, -jnp.inf).max(axis=1)
+    return matching.best_edges(edge, sides, free)[0]
 
   return jax.vmap(one)(keys, tokens.mask)

@@ -9,6 +9,7 @@ its padded batch has room for more.
 
 from tokjax.matching.bipartite import Sides
 from tokjax.matching.bipartite import at_random
+from tokjax.matching.bipartite import best_edges
 from tokjax.matching.bipartite import bidirectional
 from tokjax.matching.bipartite import bipartite
 from tokjax.matching.bipartite import every_kth
@@ -28,6 +29,7 @@ __all__ = [
   "Sides",
   "agglomerative",
   "at_random",
+  "best_edges",
   "bidirectional",
   "bipartite",
   "cells_of",

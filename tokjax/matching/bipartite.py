@@ -173,7 +173,7 @@ def bipartite(
     raise ValueError(
       f"remove={remove}: only {a} of {n} tokens are sources that can merge"
     )
-  best, to, rank = _best_edges(similarity, sides, mask)
+  best, to, rank = best_edges(similarity, sides, mask)
   merged, stay = rank[:remove], rank[remove:]
   if mask is None and count is None and above is None:
     stay = jnp.sort(stay) if unmerged == "index" else stay
@@ -225,11 +225,11 @@ def bidirectional(
     raise ValueError(
       f"remove={remove}: at most {min(2 * a - 1, 2 * b)} of {n} tokens merge"
     )
-  best, to, rank = _best_edges(similarity, sides, mask)
+  best, to, rank = best_edges(similarity, sides, mask)
   if mask is None and count is None:
     merged, stay = rank[:forth], rank[forth:]
     stay = jnp.sort(stay) if unmerged == "index" else stay
-    _, home, rank = _best_edges(similarity[stay].T, sides, None)
+    _, home, rank = best_edges(similarity[stay].T, sides, None)
     # Where each target ends: in its source's output, or in one of its own.
     ends = jnp.append(home[rank[:back]], a - forth + jnp.arange(b - back))
     end = jnp.zeros((b,), ends.dtype).at[rank].set(ends)
@@ -245,7 +245,7 @@ def bidirectional(
   parent = jnp.arange(n).at[source].set(jnp.where(gone, target[to], source))
 
   left = jnp.where(gone[:, None], -jnp.inf, similarity)
-  best, to, rank = _best_edges(left.T, Sides(target, source), mask)
+  best, to, rank = best_edges(left.T, Sides(target, source), mask)
   second = jnp.zeros((b,), rank.dtype).at[rank].set(jnp.arange(b))
   gone = (second < limit - limit // 2) & (best > -jnp.inf)
   parent = parent.at[target].set(jnp.where(gone, source[to], target))
@@ -257,9 +257,12 @@ def bidirectional(
   )
 
 
-def _best_edges(similarity, sides: Sides, mask):
+def best_edges(
+  similarity: Float[Array, "a b"], sides: Sides, mask: Bool[Array, "n"] | None
+) -> tuple[Float[Array, "a"], Int[Array, "a"], Int[Array, "a"]]:
   """Every source's best value and target, and the sources by descending value.
 
+  Minus infinity where a source or all targets are not real, as `mask` says.
   Nothing is learned through a matching: its gradient is zero.
   """
   if mask is not None:

@@ -12,6 +12,7 @@ from tokjax import signals
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.passage import Passage
 from tokjax.models.reducer import Reducer
+from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.stages import Sequence, Stages, plan_stages
 from tokjax.slots import Slots, for_decoder
 from tokjax.tokens import Kind, Tokens
@@ -39,71 +40,7 @@ def check_slots(
       " tokjax.slots.Attend, such as tokjax.attention.Causal"
     )
   for reduce in slots.reduce:
-    where = slots.described(reduce)
-    if reduce.at not in PLACES:
-      raise ValueError(
-        f"{where} acts at {reduce.at!r}, inside attention; a decoder carries"
-        f" out reductions at {', '.join(PLACES)}"
-      )
-    if not set(reduce.free.kinds) & {Kind.TEXT, Kind.VISUAL}:
-      raise ValueError(
-        f"{where} reduces {[k.name for k in reduce.free.kinds]} tokens, and"
-        " prompts hold TEXT and VISUAL ones; give the reduction"
-        " free=Free((Kind.VISUAL,))"
-      )
-    if reduce.gridded:
-      raise ValueError(
-        f"{where} works on a complete grid of tokens, which a text does not"
-        " have; use it in a vision encoder"
-      )
-    if reduce.soft is not None and slots.attend is not None:
-      raise ValueError(
-        f"{where} trains softly, for which keys are weighted in dense"
-        f" attention, and 'attend' is {type(slots.attend).__name__}; use one of"
-        " the two"
-      )
-    if reduce.back is not None and reduce.back.fill == "memory":
-      raise ValueError(
-        f"{where} fills from a memory, which a decoder does not keep; use"
-        " another fill"
-      )
-    if getattr(reduce.learned, "complete", False):
-      raise ValueError(
-        f"{where} takes no padding, which prompts have; use it in a vision"
-        " encoder"
-      )
-    if reduce.unmerged and (len(slots.reduce) > 1 or slots.collect):
-      raise ValueError(
-        f"{where} shows attention the tokens as they were before it, and"
-        " another reduction or a signal that is collected would be of the"
-        " outputs; use it as the only one"
-      )
-    if reduce.again and len(slots.reduce) > 1:
-      raise ValueError(
-        f"{where} starts again with what remains, which does not go together"
-        " with another reduction; use one of the two"
-      )
-    if config.axes > 1 and reduce.again:
-      raise ValueError(
-        f"{where} makes a new prompt of what remains, and positions of this"
-        f" model have {config.axes} axes, on which what remains of an image has"
-        " no place in a text; use a reduction without again="
-      )
-    if not images and any(
-      isinstance(q, signals.OF_IMAGES) for q in reduce.asks
-    ):
-      raise ValueError(
-        f"{where} asks what an encoder says about visual tokens, and a decoder"
-        " has none; build a tokjax.models.VisionLanguage with the recipe"
-      )
-    of_classes = [
-      q for q in reduce.asks if getattr(q, "of", None) == signals.CLASS.of
-    ]
-    if of_classes:
-      raise ValueError(
-        f"{where} asks for the attention of CLASS tokens, which a decoder does"
-        " not have"
-      )
+    _check_reduce(config, slots, reduce, images)
   if slots.needs_key and slots.reduce:
     raise ValueError(
       f"recipe {slots.name!r} is random, and prompts are taken without a key;"
@@ -112,6 +49,77 @@ def check_slots(
   kinds = {kind for r in slots.reduce for kind in r.free.kinds}
   every = tuple((kind, config.length) for kind in Kind if kind in kinds)
   stages_of(slots, config, config.length, every, idle=False)
+
+
+def _check_reduce(
+  config: DecoderConfig, slots: Slots, reduce: Reduce, images: bool
+) -> None:
+  """Raises ValueError for one reduction; see `check_slots`."""
+  where = slots.described(reduce)
+  if reduce.at not in PLACES:
+    raise ValueError(
+      f"{where} acts at {reduce.at!r}, inside attention; a decoder carries"
+      f" out reductions at {', '.join(PLACES)}"
+    )
+  if not set(reduce.free.kinds) & {Kind.TEXT, Kind.VISUAL}:
+    raise ValueError(
+      f"{where} reduces {[k.name for k in reduce.free.kinds]} tokens, and"
+      " prompts hold TEXT and VISUAL ones; give the reduction"
+      " free=Free((Kind.VISUAL,))"
+    )
+  if reduce.gridded:
+    raise ValueError(
+      f"{where} works on a complete grid of tokens, which a text does not"
+      " have; use it in a vision encoder"
+    )
+  if reduce.soft is not None and slots.attend is not None:
+    raise ValueError(
+      f"{where} trains softly, for which keys are weighted in dense"
+      f" attention, and 'attend' is {type(slots.attend).__name__}; use one of"
+      " the two"
+    )
+  if reduce.back is not None and reduce.back.fill == "memory":
+    raise ValueError(
+      f"{where} fills from a memory, which a decoder does not keep; use"
+      " another fill"
+    )
+  if getattr(reduce.learned, "complete", False):
+    raise ValueError(
+      f"{where} takes no padding, which prompts have; use it in a vision"
+      " encoder"
+    )
+  if reduce.unmerged and (len(slots.reduce) > 1 or slots.collect):
+    raise ValueError(
+      f"{where} shows attention the tokens as they were before it, and"
+      " another reduction or a signal that is collected would be of the"
+      " outputs; use it as the only one"
+    )
+  if reduce.again and len(slots.reduce) > 1:
+    raise ValueError(
+      f"{where} starts again with what remains, which does not go together"
+      " with another reduction; use one of the two"
+    )
+  if config.axes > 1 and reduce.again:
+    raise ValueError(
+      f"{where} makes a new prompt of what remains, and positions of this"
+      f" model have {config.axes} axes, on which what remains of an image has"
+      " no place in a text; use a reduction without again="
+    )
+  if not images and any(
+    isinstance(q, signals.OF_IMAGES) for q in reduce.asks
+  ):
+    raise ValueError(
+      f"{where} asks what an encoder says about visual tokens, and a decoder"
+      " has none; build a tokjax.models.VisionLanguage with the recipe"
+    )
+  of_classes = [
+    q for q in reduce.asks if getattr(q, "of", None) == signals.CLASS.of
+  ]
+  if of_classes:
+    raise ValueError(
+      f"{where} asks for the attention of CLASS tokens, which a decoder does"
+      " not have"
+    )
 
 
 def stages_of(

@@ -17,7 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from tokjax.attention import core
 from tokjax.models.decoder import Decoder
@@ -46,21 +46,8 @@ class AttentionBlock(nn.Module):
     """Hidden states behind it; keys, rotated, and values."""
     q, k, v = self.attention(self.norm1(x))
     q, k = layer.rotate(q, position), layer.rotate(k, position)
-    x = x + self.attention.output(attended(layer, q, k, v, seen))
+    x = x + self.attention.output(core.attended(layer, q, k, v, seen))
     return x + self.norm2(x), k, v
-
-
-def attended(
-  layer,
-  q: Float[Array, "b t h k"],
-  k: Float[Array, "b n g k"],
-  v: Float[Array, "b n g k"],
-  seen: Bool[Array, "b t n"],
-) -> Float[Array, "b t h k"]:
-  """Attention of rotated queries to rotated keys."""
-  x = core.logits(layer, core.split(q, layer.kv_heads), core.heads_first(k))
-  weight = core.softmax(x, seen[:, None, None])
-  return core.join(core.mix(weight, core.heads_first(v)))
 
 
 class PromptCompressor(nn.Module):
@@ -146,7 +133,7 @@ class PromptCompressor(nn.Module):
       q, k, v = block.attention(block.norm1(x))
       q, k = layer.rotate(q, position), layer.rotate(k, position)
       k, v = (jnp.concatenate(x, axis=1) for x in ((keys, k), (values, v)))
-      x = x + block.attention.output(attended(layer, q, k, v, seen))
+      x = x + block.attention.output(core.attended(layer, q, k, v, seen))
       x = x + block.mlp(block.norm2(x))
     return self.decoder.read(x)
 

@@ -293,9 +293,8 @@ class VisionLanguage(nn.Module):
     cfg, known = self.config.vision, Answers()
     for question in vlm_seen.asked(self.slots):
       if isinstance(question, signals.Recalled):
-        zero = jnp.zeros(prompts.tokens.shape, jnp.float32)
-        recalled = zero if prompts.recalled is None else prompts.recalled
-        known = known.add(question, recalled)
+        if prompts.recalled is not None:
+          known = known.add(question, prompts.recalled)
         continue
       if isinstance(question, Merged):
         known = known.add(question, self._merged(prompts, seen))
