@@ -44,6 +44,7 @@ def seconds(model: str, environment: Mapping[str, str]) -> float:
 
 
 def main() -> None:
+  """Runs processes in turns and prints their times."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )

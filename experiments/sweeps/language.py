@@ -154,12 +154,11 @@ class LanguageSubject:
     Means over seeds; intervals are those of `intervals.difference` to the full
     cache, question by question and text by text.
     """
-    if whole.identity not in self._found:
-      (self._found[whole.identity],) = self._ask([whole], whole, told)
-    # A budget that prompts do not reach changes nothing: asked once.
+    # A budget that prompts do not reach changes nothing: asked once. A sweep
+    # that goes on has yet to ask the full cache.
     new = {
       program.identity: program
-      for program in programs
+      for program in (whole, *programs)
       if program.identity not in self._found
     }
     if new:

@@ -31,6 +31,7 @@ from tokjax.models.decoder import (
 )
 from tokjax.models.decoder_slots import arriving, split_position
 from tokjax.models.passage import Passage
+from tokjax.models.products import Compiled
 from tokjax.models.reducer import Reducer
 from tokjax.models.shared_programs import Shared, shapes_of
 from tokjax.reduce.stages import Stages
@@ -63,12 +64,12 @@ class DecoderPrograms:
 
   def __init__(self, model: Decoder):
     self.model, self.layers = model, model.layers
-    self.read = jax.jit(self._read)
-    self.enter_prompts = jax.jit(self._entering)
-    self.leave_prompts = jax.jit(self._leaving)
-    self._step_in = jax.jit(self._entered)
-    self._step_out = jax.jit(self._left)
-    self._step = Shared(self._block_step, donate=(4,))
+    self.read = Compiled(self._read, model.dtype)
+    self.enter_prompts = Compiled(self._entering, model.dtype)
+    self.leave_prompts = Compiled(self._leaving, model.dtype)
+    self._step_in = Compiled(self._entered, model.dtype)
+    self._step_out = Compiled(self._left, model.dtype)
+    self._step = Shared(self._block_step, donate=(4,), dtype=model.dtype)
     self._steps: dict[Any, list[Any]] = {}
     self._quiet: dict[tuple[int, int, bool, bool], Shared] = {}
     self._acting: dict[tuple[Call, int], Any] = {}
@@ -80,7 +81,7 @@ class DecoderPrograms:
       self._step_out, *self._acting.values(),
     )  # fmt: skip
     return sum(
-      [f._cache_size() for f in own]
+      [one.compiled() for one in own]
       + [shared.compiled() for shared in (self._step, *self._quiet.values())]
     )
 
@@ -187,7 +188,8 @@ class DecoderPrograms:
       )
 
     # The last chunk's states have another form: there is no buffer to reuse.
-    self._quiet[key] = Shared(run, donate=() if call.last else (2,))
+    donate = () if call.last else (2,)
+    self._quiet[key] = Shared(run, donate, self.model.dtype)
     return self._quiet[key]
 
   def _acting_block(self, call: Call, layer: Layer) -> Any:
@@ -209,7 +211,7 @@ class DecoderPrograms:
       passage, (state, carry), _ = done
       return reducer.give_back(passage, layer.index), state, carry
 
-    self._acting[key] = jax.jit(run)
+    self._acting[key] = Compiled(run, self.model.dtype)
     return self._acting[key]
 
   def _block(self, layer: Layer) -> Block:
