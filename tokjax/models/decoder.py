@@ -212,8 +212,8 @@ class Block(Reduces, nn.Module):
 
   def decode(
     self, rows: Rows, state: Any, carry: Carry
-  ) -> tuple[Float[Array, "b 1 d"], Any, Carry]:
-    """One token of each example; hidden states, state and carry."""
+  ) -> tuple[Float[Array, "b t d"], Any, Carry]:
+    """One token of each example, or several; hidden states, state, carry."""
     y, state, carry = cache_of(self.slots).decode(
       self.facts,
       state,
