@@ -308,7 +308,7 @@ class KV(Prompted):
       )
     entries = self.store.view(layer, store)
     q = core.split(layer.rotate(a.q, a.position), layer.kv_heads)
-    query = Query(layer, q, a.position, attend)
+    query = Query(layer, q, a.position[:, 0], attend)
     seen = core.visible(
       layer, a.position[:, None], entries.position, entries.valid
     )
