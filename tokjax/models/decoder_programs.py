@@ -24,6 +24,7 @@ from tokjax.layer import Layer
 from tokjax.models.decoder import (
   Block,
   Decoder,
+  Rows,
   States,
   cache_of,
   positions_of,
@@ -69,6 +70,8 @@ class DecoderPrograms:
     self.leave_prompts = Compiled(self._leaving, model.dtype)
     self._step_in = Compiled(self._entered, model.dtype)
     self._step_out = Compiled(self._left, model.dtype)
+    self._several_in = Compiled(self._entered_several, model.dtype)
+    self._several_out = Compiled(self._left_several, model.dtype)
     self._step = Shared(self._block_step, donate=(4,), dtype=model.dtype)
     self._steps: dict[Any, list[Any]] = {}
     self._quiet: dict[tuple[int, int, bool, bool], Shared] = {}
@@ -78,7 +81,8 @@ class DecoderPrograms:
     """How many programs were compiled; those of others do not count."""
     own: tuple[Any, ...] = (
       self.read, self.enter_prompts, self.leave_prompts, self._step_in,
-      self._step_out, *self._acting.values(),
+      self._step_out, self._several_in, self._several_out,
+      *self._acting.values(),
     )  # fmt: skip
     return sum(
       [one.compiled() for one in own]
@@ -151,8 +155,44 @@ class DecoderPrograms:
       ahead: by how much the coordinates of each text are ahead of places, where
         positions have several axes; None: not at all.
     """
-    rest, layers = outside_blocks(params), self.layers
+    rest = outside_blocks(params)
     rows, after = self._step_in(rest, tokens, position, valid, ahead)
+    x, states = self._through(params, rows, states, shifts)
+    return self._step_out(rest, x), after, states
+
+  def several(
+    self,
+    params: Any,
+    tokens: Int[Array, "b t"],
+    position: Int[Array, "b"],
+    valid: Bool[Array, "b t"],
+    states: States,
+    shifts: Shifts | None = None,
+    ahead: Int[Array, "b"] | None = None,
+  ) -> tuple[Float[Array, "b t v"], Float[Array, "b t d"], States]:
+    """`decode` of t tokens of each example at once.
+
+    Args:
+      params: of the decoder.
+      tokens: ids that follow each other.
+      position: of the first of them, in its text.
+      valid: False behind the last real one.
+      states, shifts, ahead: as in `decode`; the cache is one that
+        `tokjax.cache.several.check` lets pass.
+
+    Returns:
+      Logits of the token after each, normed features, and states.
+    """
+    rest = outside_blocks(params)
+    rows = self._several_in(rest, tokens, position, valid, ahead)
+    x, states = self._through(params, rows, states, shifts)
+    return *self._several_out(rest, x), states
+
+  def _through(
+    self, params: Any, rows: Rows, states: States, shifts: Shifts | None
+  ) -> tuple[Float[Array, "b t d"], States]:
+    """Tokens that are decoded go through the blocks."""
+    layers = self.layers
     shifts = (None,) * len(layers) if shifts is None else shifts
     # Weights of another dtype make the same programs again, for that dtype.
     key = shapes_of((rows, states, shifts))
@@ -166,7 +206,7 @@ class DecoderPrograms:
       x, state, carry = steps[i](np.int32(i), *args)
       out.append(state)
     self._steps[key] = steps
-    return self._step_out(rest, x), after, tuple(out)
+    return x, tuple(out)
 
   def _quiet_block(self, call: Call, layer: Layer, gaps: bool) -> Shared:
     """The program of a block in which nothing is reduced or asked."""
@@ -250,20 +290,32 @@ class DecoderPrograms:
     return self.model.apply({"params": rest}, x, method="read")
 
   def _entered(self, rest, tokens, position, valid, ahead):
-    one = lambda x: x[:, None]
+    rows = self._entered_several(
+      rest, tokens[:, None], position, valid[:, None], ahead
+    )
+    return rows, position + valid
+
+  def _entered_several(self, rest, tokens, position, valid, ahead) -> Any:
+    place = position[:, None] + jnp.arange(tokens.shape[1])[None]
     coordinates = None
     if ahead is not None:
       coordinates = jnp.broadcast_to(
-        one(one(position + ahead)), (len(tokens), 1, self.model.config.axes)
+        (place + ahead[:, None])[..., None],
+        (*tokens.shape, self.model.config.axes),
       )
-    rows = self.model.apply(
-      {"params": rest}, one(tokens), one(position), one(valid),
-      coordinates=coordinates, method="enter",
+    return self.model.apply(
+      {"params": rest}, tokens, place, valid, coordinates=coordinates,
+      method="enter",
     )  # fmt: skip
-    return rows, position + valid
 
   def _left(self, rest, x):
     return self._read(rest, x)[:, 0]
+
+  def _left_several(self, rest, x) -> Any:
+    """Logits and features."""
+    return self.model.apply(
+      {"params": rest}, x, method=lambda own, x: (own.read(x), own.norm(x))
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -57,8 +57,9 @@ def prefill(
     model.decoder, params["language"], rows, decode, chunk, room
   )
   return Generation(
-    done.states, done.logits, done.position, alive, done.shifts, ahead
-  )
+    done.states, done.logits, done.position, alive, done.shifts, ahead,
+    done.passage if model.slots.draft is not None else None,
+  )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=0)
