@@ -15,14 +15,14 @@ from jax import lax
 from jax import numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.block_sparse_attention import (
+from pallas_kernels.walks import (
   gpu_call,
   gpu_operands,
   gpu_plan,
   gpu_stream,
   gpu_sums,
 )
-from pallas_kernels.block_sparse_attention import gpu_tiles as tiles
+from pallas_kernels.walks import gpu_tiles as tiles
 
 _ROWS = gpu_plan.ROWS
 # Widths of d_k and d_v together whose sums fit the registers.

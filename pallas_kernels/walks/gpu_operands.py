@@ -4,9 +4,8 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.block_sparse_attention import gpu_plan, gpu_stream
-from pallas_kernels.block_sparse_attention import gpu_tiles as tiles
-from pallas_kernels.walks import lists
+from pallas_kernels.walks import gpu_plan, gpu_stream, lists
+from pallas_kernels.walks import gpu_tiles as tiles
 
 
 class Arrays:

@@ -15,8 +15,7 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.block_sparse_attention import gpu_plan
-from pallas_kernels.walks import numerics
+from pallas_kernels.walks import gpu_plan, numerics
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2)
@@ -34,6 +33,11 @@ def full(shape, value):
 def line(ref, layout):
   """A number for each row (`BY_ROW`) or column (`BY_COLUMN`)."""
   return plgpu.layout_cast(ref[...], layout)
+
+
+def load_rows(ref):
+  """A tile from rows in shared memory."""
+  return plgpu.load(ref, *_ALL, layout=TILE)
 
 
 # JAX 0.11 dropped the index from `plgpu.load`.
@@ -120,6 +124,9 @@ def accumulate(sums, factors, staged=None):
 class Logits:
   """Logits of a tile to base 2, as `factor * value`.
 
+  `bias` is in units of log 2: numbers of rows or columns (`bias_axis`), or a
+  whole tile.
+
   Attributes:
     value: what the mask hides and the maximum is taken of.
     factor: positive number, folded into the argument of the exponential.
@@ -139,7 +146,8 @@ class Logits:
       value = ratio * (params.soft_cap * LOG2E)
       self.slope = 1 - ratio * ratio
     if bias is not None:
-      value = value + spread(bias, s.shape[1], bias_axis)
+      whole = bias.ndim == 2
+      value = value + (bias if whole else spread(bias, s.shape[1], bias_axis))
     self.value = value
 
   def hide(self, mask):
