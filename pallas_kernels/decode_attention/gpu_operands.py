@@ -167,8 +167,8 @@ def _gathered(operands, options, size):
   there = slot < counts[..., None]
   there = there & (listed >= 0) & (listed < operands.lengths[:, None, None])
   at = jnp.clip(listed, 0, n - 1)
-  by_entry = (lambda x: x) if options.heads_first else (
-    lambda x: jnp.swapaxes(x, 1, 2)
+  by_entry = (
+    (lambda x: x) if options.heads_first else (lambda x: jnp.swapaxes(x, 1, 2))
   )
 
   def gather(x):

@@ -58,26 +58,34 @@ class Arrays:
       "column_ids": gpu_stream.Source(sides[not resident]),
     }
 
+  def keys(self):
+    """What belongs to streamed keys, without their values."""
+    found = {"k": gpu_stream.Source(self.k, "group"), **self._ids()}
+    if self.plan.has_bias:
+      found["bias"] = gpu_stream.Source(self.bias)
+    return found
+
   def streamed_keys(self):
     """Both rings of the kernels that stream keys."""
-    first = {"k": gpu_stream.Source(self.k, "group"), **self._ids()}
-    if self.plan.has_bias:
-      first["bias"] = gpu_stream.Source(self.bias)
-    return first, {"v": gpu_stream.Source(self.v, "group")}
+    return self.keys(), {"v": gpu_stream.Source(self.v, "group")}
 
-  def streamed_queries(self, lse, delta, d_out):
-    """Both rings of the kernel that streams queries; delta may be None."""
-    first = {
+  def queries(self, lse):
+    """What belongs to streamed queries."""
+    found = {
       "q": gpu_stream.Source(self.q),
       "lse": gpu_stream.Source(lse * tiles.LOG2E),
       **self._ids(),
     }
     if self.plan.has_bias:
-      first["bias"] = gpu_stream.Source(self.bias, resident=True)
+      found["bias"] = gpu_stream.Source(self.bias, resident=True)
+    return found
+
+  def streamed_queries(self, lse, delta, d_out):
+    """Both rings of the kernel that streams queries; delta may be None."""
     second = {"d_out": gpu_stream.Source(self.d_out(d_out))}
     if delta is not None:
       second["delta"] = gpu_stream.Source(delta)
-    return first, second
+    return self.queries(lse), second
 
   def staging(self, interpret):
     """Where left factors go that the interpreter cannot read in registers."""

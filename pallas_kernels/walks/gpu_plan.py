@@ -116,15 +116,20 @@ def changing(kind, **fields):
 
 
 # Kernels with one tile of scores at a time: it may be wider.
-_ONE_TILE = ("forward", "decode")
+_ONE_TILE = ("forward", "decode", "mass")
+_KEYS_RESIDENT = ("d_kv", "d_v", "mass", "mass_d_k")
+# Bytes of float32 sums that a warpgroup of "mass" keeps, see its kernel.
+MASS_SUMS = 64 * ROWS * 4
 
 
 def make(operands, kind, numbers=4):
   """Returns the `Plan` of a call.
 
   Args:
-    operands: `contract.Operands`; for "d_kv" and "d_v" with transposed lists.
-    kind: "forward", "d_q", "d_kv", "d_v", which is without d_k, or "decode".
+    operands: `contract.Operands`; with transposed lists where keys are
+      resident.
+    kind: of attention "forward", "d_q", "d_kv", or "d_v", which is without
+      d_k; "decode"; of attention mass "mass", "mass_d_q" or "mass_d_k".
     numbers: as in `Plan`.
   """
   changes = (_changes.get() or {}).get(kind, {})
@@ -134,14 +139,17 @@ def make(operands, kind, numbers=4):
 def _chosen(operands, kind, numbers):
   """The plan that is best as far as is known."""
   q, k, v, _, layout = operands
-  heads, d, dv = q.shape[2], padded(q.shape[-1]), padded(v.shape[-1])
-  keys_resident = kind in ("d_kv", "d_v")
+  heads, d = q.shape[2], padded(q.shape[-1])
+  dv = 0 if v is None else padded(v.shape[-1])
+  keys_resident = kind in _KEYS_RESIDENT
   both = sides.read(operands, keys_resident)
   shared = math.gcd(heads // k.shape[2], heads // layout.heads)
   halves = both.resident % (2 * ROWS) == 0
   head_pairs = not (halves or keys_resident or shared % 2)
   # What is staged for the result may replace what was resident.
   width = d if kind in (*_ONE_TILE, "d_v") and d == dv else d + dv
+  if kind == "mass":
+    width += MASS_SUMS // (2 * ROWS)
   plan = Plan(
     **vars(both),
     batch=q.shape[0],

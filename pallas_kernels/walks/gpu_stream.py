@@ -256,6 +256,26 @@ def stream_cell(plan, refs, rings):
   stream(plan, rings, at, Row(plan, refs["lists"], at), jnp.int32(0))
 
 
+def each_head(plan, at, turn, state):
+  """Folds `turn(place, state)` over the query heads that share the keys."""
+
+  def one(n, state):
+    return turn(at.at_head(plan, at.group * plan.group_size + n), state)
+
+  size = jnp.int32(plan.group_size)
+  return lax.fori_loop(jnp.int32(0), size, one, state)
+
+
+def stream_heads(plan, refs, rings):
+  """Copies the queries of all heads that share the keys, head by head."""
+  at = place(plan, lax.axis_index("cell"))
+
+  def turn(at, position):
+    return stream(plan, rings, at, Row(plan, refs["lists"], at), position)
+
+  each_head(plan, at, turn, jnp.int32(0))
+
+
 class Step(NamedTuple):
   """One tile of the streamed side.
 

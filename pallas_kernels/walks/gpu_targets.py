@@ -102,9 +102,7 @@ def _wrong_machine():
 def unsupported_arrays(q, v=None):
   """Returns None, or why the kernels cannot take these heads or numbers."""
   if str(q.dtype) not in _DTYPES:
-    return (
-      f"q, k, v are {q.dtype}, the GPU kernels take {' or '.join(_DTYPES)}"
-    )
+    return f"q, k, v are {q.dtype}, the GPU kernels take {' or '.join(_DTYPES)}"
   for name, x in (("q and k", q), ("v", v)):
     if x is not None and x.shape[-1] > gpu_plan.MAX_HEAD_SIZE:
       return (

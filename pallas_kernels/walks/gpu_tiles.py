@@ -35,18 +35,26 @@ def line(ref, layout):
   return plgpu.layout_cast(ref[...], layout)
 
 
+# JAX 0.11 dropped the index from `plgpu.load`.
+_ALL = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
+
+
 def load_rows(ref):
   """A tile from rows in shared memory."""
   return plgpu.load(ref, *_ALL, layout=TILE)
 
 
-# JAX 0.11 dropped the index from `plgpu.load`.
-_ALL = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
+def load_plain(ref):
+  """A tile from global memory, or from shared memory that is not swizzled.
 
-
-def load_global(ref):
-  """A tile from global memory, every thread its own elements."""
+  Every thread reads its own elements.
+  """
   return plgpu.load(ref, *_ALL, layout=TILE, optimized=False)
+
+
+def global_line(ref, layout):
+  """A number for each row or column, from global memory."""
+  return plgpu.load(ref, *_ALL, layout=layout, optimized=False)
 
 
 def spread(line, columns, axis):
@@ -199,7 +207,7 @@ def element_mask(cell, step, ids):
       where = (block, row.slot(entry))
     rows = pl.ds(cell.start - at.block * plan.resident, ROWS)
     here = (at.lead, at.list_head, *where, rows, pl.ds(first, plan.tile))
-    stored = load_global(cell.refs["mask"].at[here]).astype(jnp.int32) != 0
+    stored = load_plain(cell.refs["mask"].at[here]).astype(jnp.int32) != 0
   if plan.keys_resident:
     pair, segments = pair[::-1], segments[::-1]
   return numerics.element_mask(

@@ -38,7 +38,7 @@ def races(monkeypatch):
   pltpu.reset_tpu_interpret_mode_state()
 
 
-_ON_GPU = ("block_sparse_attention", "decode_attention")
+_ON_GPU = ("block_sparse_attention", "decode_attention", "attention_mass")
 
 
 @pytest.fixture
