@@ -64,10 +64,10 @@ def decode_attention(
     splits: static number of parts that a read is cut into, merged by their
       log-sum-exps (split-K).
     heads_first: whether k and v are `[*b, G, n, D]`, the order in which a TPU
-      reads them without a copy.
+      reads them without a copy; a GPU does either way.
     return_lse: whether to return the log-sum-exp too.
-    implementation: None (by platform), "tpu", "tpu_interpret", "xla" or
-      "reference".
+    implementation: None (by platform), "tpu", "tpu_interpret", "gpu",
+      "gpu_interpret", "xla" or "reference".
 
   Returns:
     `[*b, t, H, Dv]` in q's dtype, and with `return_lse` a tuple of that and

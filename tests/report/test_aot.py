@@ -11,7 +11,7 @@ import pytest
 from bench import candidates
 from pallas_kernels import aot
 from pallas_kernels.aot import gpu
-from pallas_kernels.block_sparse_attention import gpu_plan
+from pallas_kernels.walks import gpu_plan
 from scripts.report import sparse, tiles
 
 pytestmark = pytest.mark.skipif(
