@@ -6,12 +6,12 @@ Each task trains the same small transformer (two layers, 64 wide) with different
 masks and prints the pairs of tokens that a mask shows, as a share of all, and
 the accuracy on held-out examples in percent, over seeds with 95 % intervals.
 
-mate: a table of 5 x 5 cells under numbers of columns and behind numbers of rows;
-half of the cells hold the word of both numbers (one for each pair of them), the
-others, which are masked, are asked for: a cell needs its own row and column.
-prefix: a page of the standard library's documentation, eight names of functions,
-each with the beginning of another one's docstring, so that nothing of it is
-known by heart; the first token has the number of a section, whose name is asked
+mate: a table of 5 x 5 cells under numbers of columns and behind numbers of
+rows. Half of the cells hold the word of both numbers, one for each pair of them; the
+others are masked and asked for: a cell needs its own row and column.
+prefix: a page of the standard library's documentation, eight names of
+functions, each with the beginning of another one's docstring, so that nothing of it is
+known by heart. The first token has the number of a section, whose name is asked
 for.
 mitre: sentences of eight words into six languages, each with words and an order
 of its own; the next word of the translation is asked for.
@@ -313,9 +313,13 @@ def measured(draw, seen, seed: int, steps: int) -> tuple[float, float]:
   params, right = init["params"], jax.jit(told)
   first = float(right(params, *test, seen)[1])
   params = fitting.fitted(
-    lambda *given: told(*given)[0], params,
-    ((*draw(rng, BATCH), seen) for _ in range(steps)), steps=steps, lr=2e-3, warmup=50,
-  )  # fmt: skip
+    lambda *given: told(*given)[0],
+    params,
+    ((*draw(rng, BATCH), seen) for _ in range(steps)),
+    steps=steps,
+    lr=2e-3,
+    warmup=50,
+  )
   return 100 * first, 100 * float(right(params, *test, seen)[1])
 
 

@@ -2,10 +2,10 @@
 
     python -m scripts.learned_text --workdir DIR [--seeds 3]
 
-Trains each kind of `configs/learned/attamba.py` from scratch (texts of 64 bytes)
-and prints how many next bytes of held-out texts are right, in percent, before
-and after that, over seeds with 95 % intervals. Runs that are there are not made
-again.
+Trains each kind of `configs/learned/attamba.py` from scratch (texts of 64
+bytes) and prints how many next bytes of held-out texts are right, in percent,
+before and after that, over seeds with 95 % intervals. Runs that are there are
+not made again.
 """
 
 import argparse
