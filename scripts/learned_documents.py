@@ -8,8 +8,9 @@ one with the other. The encoder (one layer of words, one of blocks) is trained
 on four fifths of the modules, by masked words and blocks, then by matching; so
 are, by matching alone, means of embeddings of words, which have as many numbers
 a document. Of each of the other modules one document is looked for among all
-with the other one. Prints how often it is the most similar one, and how often a pair that matches is more
-similar than one that does not, in percent over seeds with 95 % intervals.
+with the other one. Prints how often it is the most similar one, and how often a
+pair that matches is more similar than one that does not, in percent over seeds
+with 95 % intervals.
 """
 
 import argparse

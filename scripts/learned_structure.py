@@ -6,12 +6,12 @@ Each task trains the same small transformer (two layers, 64 wide) with different
 masks and prints the pairs of tokens that a mask shows, as a share of all, and
 the accuracy on held-out examples in percent, over seeds with 95 % intervals.
 
-mate: a table of 6 x 6 cells under numbers of columns and behind numbers of rows;
-half of the cells hold the word of both numbers (one for each pair of them), the
-others, which are masked, are asked for: a cell needs its own row and column.
-prefix: a page of the standard library's documentation, eight names of functions,
-each with the beginning of another one's docstring, so that nothing of it is
-known by heart; the first token has the number of a section, whose name is asked
+mate: a table of 5 x 5 cells under numbers of columns and behind numbers of
+rows. Half of the cells hold the word of both numbers, one for each pair of them; the
+others are masked and asked for: a cell needs its own row and column.
+prefix: a page of the standard library's documentation, eight names of
+functions, each with the beginning of another one's docstring, so that nothing of it is
+known by heart. The first token has the number of a section, whose name is asked
 for.
 mitre: sentences of eight words into six languages, each with words and an order
 of its own; the next word of the translation is asked for.
@@ -38,7 +38,7 @@ from pallas_kernels.layout.dense import to_dense
 from scripts import fitting
 from tokjax.attention import structural
 
-WIDTH, HEADS, DEPTH, BATCH = 64, 4, 2, 32
+WIDTH, HEADS, DEPTH, BATCH = 64, 4, 2, 64
 
 
 class Examples(NamedTuple):
@@ -91,7 +91,7 @@ def of_heads(mask) -> np.ndarray:
 
 # Tables.
 
-SIDE, NUMBERS = 6, 8
+SIDE, NUMBERS = 5, 8
 EMPTY, HIDDEN = 0, 1
 
 
@@ -157,7 +157,7 @@ def table_masks() -> dict[str, np.ndarray]:
 
 # Pages.
 
-SECTIONS, SECTION, PREFIX, KNOWN, NAMES = 8, 6, 4, 500, 100
+SECTIONS, SECTION, PREFIX, KNOWN, NAMES = 8, 4, 2, 200, 60
 
 
 @functools.cache
@@ -168,7 +168,7 @@ def functions() -> tuple[np.ndarray, np.ndarray]:
     for node in ast.walk(ast.parse(path.read_bytes())):
       if isinstance(node, ast.FunctionDef | ast.ClassDef):
         text = re.findall("[a-z]+", (ast.get_docstring(node) or "").lower())
-        if len(text) >= SECTION and node.name.lower().isalpha():
+        if len(text) >= 8 and node.name.lower().isalpha():
           found[node.name.lower()] = text[: SECTION - 1]
   often = collections.Counter(w for text in found.values() for w in text)
   first = 2 + SECTIONS + NAMES
@@ -199,11 +199,11 @@ def pages(rng, n: int) -> Examples:
 def page_masks() -> dict[str, np.ndarray]:
   """By name; the window and random pairs are as many as the first's."""
   n = PREFIX + SECTIONS * SECTION
-  block = dict(q_len=n, block_q=4, block_k=4)
+  block = dict(q_len=n, block_q=2, block_k=2)
   shown = lambda pattern: of_heads(
     to_dense(layouts.from_pattern(pattern, **block))[0]
   )
-  both = shown(structural.prefix_global(PREFIX, 4))
+  both = shown(structural.prefix_global(PREFIX, 2))
   return {
     "prefix and a window (Prefix Global)": both,
     "a window": near(both),
@@ -313,9 +313,13 @@ def measured(draw, seen, seed: int, steps: int) -> tuple[float, float]:
   params, right = init["params"], jax.jit(told)
   first = float(right(params, *test, seen)[1])
   params = fitting.fitted(
-    lambda *given: told(*given)[0], params,
-    ((*draw(rng, BATCH), seen) for _ in range(steps)), steps=steps, lr=2e-3, warmup=50,
-  )  # fmt: skip
+    lambda *given: told(*given)[0],
+    params,
+    ((*draw(rng, BATCH), seen) for _ in range(steps)),
+    steps=steps,
+    lr=2e-3,
+    warmup=50,
+  )
   return 100 * first, 100 * float(right(params, *test, seen)[1])
 
 
