@@ -179,9 +179,8 @@ def test_the_loss_by_hand():
   found = drafted()
   rng = np.random.default_rng(1)
   logits, target = rng.normal(size=(2, *found.weight.shape, 5))
-  view = type("View", (), {"given": lambda *_: DraftedLogits(
-    found, jnp.asarray(logits), jnp.asarray(target)
-  )})()  # fmt: skip
+  said = DraftedLogits(found, jnp.asarray(logits), jnp.asarray(target))
+  view = losses.View(*[None] * 6, {"draft": said})
   total, count = 0.0, 0
   for i, j, k in np.argwhere(np.asarray(found.weight)):
     gap = np.abs(found.features[i, j, k] - found.target[i, j, k])

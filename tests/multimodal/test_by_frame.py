@@ -8,7 +8,6 @@ import pytest
 from tests.multimodal import vlm_models
 from tests.multimodal.vlm_models import IMAGE
 from tokjax import recipes
-from tokjax.budgets import Once
 from tokjax.recipes.multimodal.by_frame import OfFrames, by_frame
 from tokjax.reduce.rules import KeepTop
 from tokjax.reduce.site import Site
@@ -31,7 +30,8 @@ def kept(even, due, real=12):
   tokens = Tokens.create(jnp.asarray(SCORE)[:, None], mask=jnp.asarray(mask))
   site = Site(
     tokens,
-    Answers().add(Origin(), jnp.asarray(origin)), 6, 0, 1, 0, due=due,
+    Answers().add(Origin(), jnp.asarray(origin)), 6,
+    due=jnp.asarray(due),
   )  # fmt: skip
   plan = KeepTop(OfFrames(first_feature, even))(site)
   return np.asarray(plan.anchor)[np.asarray(plan.valid)].tolist()
@@ -63,7 +63,7 @@ def test_frames_keep_their_share_and_the_best_the_rest(even, due, real):
 
 def test_prompts_of_two_and_three_frames_in_one_batch():
   """Half of each frame remains in a ragged batch, as in each prompt alone."""
-  slots = by_frame(recipes.get("fastv", budget=Once(0.5, 1)), 1.0)
+  slots = by_frame(recipes.get("fastv", layer=1, keep=0.5), 1.0)
   made = vlm_models.generator(slots)
   prompts = [[1, IMAGE, IMAGE, IMAGE, 5], [2, 3, IMAGE, IMAGE, 7], [4, 4]]
   images = vlm_models.images_of(prompts)
@@ -88,7 +88,7 @@ def test_prompts_of_two_and_three_frames_in_one_batch():
 
 
 def test_what_cannot_be_shared_is_refused():
-  with pytest.raises(ValueError, match=r"even=0\.0: must be"):
+  with pytest.raises(ValueError, match=r"even=0\.0: must lie"):
     by_frame(recipes.get("fastv"), 0.0)
   with pytest.raises(ValueError, match="'visionzip' has no reduction"):
     by_frame(recipes.get("visionzip"))

@@ -166,7 +166,8 @@ class LatentDraft(nn.Module):
     last = jnp.maximum(last, 0) + laid.x.shape[1] - text
     out = self.guessed(_at(laid.x, last), _at(laid.position, last), seen)
     pad = lambda x: jnp.pad(x, [(0, 0), (0, room[1])] + [(0, 0)] * (x.ndim - 2))
-    return out[:, 0], Seen(*map(pad, seen[:4]), *seen[4:])
+    k, v, position, valid = map(pad, seen[:4])
+    return out[:, 0], Seen(k, v, position, valid, seen.place, seen.taken)
 
   def more(
     self,
@@ -280,7 +281,8 @@ class LatentDraft(nn.Module):
     size = d // self.heads
     q = self.rotary(self.query(x).reshape(b, t, self.heads, size), position)
     product = jnp.einsum("bthf,bngf->bhgtn", q, seen.k) * size**-0.5
-    shown = seen.valid[:, None] & (seen.position[:, None] <= position[..., None])
+    past = seen.position[:, None] <= position[..., None]
+    shown = seen.valid[:, None] & past
     weight = jax.nn.softmax(product, axis=-1, where=shown[:, None, None])
     y = jnp.einsum("bhgtn,bngf->bthf", weight, seen.v).reshape(b, t, d)
     y = self.next(nn.silu(self.wide(self.out(y))))

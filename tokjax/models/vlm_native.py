@@ -154,6 +154,7 @@ def starts_of(
     One number for each token; how much later it is in time; the position of the
     token that follows.
   """
+  assert isinstance(config.vision, NativeResolutionConfig)
   merge, found, times, start = config.vision.merge, [], [], 0
   images = iter(zip(clips, counts, strict=True))
   for token in ids:
