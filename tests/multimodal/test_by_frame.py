@@ -28,11 +28,9 @@ def kept(even, due, real=12):
   origin[:, 0] = FRAME
   mask = np.arange(12) < real
   tokens = Tokens.create(jnp.asarray(SCORE)[:, None], mask=jnp.asarray(mask))
-  site = Site(
-    tokens,
-    Answers().add(Origin(), jnp.asarray(origin)), 6,
-    due=jnp.asarray(due),
-  )  # fmt: skip
+  asked = Origin().answered(Origin().at(0, 1))
+  answers = Answers().add(asked, jnp.asarray(origin))
+  site = Site(tokens, answers, 6, due=jnp.asarray(due))
   plan = KeepTop(OfFrames(first_feature, even))(site)
   return np.asarray(plan.anchor)[np.asarray(plan.valid)].tolist()
 
