@@ -13,6 +13,7 @@ from tokjax import losses, recipes
 from tokjax.learned import LatentDraft
 from tokjax.models import Speculative, VisionLanguageGenerator
 from tokjax.models.decoder import DraftedLogits
+from tokjax.models.rotary import Rotary
 from tokjax.models.vlm import VisionLanguage
 from tokjax.tokens import Kind
 
@@ -26,14 +27,15 @@ COUNT = np.array([8, 6, 4])
 RNG = np.random.default_rng(0)
 FEATURES, EMBEDDED = RNG.normal(size=(2, 3, 8, D)).astype(np.float32)
 VALID = np.arange(8)[None] < COUNT[:, None]
+INPUTS = tuple(map(jnp.asarray, (FEATURES, EMBEDDED, KINDS, VALID)))
 
 
 @functools.cache
 def made(latents=LATENTS):
-  draft = LatentDraft(latents, AHEAD, GROUPS, width=D, heads=HEADS)
-  init = lambda: draft.init(
-    jax.random.key(0), FEATURES, EMBEDDED, KINDS, VALID
+  draft = LatentDraft(
+    latents, AHEAD, GROUPS, width=D, heads=HEADS, rotary=Rotary()
   )
+  init = lambda: draft.init(jax.random.key(0), *INPUTS)
   return draft, draw_params(jax.eval_shape(init)["params"])
 
 
@@ -41,7 +43,7 @@ def made(latents=LATENTS):
 def drafted(latents=LATENTS):
   draft, params = made(latents)
   run = jax.jit(lambda *a: draft.apply({"params": params}, *a))
-  return run(FEATURES, EMBEDDED, KINDS, VALID)
+  return run(*INPUTS)
 
 
 def turned(x, place):
@@ -123,7 +125,7 @@ def test_latents_of_zeros_are_the_mean_and_know_no_order():
   params = {**params, "latents": jnp.zeros_like(params["latents"])}
   visual = KINDS == V
   pool = lambda x, mask, params=params: draft.apply(
-    {"params": params}, x, mask, method="pooled"
+    {"params": params}, jnp.asarray(x), jnp.asarray(mask), method="pooled"
   )
   z, there = pool(FEATURES, visual)
   np.testing.assert_allclose(
@@ -141,7 +143,13 @@ def test_latents_of_zeros_are_the_mean_and_know_no_order():
 def test_reading_on_is_reading_at_once():
   """A prompt, then one row, two rows and none: what the whole text says."""
   draft, params = made()
-  apply = lambda method, *a: draft.apply({"params": params}, *a, method=method)
+
+  def apply(method, *args):
+    args = jax.tree.map(
+      lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, args
+    )
+    return draft.apply({"params": params}, *args, method=method)
+
   cut = COUNT - 3
   short = np.arange(8)[None] < cut[:, None]
   at = lambda x, i: x[np.arange(3), i]
@@ -171,9 +179,8 @@ def test_the_loss_by_hand():
   found = drafted()
   rng = np.random.default_rng(1)
   logits, target = rng.normal(size=(2, *found.weight.shape, 5))
-  view = type("View", (), {"given": lambda *_: DraftedLogits(
-    found, jnp.asarray(logits), jnp.asarray(target)
-  )})()  # fmt: skip
+  said = DraftedLogits(found, jnp.asarray(logits), jnp.asarray(target))
+  view = losses.View(*[None] * 6, {"draft": said})
   total, count = 0.0, 0
   for i, j, k in np.argwhere(np.asarray(found.weight)):
     gap = np.abs(found.features[i, j, k] - found.target[i, j, k])
@@ -192,7 +199,9 @@ def test_it_guesses_for_a_vision_language_model():
   plain = vlm_models.generator()
   slots = recipes.get("flash", latents=2, ahead=2, groups=2)
   model = VisionLanguage(config, slots)
-  draft = slots.draft.clone(width=config.language.width, heads=4)
+  draft = slots.draft.clone(
+    width=config.language.width, heads=4, rotary=Rotary()
+  )
   features = jnp.zeros((1, 2, config.language.width))
   shapes = jax.eval_shape(
     lambda: draft.init(

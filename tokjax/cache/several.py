@@ -53,9 +53,9 @@ def rewindable(cache: KV) -> KV:
 
   A ring forgets the oldest token for the newest, which cannot be undone.
   """
-  return dataclasses.replace(
-    cache, store=dataclasses.replace(cache.store, ring=False)
-  )
+  assert isinstance(cache.store, Exact)
+  store = dataclasses.replace(cache.store, ring=False)
+  return dataclasses.replace(cache, store=store)
 
 
 def rewind(state: KVState, count: Int[Array, "b"]) -> KVState:

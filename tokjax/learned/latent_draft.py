@@ -10,7 +10,8 @@ Wang et al., 2025, FLASH; see the recipe `flash` for what it was checked against
 and where it deviates.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,12 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention.padding import RealFirst
-from tokjax.models.rotary import Rotary
 from tokjax.tokens import Kind
 
 # Noise on features of shorter texts is larger, in the ratio of the lengths.
 USUAL = 512
-ROTARY = Rotary()
 
 
 class Drafted(NamedTuple):
@@ -88,7 +87,8 @@ class LatentDraft(nn.Module):
     groups: key heads; every query head attends to each, and the outputs are
       added up.
     noise: of features in training, see `__call__`.
-    width, heads: those of the language model, which fills them in.
+    width, heads, rotary: of the language model, which fills them in; the last
+      turns queries and keys by their places with a base of 10,000, as there.
   """
 
   latents: int | None = 64
@@ -97,6 +97,7 @@ class LatentDraft(nn.Module):
   noise: float = 0.2
   width: int = 0
   heads: int = 1
+  rotary: Callable[..., Array] | None = None
 
   def setup(self):
     d, size = self.width, self.width // self.heads
@@ -165,7 +166,8 @@ class LatentDraft(nn.Module):
     last = jnp.maximum(last, 0) + laid.x.shape[1] - text
     out = self.guessed(_at(laid.x, last), _at(laid.position, last), seen)
     pad = lambda x: jnp.pad(x, [(0, 0), (0, room[1])] + [(0, 0)] * (x.ndim - 2))
-    return out[:, 0], Seen(*map(pad, seen[:4]), *seen[4:])
+    k, v, position, valid = map(pad, seen[:4])
+    return out[:, 0], Seen(k, v, position, valid, seen.place, seen.taken)
 
   def more(
     self,
@@ -258,7 +260,7 @@ class LatentDraft(nn.Module):
   ) -> tuple[Float[Array, "b n g f"], Float[Array, "b n g f"]]:
     """Rotated keys, and values."""
     split = lambda y: y.reshape(*y.shape[:2], self.groups, -1)
-    return ROTARY(split(self.key(x)), position), split(self.value(x))
+    return self.rotary(split(self.key(x)), position), split(self.value(x))
 
   def seen(self, laid: Laid) -> Seen:
     """Keys and values of a prompt."""
@@ -277,9 +279,10 @@ class LatentDraft(nn.Module):
     """
     b, t, d = x.shape
     size = d // self.heads
-    q = ROTARY(self.query(x).reshape(b, t, self.heads, size), position)
+    q = self.rotary(self.query(x).reshape(b, t, self.heads, size), position)
     product = jnp.einsum("bthf,bngf->bhgtn", q, seen.k) * size**-0.5
-    shown = seen.valid[:, None] & (seen.position[:, None] <= position[..., None])
+    past = seen.position[:, None] <= position[..., None]
+    shown = seen.valid[:, None] & past
     weight = jax.nn.softmax(product, axis=-1, where=shown[:, None, None])
     y = jnp.einsum("bhgtn,bngf->bthf", weight, seen.v).reshape(b, t, d)
     y = self.next(nn.silu(self.wide(self.out(y))))

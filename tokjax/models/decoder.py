@@ -43,6 +43,7 @@ from tokjax.models.decoder_slots import (
 from tokjax.models.passage import Passage
 from tokjax.models.products import dot_general
 from tokjax.models.reducer import Reducer, Reduces
+from tokjax.models.rotary import Rotary
 from tokjax.models.unmerged import gathered, spread
 from tokjax.signals import Answers
 from tokjax.slots import Slots, parameters
@@ -320,7 +321,7 @@ class Decoder(nn.Module):
     self.norm = norm(cfg, self.dtype)
     if self.slots.draft is not None:
       self.draft = self.slots.draft.clone(
-        width=cfg.width, heads=cfg.heads, parent=None
+        width=cfg.width, heads=cfg.heads, rotary=Rotary(), parent=None
       )
     if not cfg.tied:
       self.head = nn.Dense(

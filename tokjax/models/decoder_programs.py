@@ -186,7 +186,8 @@ class DecoderPrograms:
     rest = outside_blocks(params)
     rows = self._several_in(rest, tokens, position, valid, ahead)
     x, states = self._through(params, rows, states, shifts)
-    return *self._several_out(rest, x), states
+    logits, features = self._several_out(rest, x)
+    return logits, features, states
 
   def _through(
     self, params: Any, rows: Rows, states: States, shifts: Shifts | None

@@ -17,7 +17,7 @@ sequence of guesses.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -127,8 +127,8 @@ class Speculative:
         f"ahead={self.ahead}: must be 1 or more"
         + (f", at most ahead={most} of the draft" if most else "")
       )
-    if isinstance(self.draft, Generator | VisionLanguageGenerator):
-      self._check_pair()
+    if self.draft is not None:
+      self._check_pair(self.draft)
     target = with_room(self.generator, ahead)
     if self.draft is None:
       draft: Draft = ModuleDraft(target, ahead)
@@ -138,8 +138,8 @@ class Speculative:
     object.__setattr__(self, "_target", target)
     object.__setattr__(self, "_draft", draft)
 
-  def _check_pair(self) -> None:
-    model, draft = self.generator, self.draft
+  def _check_pair(self, draft: AnyGenerator) -> None:
+    model = self.generator
     sizes = [_decoder(one).config.vocabulary for one in (model, draft)]
     if type(model) is not type(draft) or sizes[0] != sizes[1]:
       raise ValueError(
@@ -433,7 +433,9 @@ def _said(own: Decoder, features: Float[Array, "b k d"]) -> Int[Array, "b k"]:
 
 def _language(generator: AnyGenerator) -> Generator:
   """The generator of the language model."""
-  return getattr(generator, "language", generator)
+  if isinstance(generator, VisionLanguageGenerator):
+    return generator.language
+  return generator
 
 
 def _decoder(generator: AnyGenerator) -> Decoder:
