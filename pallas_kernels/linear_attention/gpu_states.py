@@ -26,11 +26,12 @@ def before_cells(order, a, b, log_decay, initial):
     until the first token of the cell).
   """
   added = _added(order, a, b, log_decay)
-  states = jnp.concatenate([added, initial[:, :, None]], axis=2)
   weights = _powers(log_decay, _between(order))
   states = jnp.einsum(
-    "bhxy,bhyde->bhxde", weights, states, precision=lax.Precision.HIGHEST
-  )
+    "bhxy,bhyde->bhxde", weights[..., :-1], added,
+    precision=lax.Precision.HIGHEST,
+  )  # fmt: skip
+  states += weights[..., -1, None, None] * initial[:, :, None]
   return states[:, :, :-1], states[:, :, -1]
 
 
