@@ -116,7 +116,7 @@ def changing(kind, **fields):
 
 
 # Kernels with one tile of scores at a time: it may be wider.
-_ONE_TILE = ("forward", "decode", "mass")
+_ONE_TILE = ("forward", "decode", "mass", "linear")
 _KEYS_RESIDENT = ("d_kv", "d_v", "mass", "mass_d_k")
 # Bytes of float32 sums that a warpgroup of "mass" keeps, see its kernel.
 MASS_SUMS = 64 * ROWS * 4
@@ -129,7 +129,8 @@ def make(operands, kind, numbers=4):
     operands: `contract.Operands`; with transposed lists where keys are
       resident.
     kind: of attention "forward", "d_q", "d_kv", or "d_v", which is without
-      d_k; "decode"; of attention mass "mass", "mass_d_q" or "mass_d_k".
+      d_k; "decode"; of attention mass "mass", "mass_d_q" or "mass_d_k";
+      "linear".
     numbers: as in `Plan`.
   """
   changes = (_changes.get() or {}).get(kind, {})
@@ -150,6 +151,8 @@ def _chosen(operands, kind, numbers):
   width = d if kind in (*_ONE_TILE, "d_v") and d == dv else d + dv
   if kind == "mass":
     width += MASS_SUMS // (2 * ROWS)
+  if kind == "linear":
+    width += d * dv // (2 * ROWS)  # The state, for both warpgroups.
   plan = Plan(
     **vars(both),
     batch=q.shape[0],

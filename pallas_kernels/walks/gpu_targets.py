@@ -50,8 +50,8 @@ def simulated(forward, backward, supports, fields=(), **options):
   """
 
   def simulate(fn):
-    def call(*args):
-      return fn(*args, interpret=_SIMULATOR(**options))
+    def call(*args, **kwargs):
+      return fn(*args, **kwargs, interpret=_SIMULATOR(**options))
 
     return int32.traced(call)
 

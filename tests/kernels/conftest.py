@@ -38,7 +38,12 @@ def races(monkeypatch):
   pltpu.reset_tpu_interpret_mode_state()
 
 
-_ON_GPU = ("block_sparse_attention", "decode_attention", "attention_mass")
+_ON_GPU = (
+  "attention_mass",
+  "block_sparse_attention",
+  "decode_attention",
+  "linear_attention",
+)
 
 
 @pytest.fixture
