@@ -1,18 +1,19 @@
 """Masks of structure at work: tables, pages and translations on tiny models.
 
     python -m scripts.learned_structure [--tasks mate prefix mitre] [--seeds 3]
+      [--masks row random]
 
 Each task trains the same small transformer (two layers, 64 wide) with different
 masks and prints the pairs of tokens that a mask shows, as a share of all, and
 the accuracy on held-out examples in percent, over seeds with 95 % intervals.
 
 mate: a table of 5 x 5 cells under numbers of columns and behind numbers of
-rows. Half of the cells hold the word of both numbers, one for each pair of them; the
-others are masked and asked for: a cell needs its own row and column.
+rows. Half of the cells hold the word of both numbers, one for each pair of
+them; the others are masked and asked for: a cell needs its own row and column.
 prefix: a page of the standard library's documentation, eight names of
-functions, each with the beginning of another one's docstring, so that nothing of it is
-known by heart. The first token has the number of a section, whose name is asked
-for.
+functions, each with the beginning of another one's docstring, so that nothing
+of it is known by heart. The first token has the number of a section, whose name
+is asked for.
 mitre: sentences of eight words into six languages, each with words and an order
 of its own; the next word of the translation is asked for.
 """
@@ -327,12 +328,16 @@ def main() -> None:
   """Trains and prints."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--tasks", nargs="+", default=[*TASKS])
+  parser.add_argument("--masks", nargs="+", default=[""],
+                      help="beginnings of their names; all")  # fmt: skip
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--steps", type=int, default=300)
   args = parser.parse_args()
   print("task", "mask", "pairs", "untrained", "trained", sep="\t")
   for task in args.tasks:
     for name, (draw, seen) in TASKS[task].items():
+      if not name.startswith(tuple(args.masks)):
+        continue
       x = np.array(
         [measured(draw, seen, s, args.steps) for s in range(args.seeds)]
       )
