@@ -45,7 +45,7 @@ class Generation:
       come are ahead of `position`, `[b]` (an image of many tokens takes few
       positions: then it is negative); None: not at all.
     passage: the prompts behind the last block, for a draft that reads them;
-      None: the model has none, or more tokens were taken since.
+      None: the model has none.
   """
 
   states: States
@@ -108,8 +108,8 @@ def decode_step(
     params, token, going.position, going.alive, going.states, going.shifts,
     going.ahead,
   )  # fmt: skip
-  return Generation(
-    states, logits, position, going.alive, going.shifts, going.ahead
+  return dataclasses.replace(
+    going, states=states, logits=logits, position=position
   )
 
 
