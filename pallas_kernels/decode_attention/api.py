@@ -62,7 +62,8 @@ def decode_attention(
     scale, soft_cap: as in `block_sparse_attention`.
     sinks: `[H]` logits of an extra key with value zero.
     splits: static number of parts that a read is cut into, merged by their
-      log-sum-exps (split-K).
+      log-sum-exps (split-K). A GPU has work for all its multiprocessors from
+      about 132 on, batch and key heads times splits.
     heads_first: whether k and v are `[*b, G, n, D]`, the order in which a TPU
       reads them without a copy; a GPU does either way.
     return_lse: whether to return the log-sum-exp too.

@@ -186,10 +186,7 @@ def _visit(order, cell, decay, step, acc):
   keys.wait(step.slot)
   s = tiles.product(q, tiles.turned(buffers["k"]))
   gpu_stream.release(step.slot, keys)
-  lag = _lags(order, cell, step)
-  p = s * jnp.exp2(decay * jnp.maximum(lag, 0).astype(jnp.float32))
-  if step.entry is not None:
-    p = jnp.where(lag >= 0, p, 0)
+  p = _decayed(order, cell, decay, step, s)
   values.wait(step.slot)
   factors = ((p.astype(q.dtype), buffers["v"]),)
   (acc,) = tiles.accumulate((acc,), factors, cell.own("staged"))
@@ -197,14 +194,23 @@ def _visit(order, cell, decay, step, acc):
   return acc
 
 
-def _lags(order, cell, step):
-  """How many tokens later a row is than a column, `[64, tile]`."""
-  size = (_ROWS, cell.plan.tile)
-  iota = lambda axis: plgpu.broadcasted_iota(
-    jnp.int32, size, axis, layout=tiles.TILE
+def _decayed(order, cell, decay, step, s):
+  """Scores times `w ** lag`; 0 where a column comes later than its row."""
+  tile = cell.plan.tile
+  iota = lambda size, layout: plgpu.broadcasted_iota(
+    jnp.int32, (size,), 0, layout=layout
   )
   # Known in the step alone, see `tiles.element_mask`.
   start, _ = lax.optimization_barrier((cell.start, step.slot))
-  first = step.block() * cell.plan.streamed + step.part * cell.plan.tile
-  lag = (start - first) + (iota(0) - iota(1))
-  return -lag if order.reverse else lag
+  first = step.block() * cell.plan.streamed + step.part * tile
+  rows = start - first + iota(_ROWS, tiles.BY_ROW)
+  places = (rows, iota(tile, tiles.BY_COLUMN))
+  wide = lambda lines: [tiles.spread(x, tile, n) for n, x in enumerate(lines)]
+  # Converted as lines: for each element that would cost an exponential more.
+  ahead = -decay if order.reverse else decay
+  row, column = wide([x.astype(jnp.float32) * ahead for x in places])
+  p = s * jnp.exp2(row - column)
+  if step.entry is None:
+    return p
+  row, column = wide(places)
+  return jnp.where(row <= column if order.reverse else row >= column, p, 0)

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -100,4 +101,5 @@ def test_everything_at_once_spills_little():
     "width": 256, "share": 16, "tokens": 4, "causal": True, "bias": True,
     "soft_cap": 20.0,
   }  # fmt: skip
-  check(kernel(json.dumps(everything)), spilled=40)
+  allowed = 116 if jax.__version_info__ < (0, 11) else 40
+  check(kernel(json.dumps(everything)), allowed)
