@@ -61,8 +61,8 @@ def masses(
     bias: broadcastable to `[*b, H, k_len]`, added to the logits.
     q_segment_ids, k_segment_ids: only equal ids see each other.
     scale, soft_cap, precision: as in `block_sparse_attention`.
-    implementation: None (by platform), "tpu", "tpu_interpret", "xla" or
-      "reference".
+    implementation: None (by platform), "tpu", "tpu_interpret", "gpu",
+      "gpu_interpret", "xla" or "reference".
     block_q, block_k: block sizes in tokens where no layout says them.
 
   Returns:

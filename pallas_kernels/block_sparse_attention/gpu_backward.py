@@ -11,18 +11,17 @@ soft cap, whose slope needs some too) each takes a pass of its own.
 import functools
 
 import jax
-from jax import lax
 from jax import numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.block_sparse_attention import (
+from pallas_kernels.walks import (
   gpu_call,
   gpu_operands,
   gpu_plan,
   gpu_stream,
   gpu_sums,
 )
-from pallas_kernels.block_sparse_attention import gpu_tiles as tiles
+from pallas_kernels.walks import gpu_tiles as tiles
 
 _ROWS = gpu_plan.ROWS
 # Widths of d_k and d_v together whose sums fit the registers.
@@ -208,7 +207,7 @@ def _keys(operands, params, lse, delta, d_out, interpret, wanted):
     plan,
     params,
     "block_sparse_attention_" + _name(wanted),
-    functools.partial(_stream_queries, plan),
+    functools.partial(gpu_stream.stream_heads, plan),
     functools.partial(_compute_keys, wanted, tuple(resident)),
     {"lists": arrays.rows, **resident, **arrays.masks()},
     arrays.streamed_queries(lse, delta if scores else None, d_out),
@@ -221,27 +220,6 @@ def _keys(operands, params, lse, delta, d_out, interpret, wanted):
 
 def _name(wanted):
   return "d_kv" if {"d_k", "d_v"} <= set(wanted) else wanted[0]
-
-
-def _each_head(plan, at, turn, state):
-  """Folds `turn(place, state)` over the query heads that share the keys."""
-
-  def one(n, state):
-    return turn(at.at_head(plan, at.group * plan.group_size + n), state)
-
-  size = jnp.int32(plan.group_size)
-  return lax.fori_loop(jnp.int32(0), size, one, state)
-
-
-def _stream_queries(plan, refs, rings):
-  """Copies the queries of all heads that share the keys, head by head."""
-  at = gpu_stream.place(plan, lax.axis_index("cell"))
-
-  def turn(at, position):
-    row = gpu_stream.Row(plan, refs["lists"], at)
-    return gpu_stream.stream(plan, rings, at, row, position)
-
-  _each_head(plan, at, turn, jnp.int32(0))
 
 
 def _compute_keys(wanted, resident, cell):
@@ -272,7 +250,7 @@ def _compute_keys(wanted, resident, cell):
       plgpu.wait_smem_to_gmem(0)
     return position, sums
 
-  _, sums = _each_head(plan, at, turn, (jnp.int32(0), sums))
+  _, sums = gpu_stream.each_head(plan, at, turn, (jnp.int32(0), sums))
   factors = {"d_k": cell.params.scale, "d_v": 1.0}
   for name, value in zip(summed, sums, strict=True):
     buffer = cell.own(f"{name[-1]}_rows") or cell.own("k_rows")

@@ -8,19 +8,18 @@ matrix unit. Probabilities stay in registers.
 import functools
 
 import jax
-from jax import lax
 from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.block_sparse_attention import (
+from pallas_kernels.walks import (
   gpu_call,
   gpu_operands,
   gpu_plan,
+  gpu_softmax,
   gpu_stream,
 )
-from pallas_kernels.block_sparse_attention import gpu_tiles as tiles
-from pallas_kernels.walks import contract
+from pallas_kernels.walks import gpu_tiles as tiles
 
 _ROWS = gpu_plan.ROWS
 
@@ -90,29 +89,21 @@ def _compute(cell):
   plgpu.barrier_wait(arrived)
   turns = _Turns(cell)
   pl.when(cell.warpgroup == 1)(turns.change)
-  start = (
-    tiles.full((_ROWS, plan.dv), 0),
-    tiles.full((_ROWS,), contract.MAX_INIT),
-    tiles.full((_ROWS,), 0),
+  visit = functools.partial(_visit_keys, cell, turns)
+  _, running = gpu_stream.walk(
+    plan, row, jnp.int32(0), visit, gpu_softmax.start(plan)
   )
-  visit = functools.partial(_online_softmax, cell, turns)
-  _, (acc, peak, mass) = gpu_stream.walk(plan, row, jnp.int32(0), visit, start)
   pl.when(cell.warpgroup == 0)(turns.change)
-  some = jnp.where(mass > 0, mass, 1.0)
   out = cell.own("q_rows" if plan.dv == plan.d else "out_rows")
-  out[...] = (acc * tiles.spread(1 / some, plan.dv, 0)).astype(out.dtype)
-  lse = (peak + jnp.log2(some)) * tiles.LN2
   line = cell.own("lse_line")
-  line[...] = jnp.where(mass > 0, lse, -jnp.inf)
-  plgpu.commit_smem()
+  gpu_softmax.put(running, out, line)
   plgpu.copy_smem_to_gmem(out, refs["out"].at[batch, cell.here, cell.head])
   plgpu.copy_smem_to_gmem(line, refs["lse"].at[batch, cell.head, cell.here])
   plgpu.wait_smem_to_gmem(0)
 
 
-def _online_softmax(cell, turns, step, carry):
+def _visit_keys(cell, turns, step, running):
   """Adds one tile of keys."""
-  acc, peak, mass = carry
   plan, buffers = cell.plan, cell.buffers(step)
   keys, values = cell.rings
   keys.wait(step.slot)
@@ -120,17 +111,11 @@ def _online_softmax(cell, turns, step, carry):
   s = tiles.product(q, tiles.turned(buffers["k"]), turns.change)
   logits = gpu_operands.logits(cell, step, s)
   gpu_stream.release(step.slot, keys)
-  new_peak = jnp.maximum(peak, logits.peak())
-  shrink = jnp.exp2(peak - new_peak)
-  p = logits.exp2(tiles.spread(new_peak, plan.tile, 0))
-  acc = acc * tiles.spread(shrink, plan.dv, 0)
-  mass = mass * shrink + jnp.sum(p, axis=1)
-  p = p.astype(q.dtype)
-  # Everything but the product is done before the turn changes.
-  acc, mass, new_peak, p = lax.optimization_barrier((acc, mass, new_peak, p))
+  running, p = gpu_softmax.add(plan, running, logits, q.dtype)
   turns.arrive()
   values.wait(step.slot)
   turns.wait()
-  (acc,) = tiles.accumulate((acc,), ((p, buffers["v"]),), cell.own("staged"))
+  factors = ((p, buffers["v"]),)
+  (acc,) = tiles.accumulate((running.acc,), factors, cell.own("staged"))
   gpu_stream.release(step.slot, values)
-  return acc, new_peak, mass
+  return running._replace(acc=acc)

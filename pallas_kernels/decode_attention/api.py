@@ -62,12 +62,13 @@ def decode_attention(
     scale, soft_cap: as in `block_sparse_attention`.
     sinks: `[H]` logits of an extra key with value zero.
     splits: static number of parts that a read is cut into, merged by their
-      log-sum-exps (split-K).
+      log-sum-exps (split-K). A GPU has work for all its multiprocessors from
+      about 132 on, batch and key heads times splits.
     heads_first: whether k and v are `[*b, G, n, D]`, the order in which a TPU
-      reads them without a copy.
+      reads them without a copy; a GPU does either way.
     return_lse: whether to return the log-sum-exp too.
-    implementation: None (by platform), "tpu", "tpu_interpret", "xla" or
-      "reference".
+    implementation: None (by platform), "tpu", "tpu_interpret", "gpu",
+      "gpu_interpret", "xla" or "reference".
 
   Returns:
     `[*b, t, H, Dv]` in q's dtype, and with `return_lse` a tuple of that and

@@ -45,11 +45,11 @@ def linear_attention(
     scale: static factor on the result.
     return_state: whether to return the last state too, for decoding on.
     block: tile length in tokens; the TPU kernels take the next multiple of
-      128. Results differ by rounding only.
+      128, the GPU kernel has tiles of its own. Results differ by rounding only.
     precision: `jax.lax.Precision` of the products.
     implementation: None (by platform, and "xla" for a single token), "tpu",
-      "tpu_interpret", "xla" or "reference". The TPU kernels take bfloat16 and
-      float32.
+      "tpu_interpret", "gpu", "gpu_interpret", "xla" or "reference". The TPU
+      kernels take bfloat16 and float32, the GPU kernel bfloat16 and float16.
 
   Returns:
     `[*b, n, H, Dv]` in q's dtype, and with `return_state` a tuple of that and

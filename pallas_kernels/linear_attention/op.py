@@ -38,12 +38,12 @@ def attend(implementation, params, operands):
     out `[B, n, H, Dv]` and the last state `[B, H, D, Dv]`.
   """
   if implementation.backward is None:
-    out, last = implementation.forward(_cleaned(operands), params)
-    return _poisoned(out, last, operands.q, *_bad(operands))
+    out, last = implementation.forward(cleaned(operands), params)
+    return poisoned(out, last, operands.q, *bad_results(operands))
   return _attend(implementation, params, operands)
 
 
-def _cleaned(operands):
+def cleaned(operands):
   """Operands with zeros in tokens that are not finite."""
   q, k, v, *rest = operands
   asking, good = hidden.finite(q), hidden.finite(k, v)
@@ -59,7 +59,7 @@ def _cleaned(operands):
   return type(operands)(*lax.cond(fine, lambda: (q, k, v), cleaned), *rest)
 
 
-def _bad(operands):
+def bad_results(operands):
   """Outputs `[B, n, H]` and last states `[B, H]` that are not finite."""
   q, k, v, *_ = operands
   missing = hidden.of_queries(~hidden.finite(k, v), q.shape[2], axis=2)
@@ -68,7 +68,7 @@ def _bad(operands):
 
 
 @jax.custom_vjp
-def _poisoned(out, last, q, bad, bad_last):
+def poisoned(out, last, q, bad, bad_last):
   """NaN in bad results, and no gradient through them but NaN to queries."""
   del q
 
@@ -80,7 +80,7 @@ def _poisoned(out, last, q, bad, bad_last):
 
 
 def _poisoned_fwd(out, last, q, bad, bad_last):
-  return _poisoned(out, last, q, bad, bad_last), (q, bad, bad_last)
+  return poisoned(out, last, q, bad, bad_last), (q, bad, bad_last)
 
 
 def _poisoned_bwd(kept, cotangents):
@@ -90,7 +90,7 @@ def _poisoned_bwd(kept, cotangents):
   return d_out, d_last, d_q, None, None
 
 
-_poisoned.defvjp(_poisoned_fwd, _poisoned_bwd)
+poisoned.defvjp(_poisoned_fwd, _poisoned_bwd)
 
 
 def _cotangents(bad, bad_last, d_out, d_last):
@@ -120,8 +120,8 @@ def _fwd(implementation, params, operands):
 
 def _bwd(implementation, params, residuals, cotangents):
   operands, kept = residuals
-  d_out, d_last, nan = _cotangents(*_bad(operands), *cotangents)
-  operands = _cleaned(operands)
+  d_out, d_last, nan = _cotangents(*bad_results(operands), *cotangents)
+  operands = cleaned(operands)
   # States that a bad token has reached have no part in what is left.
   kept = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), kept)
 

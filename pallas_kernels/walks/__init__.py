@@ -6,4 +6,5 @@
     blocks                the XLA path: loops over the lists of a layout
     lists, sides          lists and static sizes as kernels read them
     tpu_*                 the TPU kernels: plan, operands, streams, tiles, calls
+    gpu_*                 the GPU kernels: the same, sums, and what runs them
 """

@@ -18,6 +18,7 @@ HEADS, GROUPS, HEAD_SIZE = 32, 8, 128
 BATCH = 4
 # Entries that a decode step with lists of tokens reads.
 TOKENS = 2048
+SPLITS, OTHER_SPLITS = 8, (4, 16, 32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ def jobs(here: Here) -> list[Job]:
       found.append(_mass(here, sizes, implementation, direction))
     for implementation in here.implementations(checks.LINEAR):
       found.append(_linear(here, sizes, implementation, direction))
+  found += _splits(here, sizes)
   for n in long:
     found += [job for how in reads for job in _decodes(here, sizes, n, how)]
   return found
@@ -61,7 +63,20 @@ def _cache(n: int):
   return _normal(0, BATCH, 1, HEADS, HEAD_SIZE), k, v
 
 
-def _decodes(here: Here, sizes: Sizes, n: int, how: str) -> list[Job]:
+def _splits(here: Here, sizes: Sizes) -> list[Job]:
+  """The kernel with other numbers of splits, for the next tuning."""
+  found = []
+  for splits in OTHER_SPLITS[: 1 if here.tiny else None]:
+    for job in _decodes(here, sizes, sizes.caches[0], "blocks", splits):
+      if job.name.endswith(here.kernel):
+        name = f"{job.name}, {splits} splits"
+        found.append(dataclasses.replace(job, name=name))
+  return found
+
+
+def _decodes(
+  here: Here, sizes: Sizes, n: int, how: str, splits: int = SPLITS
+) -> list[Job]:
   """All implementations, next to JAX's dense attention."""
   read = {"all": n, "blocks": n // 10, "tokens": min(sizes.tokens, n)}[how]
   read = max(read // sizes.block, 1) * sizes.block
@@ -79,7 +94,7 @@ def _decodes(here: Here, sizes: Sizes, n: int, how: str) -> list[Job]:
   def attend(implementation, q, k, v, listed=None):
     selection = {} if listed is None else {how: listed}
     return decode_attention(
-      q, k, v, **selection, block_size=sizes.block, splits=8,
+      q, k, v, **selection, block_size=sizes.block, splits=splits,
       implementation=implementation,
     )  # fmt: skip
 

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from bench import candidates
 from bench.clock import Unavailable
-from pallas_kernels.block_sparse_attention import gpu_plan
-from pallas_kernels.walks import contract
+from pallas_kernels.walks import contract, gpu_plan
 from scripts.report import check_attention, sparse
 from scripts.report.jobs import Here, Job
 

@@ -1,5 +1,7 @@
 """What the tests of several kernels share."""
 
+import importlib
+
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
@@ -34,3 +36,35 @@ def races(monkeypatch):
   pltpu.reset_tpu_interpret_mode_state()
   yield lambda: interpret_pallas_call.races.races_found
   pltpu.reset_tpu_interpret_mode_state()
+
+
+_ON_GPU = (
+  "attention_mass",
+  "block_sparse_attention",
+  "decode_attention",
+  "linear_attention",
+)
+
+
+@pytest.fixture
+def gpu_races(monkeypatch):
+  """Lets "gpu_races" be named; a race raises."""
+  known, made = choice.implementations, {}
+  for name in _ON_GPU:
+    package = f"pallas_kernels.{name}"
+    module = importlib.import_module(f"{package}.gpu")
+    made[package] = module.interpreted(detect_races=True)
+
+  def implementations(package):
+    found = dict(known(package))
+    if package in made:
+      found["gpu_races"] = made[package]
+    return found
+
+  monkeypatch.setattr(choice, "implementations", implementations)
+  # Its place in JAX is private, and there is none in older ones.
+  module = "jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call"
+  reset = importlib.import_module(module).reset_gpu_interpret_mode_state
+  reset()
+  yield
+  reset()

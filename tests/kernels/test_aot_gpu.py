@@ -13,7 +13,8 @@ import pytest
 from pallas_kernels import aot
 from pallas_kernels import layout as layouts
 from pallas_kernels.aot import gpu
-from pallas_kernels.block_sparse_attention import api, gpu_plan
+from pallas_kernels.block_sparse_attention import api
+from pallas_kernels.walks import gpu_plan
 from tests.kernels.test_aot_tpu import lists, shapes
 
 needs_compiler = pytest.mark.skipif(

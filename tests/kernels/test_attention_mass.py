@@ -35,9 +35,12 @@ every_implementation = pytest.mark.parametrize(
 )
 
 
-def setting(case):
+def setting(case, dtype=np.float32):
   """Arrays, layout, weights, and the exact probabilities."""
-  arrays = cases.inputs(case)
+  arrays = {
+    name: np.asarray(x, np.float32)
+    for name, x in cases.inputs(case, dtype).items()
+  }
   mask, layout = cases.mask_and_layout(case)
   rng = np.random.default_rng(0)
   weights = rng.random((case.batch, case.heads, case.q_len)).astype(np.float32)
@@ -73,15 +76,18 @@ def by_blocks(x, case):
   return x.reshape(*x.shape[:2], *shape).sum((3, 5))
 
 
-def check_sums(case, implementation, lse=None):
+def check_sums(case, implementation, lse=None, dtype=np.float32):
   """Sums and gradients against the formulas in float64."""
-  arrays, layout, weights, p = setting(case)
+  arrays, layout, weights, p = setting(case, dtype)
   arrays = {n: x for n, x in arrays.items() if n in ("q", "k", "bias")}
+  given = arrays | {n: jnp.asarray(arrays[n], dtype) for n in "qk"}
+  # Gradients of scores are rounded before the last product.
+  near = 1e-4 if dtype == np.float32 else 1e-2
   rng = np.random.default_rng(1)
   g_columns = rng.normal(size=p.sum(2).shape).astype(np.float32)
   g_blocks = rng.normal(size=by_blocks(p, case).shape).astype(np.float32)
   (columns, blocks), (found, d_weights) = sums_and_gradients(
-    arrays, layout, weights, (g_columns, g_blocks), implementation, lse
+    given, layout, weights, (g_columns, g_blocks), implementation, lse
   )
   weighted = p * weights[..., None]
   np.testing.assert_allclose(columns, weighted.sum(2), atol=3e-5)
@@ -99,11 +105,15 @@ def check_sums(case, implementation, lse=None):
   d_s = d_logits * case.width**-0.5
   d_q = np.einsum("bhij,bjhd->bihd", d_s, np.repeat(arrays["k"], times, 2))
   size = 1 + np.abs(d_q).max()
-  np.testing.assert_allclose(found["q"], d_q, atol=1e-4 * size)
+  np.testing.assert_allclose(_wide(found["q"]), d_q, atol=near * size)
   d_k = np.einsum("bhij,bihd->bjhd", d_s, arrays["q"])
   d_k = d_k.reshape(d_k.shape[:2] + (case.groups, times, -1)).sum(3)
   size = 1 + np.abs(d_k).max()
-  np.testing.assert_allclose(found["k"], d_k, atol=1e-4 * size)
+  np.testing.assert_allclose(_wide(found["k"]), d_k, atol=near * size)
+
+
+def _wide(x):
+  return np.asarray(x, np.float32)
 
 
 @every_implementation

@@ -5,7 +5,6 @@ skip.
 """
 
 import dataclasses
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +14,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import block_sparse_attention
 from pallas_kernels import layout as layouts
-from pallas_kernels.block_sparse_attention import gpu, gpu_stream, registry
+from pallas_kernels.walks import gpu_stream
 from tests.kernels import oracle
 from tests.kernels.cases import LARGE as CASES
 from tests.kernels.cases import inputs, mask_and_layout, wide
+from tests.kernels.gpu import HAS_SIMULATOR, rounded, simulated
 from tests.kernels.test_block_sparse_attention import attend, close
-
-_HAS_SIMULATOR = hasattr(plgpu, "InterpretGPUParams")
-simulated = pytest.mark.skipif(
-  not _HAS_SIMULATOR,
-  reason=f"JAX {jax.__version__} cannot simulate GPU kernels; 0.11.2 can",
-)
 
 
 def test_it_says_what_it_cannot_run():
@@ -41,7 +35,7 @@ def test_it_says_what_it_cannot_run():
     return str(error.value)
 
   assert "platform is 'cpu'" in reason(q, name="gpu")
-  if not _HAS_SIMULATOR:
+  if not HAS_SIMULATOR:
     assert "0.11.2 and newer can" in reason(q)
     return
   short = layouts.full(q_len=256, block_k=32)
@@ -53,29 +47,10 @@ def test_it_says_what_it_cannot_run():
   assert "head size 320" in reason(shape(1, 256, 2, 320))
 
 
-@pytest.fixture
-def races(monkeypatch):
-  """Lets "gpu_races" be named; a race raises."""
-  known = dict(registry.implementations())
-  known["gpu_races"] = gpu.interpreted(detect_races=True)
-  monkeypatch.setattr(registry, "implementations", lambda: known)
-  # Its place in JAX is private, and there is none in older ones.
-  module = "jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call"
-  reset = importlib.import_module(module).reset_gpu_interpret_mode_state
-  reset()
-  yield
-  reset()
-
-
-def rounded(x):
-  """float32 values that bfloat16 has."""
-  return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
-
-
 @simulated
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_simulated_kernels_follow_the_formulas_without_races(case, races):
+def test_simulated_kernels_follow_the_formulas_without_races(case, gpu_races):
   mask, layout = mask_and_layout(case)
   arrays = inputs(case, jnp.bfloat16)
   exact = {name: np.asarray(x, np.float32) for name, x in arrays.items()}
@@ -108,7 +83,7 @@ def test_simulated_kernels_follow_the_formulas_without_races(case, races):
 @simulated
 @pytest.mark.slow
 @pytest.mark.parametrize("forgotten", ["wait", "free"])
-def test_a_race_would_be_seen(forgotten, monkeypatch, races):
+def test_a_race_would_be_seen(forgotten, monkeypatch, gpu_races):
   """Multiplying before a copy has arrived; copying while it is multiplied."""
   case = wide("race", q_len=128, k_len=1280, heads=1, groups=1)
   case = dataclasses.replace(case, mask=layouts.Full())
@@ -132,7 +107,7 @@ def test_a_race_would_be_seen(forgotten, monkeypatch, races):
 
 @simulated
 @pytest.mark.slow
-def test_numbers_outside_the_lists_do_no_harm(races):
+def test_numbers_outside_the_lists_do_no_harm(gpu_races):
   """Block numbers beyond the keys, past the count, are never followed."""
   case = wide("outside", heads=1, groups=1, mask=layouts.Causal(100))
   arrays = inputs(case, jnp.bfloat16)

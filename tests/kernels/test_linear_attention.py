@@ -239,7 +239,7 @@ def test_it_says_what_the_kernels_cannot_run():
       linear_attention, implementation="tpu_interpret", block=2048
     )
     jax.eval_shape(run, tall, tall, tall)
-  with pytest.raises(ValueError, match="'tpu_interpret', 'xla', 'reference'"):
+  with pytest.raises(ValueError, match="'gpu_interpret', 'xla', 'reference'"):
     call(jnp.float32, name="fast")
 
 

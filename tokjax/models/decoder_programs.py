@@ -32,6 +32,7 @@ from tokjax.models.decoder import (
 )
 from tokjax.models.decoder_slots import arriving, split_position
 from tokjax.models.passage import Passage
+from tokjax.models.products import Compiled
 from tokjax.models.reducer import Reducer
 from tokjax.models.shared_programs import Shared, shapes_of
 from tokjax.reduce.stages import Stages
@@ -64,14 +65,14 @@ class DecoderPrograms:
 
   def __init__(self, model: Decoder):
     self.model, self.layers = model, model.layers
-    self.read = jax.jit(self._read)
-    self.enter_prompts = jax.jit(self._entering)
-    self.leave_prompts = jax.jit(self._leaving)
-    self._step_in = jax.jit(self._entered)
-    self._step_out = jax.jit(self._left)
-    self._several_in = jax.jit(self._entered_several)
-    self._several_out = jax.jit(self._left_several)
-    self._step = Shared(self._block_step, donate=(4,))
+    self.read = Compiled(self._read, model.dtype)
+    self.enter_prompts = Compiled(self._entering, model.dtype)
+    self.leave_prompts = Compiled(self._leaving, model.dtype)
+    self._step_in = Compiled(self._entered, model.dtype)
+    self._step_out = Compiled(self._left, model.dtype)
+    self._several_in = Compiled(self._entered_several, model.dtype)
+    self._several_out = Compiled(self._left_several, model.dtype)
+    self._step = Shared(self._block_step, donate=(4,), dtype=model.dtype)
     self._steps: dict[Any, list[Any]] = {}
     self._quiet: dict[tuple[int, int, bool, bool], Shared] = {}
     self._acting: dict[tuple[Call, int], Any] = {}
@@ -84,7 +85,7 @@ class DecoderPrograms:
       *self._acting.values(),
     )  # fmt: skip
     return sum(
-      [f._cache_size() for f in own]
+      [one.compiled() for one in own]
       + [shared.compiled() for shared in (self._step, *self._quiet.values())]
     )
 
@@ -228,7 +229,8 @@ class DecoderPrograms:
       )
 
     # The last chunk's states have another form: there is no buffer to reuse.
-    self._quiet[key] = Shared(run, donate=() if call.last else (2,))
+    donate = () if call.last else (2,)
+    self._quiet[key] = Shared(run, donate, self.model.dtype)
     return self._quiet[key]
 
   def _acting_block(self, call: Call, layer: Layer) -> Any:
@@ -250,7 +252,7 @@ class DecoderPrograms:
       passage, (state, carry), _ = done
       return reducer.give_back(passage, layer.index), state, carry
 
-    self._acting[key] = jax.jit(run)
+    self._acting[key] = Compiled(run, self.model.dtype)
     return self._acting[key]
 
   def _block(self, layer: Layer) -> Block:

@@ -15,8 +15,7 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.block_sparse_attention import gpu_plan
-from pallas_kernels.walks import numerics
+from pallas_kernels.walks import gpu_plan, numerics
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2)
@@ -40,9 +39,22 @@ def line(ref, layout):
 _ALL = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
 
 
-def load_global(ref):
-  """A tile from global memory, every thread its own elements."""
+def load_rows(ref):
+  """A tile from rows in shared memory."""
+  return plgpu.load(ref, *_ALL, layout=TILE)
+
+
+def load_plain(ref):
+  """A tile from global memory, or from shared memory that is not swizzled.
+
+  Every thread reads its own elements.
+  """
   return plgpu.load(ref, *_ALL, layout=TILE, optimized=False)
+
+
+def global_line(ref, layout):
+  """A number for each row or column, from global memory."""
+  return plgpu.load(ref, *_ALL, layout=layout, optimized=False)
 
 
 def spread(line, columns, axis):
@@ -120,6 +132,9 @@ def accumulate(sums, factors, staged=None):
 class Logits:
   """Logits of a tile to base 2, as `factor * value`.
 
+  `bias` is in units of log 2: numbers of rows or columns (`bias_axis`), or a
+  whole tile.
+
   Attributes:
     value: what the mask hides and the maximum is taken of.
     factor: positive number, folded into the argument of the exponential.
@@ -139,7 +154,8 @@ class Logits:
       value = ratio * (params.soft_cap * LOG2E)
       self.slope = 1 - ratio * ratio
     if bias is not None:
-      value = value + spread(bias, s.shape[1], bias_axis)
+      whole = bias.ndim == 2
+      value = value + (bias if whole else spread(bias, s.shape[1], bias_axis))
     self.value = value
 
   def hide(self, mask):
@@ -191,7 +207,7 @@ def element_mask(cell, step, ids):
       where = (block, row.slot(entry))
     rows = pl.ds(cell.start - at.block * plan.resident, ROWS)
     here = (at.lead, at.list_head, *where, rows, pl.ds(first, plan.tile))
-    stored = load_global(cell.refs["mask"].at[here]).astype(jnp.int32) != 0
+    stored = load_plain(cell.refs["mask"].at[here]).astype(jnp.int32) != 0
   if plan.keys_resident:
     pair, segments = pair[::-1], segments[::-1]
   return numerics.element_mask(

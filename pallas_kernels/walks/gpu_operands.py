@@ -4,9 +4,8 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.block_sparse_attention import gpu_plan, gpu_stream
-from pallas_kernels.block_sparse_attention import gpu_tiles as tiles
-from pallas_kernels.walks import lists
+from pallas_kernels.walks import gpu_plan, gpu_stream, lists
+from pallas_kernels.walks import gpu_tiles as tiles
 
 
 class Arrays:
@@ -59,26 +58,34 @@ class Arrays:
       "column_ids": gpu_stream.Source(sides[not resident]),
     }
 
+  def keys(self):
+    """What belongs to streamed keys, without their values."""
+    found = {"k": gpu_stream.Source(self.k, "group"), **self._ids()}
+    if self.plan.has_bias:
+      found["bias"] = gpu_stream.Source(self.bias)
+    return found
+
   def streamed_keys(self):
     """Both rings of the kernels that stream keys."""
-    first = {"k": gpu_stream.Source(self.k, "group"), **self._ids()}
-    if self.plan.has_bias:
-      first["bias"] = gpu_stream.Source(self.bias)
-    return first, {"v": gpu_stream.Source(self.v, "group")}
+    return self.keys(), {"v": gpu_stream.Source(self.v, "group")}
 
-  def streamed_queries(self, lse, delta, d_out):
-    """Both rings of the kernel that streams queries; delta may be None."""
-    first = {
+  def queries(self, lse):
+    """What belongs to streamed queries."""
+    found = {
       "q": gpu_stream.Source(self.q),
       "lse": gpu_stream.Source(lse * tiles.LOG2E),
       **self._ids(),
     }
     if self.plan.has_bias:
-      first["bias"] = gpu_stream.Source(self.bias, resident=True)
+      found["bias"] = gpu_stream.Source(self.bias, resident=True)
+    return found
+
+  def streamed_queries(self, lse, delta, d_out):
+    """Both rings of the kernel that streams queries; delta may be None."""
     second = {"d_out": gpu_stream.Source(self.d_out(d_out))}
     if delta is not None:
       second["delta"] = gpu_stream.Source(delta)
-    return first, second
+    return self.queries(lse), second
 
   def staging(self, interpret):
     """Where left factors go that the interpreter cannot read in registers."""

@@ -94,13 +94,13 @@ class Row:
   def __init__(self, plan, ref, at):
     self._read = lambda n: ref[at.lead, at.list_head, at.block, n]
     self._starts = lists.starts(plan)
-    self._has_tag = plan.has_tag
+    self._has_tag, self._has_partial = plan.has_tag, bool(plan.capacity[1])
     self.full_count = self._read(0)
 
   @property
   def partial_count(self):
     """Read when it is asked for, so that no register holds it before."""
-    return self._read(1)
+    return self._read(1) if self._has_partial else jnp.int32(0)
 
   def block(self, n):
     """Block number of entry n: the full ones, then the partial ones."""
@@ -130,11 +130,13 @@ class Source(NamedTuple):
     resident: whether it is taken at the resident tokens. What is small and
       differs from head to head, or matters in few blocks, comes along with
       every step: that costs less than more barriers.
+    lines_per_head: how many lines of numbers belong to a head.
   """
 
   array: Any
   head: str = "head"
   resident: bool = False
+  lines_per_head: int = 1
 
   def buffer(self, plan):
     tokens = plan.rows if self.resident else plan.tile
@@ -145,7 +147,9 @@ class Source(NamedTuple):
 
   def lines(self, plan):
     """Number of copies in one step: numbers come for each head."""
-    return plan.heads_per_cell if self.array.ndim == 3 else 1
+    if self.array.ndim != 3:
+      return 1
+    return plan.heads_per_cell * self.lines_per_head
 
   def copies(self, plan, at, start, ref, buffer):
     """Pairs of what is copied where, for streamed tokens from `start` on."""
@@ -158,7 +162,7 @@ class Source(NamedTuple):
     if self.array.ndim == 2:
       return [(ref.at[at.lead, tokens], buffer.at[0])]
     return [
-      (ref.at[at.batch, head + n, tokens], buffer.at[n])
+      (ref.at[at.batch, head * self.lines_per_head + n, tokens], buffer.at[n])
       for n in range(self.lines(plan))
     ]
 
@@ -219,12 +223,13 @@ class Ring:
     plgpu.barrier_arrive(self._free.at[slot])
 
 
-def release(slot, *rings):
+def release(slot, *rings, touched=False):
   """Lets the buffers of rings be filled again.
 
-  What threads have read needs a fence before the copy engine may write there.
+  What threads have read, or `touched` otherwise, needs a fence before the copy
+  engine may write there.
   """
-  if any(ring.read_by_threads for ring in rings):
+  if touched or any(ring.read_by_threads for ring in rings):
     plgpu.commit_smem()
   for ring in rings:
     ring.free(slot)
@@ -251,6 +256,26 @@ def stream_cell(plan, refs, rings):
   stream(plan, rings, at, Row(plan, refs["lists"], at), jnp.int32(0))
 
 
+def each_head(plan, at, turn, state):
+  """Folds `turn(place, state)` over the query heads that share the keys."""
+
+  def one(n, state):
+    return turn(at.at_head(plan, at.group * plan.group_size + n), state)
+
+  size = jnp.int32(plan.group_size)
+  return lax.fori_loop(jnp.int32(0), size, one, state)
+
+
+def stream_heads(plan, refs, rings):
+  """Copies the queries of all heads that share the keys, head by head."""
+  at = place(plan, lax.axis_index("cell"))
+
+  def turn(at, position):
+    return stream(plan, rings, at, Row(plan, refs["lists"], at), position)
+
+  each_head(plan, at, turn, jnp.int32(0))
+
+
 class Step(NamedTuple):
   """One tile of the streamed side.
 
@@ -258,11 +283,13 @@ class Step(NamedTuple):
     slot: buffer of the rings.
     entry: None in full blocks; in partial ones their row and entry in it.
     part: which tile of the block.
+    block: returns the number of the block. It is read when it is asked for.
   """
 
   slot: Any
   entry: Any
   part: Any
+  block: Any
 
 
 def walk(plan, row, position, visit, carry):
@@ -287,16 +314,20 @@ def walk(plan, row, position, visit, carry):
 
   def full(n, state):
     position, carry = state
-    step = Step(slot(position), None, None)
+    block = lambda: row.block(lax.div(n, parts))
+    step = Step(slot(position), None, lax.rem(n, parts), block)
     return position + 1, visit(step, carry)
 
   def partial(n, state):
     position, carry = state
-    entry = (row, lax.div(n, parts))
-    step = Step(slot(position), entry, lax.rem(n, parts))
+    t = lax.div(n, parts)
+    block = lambda: row.partial(t)
+    step = Step(slot(position), (row, t), lax.rem(n, parts), block)
     return position + 1, visit(step, carry)
 
   zero = jnp.int32(0)
   state = (position, carry)
   state = lax.fori_loop(zero, row.full_count * parts, full, state)
+  if not plan.capacity[1]:
+    return state
   return lax.fori_loop(zero, row.partial_count * parts, partial, state)

@@ -44,6 +44,7 @@ class Plan(sides.Sides):
       as wide as heads, one tile of scores (forward) or two, and their rounded
       copies. 64 is the least that the matrix unit sums over.
     depth: stages of the rings.
+    numbers: of 4 bytes, that come along with each streamed token, at most.
   """
 
   batch: int
@@ -57,6 +58,7 @@ class Plan(sides.Sides):
   head_pairs: bool
   tile: int
   depth: int
+  numbers: int = 4
 
   @property
   def rows(self):
@@ -95,7 +97,7 @@ class Plan(sides.Sides):
     """Bytes of shared memory with so many stages."""
     depth = self.depth if depth is None else depth
     resident = ROWS * self.warpgroups * self.resident_width
-    stage = self.tile * (self.d + self.dv + 2 * 4)
+    stage = self.tile * (self.d + self.dv + 2 * self.numbers)
     return 2 * (resident + depth * stage) + _RESERVED
 
 
@@ -113,28 +115,44 @@ def changing(kind, **fields):
     _changes.reset(token)
 
 
-def make(operands, kind):
+# Kernels with one tile of scores at a time: it may be wider.
+_ONE_TILE = ("forward", "decode", "mass", "linear")
+_KEYS_RESIDENT = ("d_kv", "d_v", "mass", "mass_d_k")
+# Bytes of float32 sums that a warpgroup of "mass" keeps, see its kernel.
+MASS_SUMS = 64 * ROWS * 4
+
+
+def make(operands, kind, numbers=4):
   """Returns the `Plan` of a call.
 
   Args:
-    operands: `contract.Operands`; for "d_kv" and "d_v" with transposed lists.
-    kind: "forward", "d_q", "d_kv", or "d_v", which is without d_k.
+    operands: `contract.Operands`; with transposed lists where keys are
+      resident.
+    kind: of attention "forward", "d_q", "d_kv", or "d_v", which is without
+      d_k; "decode"; of attention mass "mass", "mass_d_q" or "mass_d_k";
+      "linear".
+    numbers: as in `Plan`.
   """
   changes = (_changes.get() or {}).get(kind, {})
-  return dataclasses.replace(_chosen(operands, kind), **changes)
+  return dataclasses.replace(_chosen(operands, kind, numbers), **changes)
 
 
-def _chosen(operands, kind):
+def _chosen(operands, kind, numbers):
   """The plan that is best as far as is known."""
   q, k, v, _, layout = operands
-  heads, d, dv = q.shape[2], padded(q.shape[-1]), padded(v.shape[-1])
-  keys_resident = kind in ("d_kv", "d_v")
+  heads, d = q.shape[2], padded(q.shape[-1])
+  dv = 0 if v is None else padded(v.shape[-1])
+  keys_resident = kind in _KEYS_RESIDENT
   both = sides.read(operands, keys_resident)
   shared = math.gcd(heads // k.shape[2], heads // layout.heads)
   halves = both.resident % (2 * ROWS) == 0
   head_pairs = not (halves or keys_resident or shared % 2)
   # What is staged for the result may replace what was resident.
-  width = d if kind in ("forward", "d_v") and d == dv else d + dv
+  width = d if kind in (*_ONE_TILE, "d_v") and d == dv else d + dv
+  if kind == "mass":
+    width += MASS_SUMS // (2 * ROWS)
+  if kind == "linear":
+    width += d * dv // (2 * ROWS)  # The state, for both warpgroups.
   plan = Plan(
     **vars(both),
     batch=q.shape[0],
@@ -148,8 +166,9 @@ def _chosen(operands, kind):
     head_pairs=head_pairs,
     tile=ROWS,
     depth=1,
+    numbers=numbers,
   )
-  if kind == "forward" and dv <= 128 and both.streamed % 128 == 0:
+  if kind in _ONE_TILE and dv <= 128 and both.streamed % 128 == 0:
     wide = _with_depth(dataclasses.replace(plan, tile=128))
     if wide.depth > 1:
       return wide

@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.block_sparse_attention import gpu_plan, gpu_stream
+from pallas_kernels.walks import gpu_plan, gpu_stream
 
 # Of 504 registers that a lane of each warpgroup has together.
 _COMPUTE_REGISTERS, _MEMORY_REGISTERS = 240, 24
@@ -23,7 +23,7 @@ class Cell(NamedTuple):
   Attributes:
     plan, params: the static numbers.
     refs: references by name: inputs, outputs and scratch.
-    rings: the two `gpu_stream.Ring`s.
+    rings: the `gpu_stream.Ring`s.
     at: `gpu_stream.Place` of the thread block; of a pair the first head.
     start, head: the warpgroup's own first resident token and query head.
     warpgroup: its number.
@@ -103,7 +103,7 @@ def run(
     compute: `(cell)`, what each compute warpgroup does.
     inputs: `{name: array}` that are not streamed; "lists" are those of
       `lists.rows`.
-    rings: two `{name: gpu_stream.Source}`.
+    rings: `{name: gpu_stream.Source}` each.
     outputs: `{name: jax.ShapeDtypeStruct}`.
     scratch: `{name: shared memory or barrier}`.
     interpret: None or `plgpu.InterpretGPUParams`.

@@ -6,7 +6,7 @@ A sum of `[64, width]` is a tuple of parts of at most 128 columns.
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.block_sparse_attention import gpu_tiles as tiles
+from pallas_kernels.walks import gpu_tiles as tiles
 
 # Wider parts leave the assembler no room to move them.
 COLUMNS = 128
