@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
+import flax
 import jax
 import numpy as np
 
@@ -35,7 +36,7 @@ def stages_of(
     prompts = pack(generator, asked, len(asked)).prompts
     key = jax.random.key(0)
     return visual_tokens.look(model, source.params, prompts, key)
-  except ValueError:
+  except (ValueError, flax.errors.ScopeParamNotFoundError):
     return None
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from configs import vlm_grid
 from experiments.data import DataError, digit_grid, pipeline
+from experiments.data.grid_captions import GridCaptions
 from experiments.data.grid_questions import (
   COLOURS,
   KINDS,
@@ -189,3 +190,20 @@ def test_without_easy_vqa_one_line_says_what_to_install(package, monkeypatch):
   with pytest.raises(DataError, match="tokjax\\[easyvqa\\]") as found:
     package.EasyVqa().source("train")
   assert "\n" not in str(found.value)
+
+
+def test_captions_read_what_cells_show():
+  data = GridCaptions(side=3, digits=6, heldout=4)
+  example = data.prepare(data.source("test")[2])
+  image, ids = data.caption(2)
+  np.testing.assert_array_equal(example["image"], image)
+  words = data.words.decode(ids).split()
+  scene = data._heldout(2)
+  shown = [str(x) if x >= 0 else "?" for x in scene.label.ravel()]
+  assert words == shown and words.count("?") == 3
+  # Each id but the last is told the next one, from the image on.
+  assert example["length"] == data.length == len(example["tokens"]) == 12
+  np.testing.assert_array_equal(example["target"][1:-1], example["tokens"][2:])
+  assert example["target"][0] == example["target"][-1] == -1
+  with pytest.raises(ValueError, match="turns=2"):
+    GridCaptions(turns=2)
