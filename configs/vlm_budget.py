@@ -4,8 +4,9 @@ python -m experiments.sweep --config configs/vlm_budget.py --workdir DIR
 
 The model of `vlm_pareto.py`. Single methods before the language model, inside
 it and in its cache, against pairs and triples that share one keep ratio:
-"divprune^1/3+snapkv^2/3" gives the first keep^(1/3), the second keep^(2/3). The
-search is the list of shares. Says under the table whether the best
+"divprune^1/3+snapkv^2/3" gives the first keep^(1/3), the second keep^(2/3); and
+pairs with the cache in few bits, which no keep ratio turns. The search is the
+list of shares. Says under the table whether the best
 combination beats the best single method at equal FLOPs and at equal bytes.
 """
 
@@ -15,10 +16,13 @@ from configs import common, vlm_pareto
 
 # Prompts are short: the last words of a question look for the rest.
 WINDOW = 4
-# What acts before the language model, inside it, and in its cache.
+# Entries of a head have 16 channels, and prompts are short.
+FEW_BITS = dict(bits=4, group=8, residual=8)
+# What acts before the language model, inside it, and in its cache; a store.
 BEFORE = ("divprune", "fastervlm")
 INSIDE = ("fastv",)
 CACHE = ("snapkv",)
+STORE = ("kivi",)
 SHARES = ("1/3", "1/2", "2/3")
 
 
@@ -34,7 +38,11 @@ def combinations() -> tuple[str, ...]:
   triples = [
     f"{a}^1/3+{b}^1/3+{c}^1/3" for a in BEFORE for b in INSIDE for c in CACHE
   ]
-  return (*pairs, *triples)
+  stored = [
+    f"{a}^1/2+{c}^1/2+{d}" for a in BEFORE for c in (*INSIDE, *CACHE)
+    for d in STORE
+  ]  # fmt: skip
+  return (*pairs, *triples, *stored)
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -46,6 +54,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.recipes = ("divprune", "snapkv", "divprune^1/2+snapkv^1/2")
   if not values.checkpoint:
     for name in config.recipes:
-      if "snapkv" in name:
-        config.options[name] = dict(window=WINDOW)
+      options = dict(window=WINDOW) if "snapkv" in name else {}
+      options |= FEW_BITS if "kivi" in name else {}
+      if options:
+        config.options[name] = options
   return config

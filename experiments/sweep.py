@@ -22,7 +22,7 @@ from typing import Any
 from experiments import typed
 from experiments.sweeps import programs, report
 from experiments.sweeps.classification import Classification
-from experiments.sweeps.count import Count
+from experiments.sweeps.count import Count, Told
 from experiments.sweeps.dense import Dense
 from experiments.sweeps.language import Language
 from experiments.sweeps.questions import Questions
@@ -110,19 +110,27 @@ def complete(
       whole = subject.compile(UNREDUCED)
   except Unfit as error:
     raise typed.ConfigError(f"the unreduced model: {error.reason}") from error
-  if first:
-    (row,) = rows_of([whole], whole, subject, config.rounds)
-    results.save([{**row, "keep": 1.0}])
-  # Compiled, then measured.
-  with Count(2 * sum(map(len, rounds)), "steps") as count:
+  with Count(sum(map(len, rounds)) + first, "recipes") as count:
+    if first:
+      told = count.within(1, "the unreduced model")
+      (row,) = rows_of([whole], whole, subject, config.rounds, told)
+      results.save([{**row, "keep": 1.0}])
+      count.reached(1, "measured the unreduced model")
+    done = int(first)
     for jobs in rounds:
       ready, unfit = programs.compile_round(
-        subject.compile, jobs, config.threads, count
+        subject.compile, jobs, config.threads, count, config.COMPILING
       )
-      rows = rows_of(ready, whole, subject, config.rounds) if ready else []
+      share = 1 - config.COMPILING
+      names = ", ".join(program.job.method for program in ready)
+      told = count.within(share * len(ready), f"{names} at {jobs[0].keep}")
+      rows = []
+      if ready:
+        rows = rows_of(ready, whole, subject, config.rounds, told)
       results.save(rows, unfit)
-      for job in jobs:
-        count.step(f"measured {job.method} at {job.keep}")
+      done += len(jobs)
+      said = f"measured {names}" if names else "nothing to measure"
+      count.reached(done, f"{said} at {jobs[0].keep}")
 
 
 def todo(
@@ -146,10 +154,10 @@ def todo(
 
 
 def rows_of(
-  made: Sequence[Any], whole: Any, subject: Subject, rounds: int
+  made: Sequence[Any], whole: Any, subject: Subject, rounds: int, told: Told
 ) -> list[Row]:
   """Scores and times programs; a row for each."""
-  scores = subject.score(made, whole)
+  scores = subject.score(made, whole, told)
   seconds = programs.measure(made, whole, subject.calls, rounds)
   return [
     {

@@ -1,6 +1,6 @@
 """Retrieval by tokens on docstrings: recall and time, XTR next to exact search.
 
-    python scripts/bench_retrieval.py [--seeds 3] [--steps 300] [--k 100]
+    python -m scripts.bench_retrieval [--seeds 3] [--steps 300] [--k 100]
 
 The corpus is the standard library: a document is a docstring without its first
 eight words, which are the query that has to find it. A small encoder of words
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.sweeps import intervals
 from tokjax import late_interaction as late
 
 QUERY, DOCUMENT, WORDS, WIDTH, OUT, BATCH = 8, 40, 4096, 64, 32, 32
@@ -157,9 +158,8 @@ def main() -> None:
   print("trained with\tsearch\trecall at 1\tat 10\tms a query")
   for (kind, name), rows in found.items():
     x = np.array(rows)
-    wide = 1.96 * x.std(axis=0, ddof=min(1, len(x) - 1)) / len(x) ** 0.5
-    mean, wide = 100 * x.mean(axis=0), 100 * wide
-    cells = [f"{mean[i]:.1f} ± {wide[i]:.1f}" for i in (0, 1)]
+    mean, half = intervals.of_seeds(100 * x[:, :2])
+    cells = [f"{a:.1f} ± {b:.1f}" for a, b in zip(mean, half, strict=True)]
     print(kind, name, *cells, f"{x[:, 2].min():.2f}", sep="\t")
 
 

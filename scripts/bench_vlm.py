@@ -1,16 +1,24 @@
 """Prefill and decode of a vision-language model, with and without recipes.
 
-  python -m scripts.bench_vlm [--width 4096] [--depth 2] [--repeats 3]
+  python -m scripts.bench_vlm [--width 4096] [--depth 2] [--repeats 3] [--cpu]
+  python -m scripts.bench_vlm --choosing
 
 Layers have the shapes of LLaVA-1.5-7B, with fewer blocks and a vocabulary of
 1000. All models are measured in turns in one process; times are the best of the
 repeats. FLOPs are those that the compiler counts for the whole step, vision
 tower and selection included. A row each: name, tokens of the prompt, GFLOPs of
 prefill and its share, milliseconds of prefill and its share, share of time over
-share of FLOPs, milliseconds of a decode step, MiB of the cache.
+share of FLOPs, milliseconds of a decode step, MiB of the cache. With --cpu
+times are those that all threads of the process spent, for a machine that is
+shared.
+
+With --choosing nothing runs: for each recipe, by how much the compiler's FLOPs
+fall if it keeps the last tokens instead, as many at the same place, in percent
+of the FLOPs of the plain prefill.
 """
 
 import argparse
+import dataclasses
 import time
 
 import jax
@@ -29,6 +37,7 @@ from tokjax.models import (
 )
 from tokjax.models.projector import ProjectorConfig
 from tokjax.models.vlm import Prompts
+from tokjax.reduce.rules import KEEP_NEWEST
 from tokjax.slots import Slots
 
 IMAGE, TEXT, DECODE = 999, 63, 64
@@ -64,19 +73,59 @@ def slots(depth: int) -> dict[str, Slots]:
   }
 
 
-def params_of(config: VisionLanguageConfig):
-  """Random parameters, drawn on the host."""
+def params_of(config: VisionLanguageConfig, drawn: bool = True):
+  """Random parameters, drawn on the host, or their shapes."""
   row = jnp.zeros((1, 2), jnp.int32)
   images = jnp.zeros((1, *config.vision.image_sides, 3))
   prompts = Prompts(row, row, row, row[0, :1], images)
   shapes = jax.eval_shape(
     VisionLanguage(config).init, jax.random.key(0), prompts
   )["params"]
+  if not drawn:
+    return shapes
   rng = np.random.default_rng(0)
   draw = lambda leaf: jnp.asarray(
     rng.standard_normal(leaf.shape, np.float32) * 0.02
   )
   return jax.tree.map(draw, shapes)
+
+
+def without_choosing(slots: Slots) -> Slots:
+  """The same with rules that keep the last tokens and ask nothing."""
+  own = lambda one: dataclasses.replace(
+    one,
+    reduce=tuple(
+      dataclasses.replace(r, rule=KEEP_NEWEST, at_most=1.0)
+      for r in one.reduce
+    ),
+  )
+  towers = tuple((name, own(one)) for name, one in slots.towers)
+  return dataclasses.replace(own(slots), towers=towers)
+
+
+def choosing(own: VisionLanguageConfig, prompt, image) -> None:
+  """What it costs to choose tokens, in FLOPs."""
+  shapes = params_of(own, drawn=False)
+
+  def flops(slots: Slots) -> float:
+    model = VisionLanguage(own, slots)
+    tokens = TEXT + vlm_generation.tokens_per_image(own, slots)
+    generator = VisionLanguageGenerator(
+      model, shapes, tokens, DECODE, buckets=(TEXT, tokens)
+    )
+    packed, room = generator.pack([prompt], [[image]])
+    run = lambda p, x: vlm_generation.prefill(
+      model, p, x, DECODE, None, room
+    ).logits
+    return cost.measure(run, shapes, packed).flops
+
+  plain = flops(Slots())
+  print("name\tchoosing, % of the plain prefill")
+  for name, slots_ in slots(own.language.depth).items():
+    if name in ("plain", "avgpool 12x12"):
+      continue
+    more = flops(slots_) - flops(without_choosing(slots_))
+    print(f"{name}\t{100 * more / plain:.2f}", flush=True)
 
 
 def main() -> None:
@@ -85,12 +134,18 @@ def main() -> None:
   parser.add_argument("--width", type=int, default=4096)
   parser.add_argument("--depth", type=int, default=2)
   parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--cpu", action="store_true")
+  parser.add_argument("--choosing", action="store_true")
   args = parser.parse_args()
+  clock = time.process_time if args.cpu else time.perf_counter
   own = config(args.width, args.depth)
-  params = params_of(own)
   rng = np.random.default_rng(1)
   image = rng.normal(size=(336, 336, 3)).astype(np.float32)
   prompt = [IMAGE, *rng.integers(1, IMAGE, TEXT).tolist()]
+  if args.choosing:
+    choosing(own, prompt, image)
+    return
+  params = params_of(own)
   made, flops, prefill, step, held = {}, {}, {}, {}, {}
   for name, filled in slots(args.depth).items():
     model = VisionLanguage(own, filled)
@@ -106,20 +161,20 @@ def main() -> None:
     made[name] = (generator, packed, room)
   for _ in range(args.repeats + 1):
     for name, (generator, packed, room) in made.items():
-      begin = time.perf_counter()
+      begin = clock()
       whole = generator.language.one_program
       run = vlm_generation.prefill_whole if whole else vlm_generation.prefill
       going = run(generator.model, params, packed, DECODE, None, room)
       jax.block_until_ready(going)
-      prefill.setdefault(name, []).append(time.perf_counter() - begin)
+      prefill.setdefault(name, []).append(clock() - begin)
       held[name] = generator.bytes(going).physical
       token = jnp.asarray([5], jnp.int32)
       going = jax.block_until_ready(generator.step(going, token))
-      begin = time.perf_counter()
+      begin = clock()
       for _ in range(4):
         going = generator.step(going, token)
       jax.block_until_ready(going)
-      step.setdefault(name, []).append((time.perf_counter() - begin) / 4)
+      step.setdefault(name, []).append((clock() - begin) / 4)
   print("name\ttokens\tGFLOP\tshare\tms\tshare\ttime/FLOPs\tstep ms\tMiB")
   best = {name: min(times[1:]) for name, times in prefill.items()}
   for name, (_, packed, _) in made.items():

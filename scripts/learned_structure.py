@@ -1,17 +1,19 @@
 """Masks of structure at work: tables, pages and translations on tiny models.
 
     python -m scripts.learned_structure [--tasks mate prefix mitre] [--seeds 3]
+      [--masks row random]
 
 Each task trains the same small transformer (two layers, 64 wide) with different
 masks and prints the pairs of tokens that a mask shows, as a share of all, and
 the accuracy on held-out examples in percent, over seeds with 95 % intervals.
 
-mate: a table of 5 x 5 random words with names of rows and columns; the question
-names a row and a column, the answer is the word there.
-prefix: a page of the standard library's documentation, eight functions with the
-beginnings of their docstrings; the first tokens name one of them, and its
-second word of text is asked for (functions are the same in training, so that a
-model may know them by heart).
+mate: a table of 5 x 5 cells under numbers of columns and behind numbers of
+rows. Half of the cells hold the word of both numbers, one for each pair of
+them; the others are masked and asked for: a cell needs its own row and column.
+prefix: a page of the standard library's documentation, eight names of
+functions, each with the beginning of another one's docstring, so that nothing
+of it is known by heart. The first token has the number of a section, whose name
+is asked for.
 mitre: sentences of eight words into six languages, each with words and an order
 of its own; the next word of the translation is asked for.
 """
@@ -44,7 +46,8 @@ class Examples(NamedTuple):
   """Of one batch.
 
   Attributes:
-    ids, position: of tokens, `[b, n]`.
+    ids: of tokens, `[b, n]`.
+    position: places of tokens, each with an embedding, `[b, n, k]`.
     target: the answer at each token, -1 where none is asked for, `[b, n]`.
   """
 
@@ -67,7 +70,8 @@ class Transformer(nn.Module):
   def __call__(self, ids, position, seen):
     init = nn.initializers.normal(0.1)
     x = nn.Embed(self.vocabulary, WIDTH, embedding_init=init)(ids)
-    x += nn.Embed(self.length, WIDTH, embedding_init=init)(position)
+    place = nn.Embed(self.length, WIDTH, embedding_init=init)
+    x += place(position).sum(axis=-2)
     for _ in range(DEPTH):
       y = nn.LayerNorm()(x)
       split = lambda y: nn.DenseGeneral((HEADS, WIDTH // HEADS))(y)
@@ -88,102 +92,123 @@ def of_heads(mask) -> np.ndarray:
 
 # Tables.
 
-SIDE, NAMES, CELLS = 5, 20, 40
+SIDE, NUMBERS = 5, 8
+EMPTY, HIDDEN = 0, 1
+
+
+def spread() -> tuple[np.ndarray, np.ndarray]:
+  """Rows and columns of a table's tokens, row by row; 0 are headings."""
+  at = np.arange(SIDE + 1)
+  return np.repeat(at, SIDE + 1), np.tile(at, SIDE + 1)
 
 
 def tables(rng, n: int) -> Examples:
-  """Question, names of columns, then rows with their names."""
-  name = lambda: np.stack([rng.permutation(NAMES)[:SIDE] for _ in range(n)])
-  rows, columns = 1 + name(), 1 + NAMES + name()
-  cells = 1 + 2 * NAMES + rng.integers(0, CELLS, (n, SIDE, SIDE))
-  at = rng.integers(0, SIDE, (2, n))
-  every = np.arange(n)
-  question = np.stack(
-    [rows[every, at[0]], columns[every, at[1]]], axis=1
+  """A corner, numbers of columns, then rows with their numbers."""
+  rows, columns = rng.integers(0, NUMBERS, (2, n, SIDE))
+  cells = rows[:, :, None] * NUMBERS + columns[:, None]
+  asked = rng.random(cells.shape) < 0.5
+  number = lambda x, kind: 2 + kind * NUMBERS + x
+  table = np.full((n, SIDE + 1, SIDE + 1), EMPTY)
+  table[:, 1:, 0], table[:, 0, 1:] = number(rows, 0), number(columns, 1)
+  table[:, 1:, 1:] = np.where(asked, HIDDEN, number(cells, 2))
+  target = np.full(table.shape, -1)
+  target[:, 1:, 1:] = np.where(asked, number(cells, 2), -1)
+  row, column = spread()
+  # As in TAPAS, tokens know the numbers of their row and column.
+  position = np.stack([row, SIDE + 1 + column], axis=-1)
+  ids = table.reshape(n, -1)
+  return Examples(
+    ids, np.broadcast_to(position, (*ids.shape, 2)), target.reshape(n, -1)
   )
-  body = np.concatenate([rows[..., None], cells], axis=-1).reshape(n, -1)
-  ids = np.concatenate([0 * question[:, :1], question, columns, body], axis=1)
-  target = np.full(ids.shape, -1)
-  target[:, 0] = cells[every, at[0], at[1]]
-  # Positions tell kinds of tokens; rows and columns are told by masks, or here.
-  position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-  return Examples(ids, position, target)
+
+
+def at_random(like: np.ndarray) -> np.ndarray:
+  """A mask of as many pairs for each head, tokens themselves among them."""
+  rng, n = np.random.default_rng(0), like.shape[1]
+  draw = rng.random(like.shape) - 2 * np.eye(n)[None]
+  many = like.sum() // HEADS
+  least = np.sort(draw.reshape(HEADS, -1), axis=1)[:, many - 1, None, None]
+  return draw <= least
+
+
+def near(like: np.ndarray) -> np.ndarray:
+  """A window of about as many pairs, not fewer."""
+  n = like.shape[1]
+  apart = np.abs(np.arange(n)[:, None] - np.arange(n)[None])
+  return of_heads(apart <= np.sort(apart.reshape(-1))[like.sum() // HEADS])
 
 
 def table_masks() -> dict[str, np.ndarray]:
-  """By name; the window shows as many pairs as MATE."""
-  columns = np.arange(SIDE)
-  row = [0] * (3 + SIDE) + [r for r in range(1, SIDE + 1)
-                            for _ in range(SIDE + 1)]  # fmt: skip
-  column = [0] * 3 + [*(1 + columns)] + [0, *(1 + columns)] * SIDE
+  """By name; a window and random pairs are as many as MATE's."""
+  row, column = (jnp.asarray(x) for x in spread())
   n = len(row)
-  text = jnp.arange(n) < 3
-  real = jnp.ones(n, bool)
   mate = functools.partial(
-    structural.table_mask, jnp.asarray(row), jnp.asarray(column), text, real,
+    structural.table_mask, row, column, jnp.zeros(n, bool), jnp.ones(n, bool),
     heads=HEADS,
   )  # fmt: skip
-  found = {
-    "row and column heads (MATE)": np.asarray(mate(row_heads=HEADS // 2)),
+  both = np.asarray(mate(row_heads=HEADS // 2))
+  return {
+    "row and column heads (MATE)": both,
     "row heads alone": np.asarray(mate(row_heads=HEADS)),
+    "a window": near(both),
+    "random pairs": at_random(both),
     "dense": of_heads(np.ones((n, n), bool)),
   }
-  many = found["row and column heads (MATE)"].sum() // HEADS
-  near = np.abs(np.arange(n)[:, None] - np.arange(n)[None])
-  wide = np.sort(near.reshape(-1))[many]
-  head = np.asarray(text)
-  local = (near <= wide) | head[None] | head[:, None]
-  return {**found, "question and a window": of_heads(local)}
 
 
 # Pages.
 
-SECTIONS, SECTION, PREFIX, KNOWN = 8, 8, 4, 1500
+SECTIONS, SECTION, PREFIX, KNOWN, NAMES = 8, 4, 2, 200, 60
 
 
 @functools.cache
-def functions() -> list[list[int]]:
-  """Names and first words of docstrings of functions, as ids."""
+def functions() -> tuple[np.ndarray, np.ndarray]:
+  """Names of functions, and first words of docstrings, as ids."""
   found = {}
   for path in sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py")):
     for node in ast.walk(ast.parse(path.read_bytes())):
       if isinstance(node, ast.FunctionDef | ast.ClassDef):
         text = re.findall("[a-z]+", (ast.get_docstring(node) or "").lower())
-        if len(text) >= SECTION and node.name.lower().isalpha():
+        if len(text) >= 8 and node.name.lower().isalpha():
           found[node.name.lower()] = text[: SECTION - 1]
   often = collections.Counter(w for text in found.values() for w in text)
-  number = {w: i + 2 for i, (w, _) in enumerate(often.most_common(KNOWN // 2))}
-  name = {w: 2 + KNOWN // 2 + i for i, w in enumerate(found)}
-  return [[name[w], *(number.get(t, 1) for t in found[w])] for w in found]
+  first = 2 + SECTIONS + NAMES
+  number = {w: i + first for i, (w, _) in enumerate(often.most_common(KNOWN))}
+  texts = [[number.get(w, 1) for w in text] for text in found.values()]
+  return 2 + SECTIONS + np.arange(NAMES), np.array(texts)
 
 
 def pages(rng, n: int) -> Examples:
-  """A name, then sections, one of which begins with it."""
-  known = np.array(functions())
-  page = np.stack(
-    [known[rng.permutation(len(known))[:SECTIONS]] for _ in range(n)]
+  """The number of a section, then sections: a name, and words of some text."""
+  names, texts = functions()
+  each = lambda of: np.stack(
+    [rng.permutation(len(of))[:SECTIONS] for _ in range(n)]
+  )
+  page = np.concatenate(
+    [names[each(names)][..., None], texts[each(texts)]], axis=-1
   )
   asked = rng.integers(0, SECTIONS, n)
-  every = np.arange(n)
   first = np.zeros((n, PREFIX), int)
-  first[:, 0] = page[every, asked, 0]
+  first[:, 0] = 2 + asked
   ids = np.concatenate([first, page.reshape(n, -1)], axis=1)
   target = np.full(ids.shape, -1)
-  target[:, 0] = page[every, asked, 2]
-  position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-  return Examples(ids, position, target)
+  target[:, 0] = page[np.arange(n), asked, 0]
+  position = np.arange(ids.shape[1])[:, None]
+  return Examples(ids, np.broadcast_to(position, (*ids.shape, 1)), target)
 
 
 def page_masks() -> dict[str, np.ndarray]:
-  """By name."""
+  """By name; the window and random pairs are as many as the first's."""
   n = PREFIX + SECTIONS * SECTION
-  block = dict(q_len=n, block_q=4, block_k=4)
+  block = dict(q_len=n, block_q=2, block_k=2)
   shown = lambda pattern: of_heads(
     to_dense(layouts.from_pattern(pattern, **block))[0]
   )
+  both = shown(structural.prefix_global(PREFIX, 2))
   return {
-    "prefix and a window": shown(structural.prefix_global(PREFIX, 4)),
-    "a window": shown(layouts.Window(6, 6)),
+    "prefix and a window (Prefix Global)": both,
+    "a window": near(both),
+    "random pairs": at_random(both),
     "dense": of_heads(np.ones((n, n), bool)),
   }
 
@@ -222,7 +247,9 @@ def translations(rng, n: int, factor: int = 1) -> Examples:
   places = np.array(places) + np.repeat(
     [0, LONG + 2, 2 * LONG + 4], [LONG + 2, registers.shape[1], LONG]
   )
-  return Examples(ids, np.broadcast_to(places, ids.shape), target)
+  return Examples(
+    ids, np.broadcast_to(places[:, None], (*ids.shape, 1)), target
+  )
 
 
 def register_mask(factor: int, cut: bool = False) -> np.ndarray:
@@ -248,7 +275,7 @@ def dense_translation() -> np.ndarray:
   return of_heads(seen)
 
 
-IDS = {tables: 1 + 2 * NAMES + CELLS, pages: 2 + KNOWN // 2 + len(functions())}
+IDS = {tables: 2 + (2 + NUMBERS) * NUMBERS, pages: 2 + SECTIONS + NAMES + KNOWN}
 TASKS = {
   "mate": {k: (tables, m) for k, m in table_masks().items()},
   "prefix": {k: (pages, m) for k, m in page_masks().items()},
@@ -269,7 +296,8 @@ def measured(draw, seen, seed: int, steps: int) -> tuple[float, float]:
   vocabulary = IDS.get(draw, 2 + 2 * WORDS + LANGUAGES)
   model = Transformer(vocabulary, int(most.position.max()) + 1)
 
-  def told(params, ids, position, target):
+  # Masks are given: one program for all of a task.
+  def told(params, ids, position, target, seen):
     logits = model.apply({"params": params}, ids, position, seen)
     asked = target >= 0
     each = optax.softmax_cross_entropy_with_integer_labels(
@@ -279,29 +307,37 @@ def measured(draw, seen, seed: int, steps: int) -> tuple[float, float]:
     return mean(each), mean(logits.argmax(axis=-1) == target)
 
   rng = np.random.default_rng(seed + 1)
-  test = draw(np.random.default_rng(10_000 + seed), 512)
+  test = draw(np.random.default_rng(10_000 + seed), 256)
   init = jax.jit(model.init)(
     jax.random.key(seed), most.ids[:1], most.position[:1], seen
   )
   params, right = init["params"], jax.jit(told)
-  first = float(right(params, *test)[1])
+  first = float(right(params, *test, seen)[1])
   params = fitting.fitted(
-    lambda *given: told(*given)[0], params,
-    (draw(rng, BATCH) for _ in range(steps)), steps=steps, lr=2e-3, warmup=50,
-  )  # fmt: skip
-  return 100 * first, 100 * float(right(params, *test)[1])
+    lambda *given: told(*given)[0],
+    params,
+    ((*draw(rng, BATCH), seen) for _ in range(steps)),
+    steps=steps,
+    lr=2e-3,
+    warmup=50,
+  )
+  return 100 * first, 100 * float(right(params, *test, seen)[1])
 
 
 def main() -> None:
   """Trains and prints."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--tasks", nargs="+", default=[*TASKS])
+  parser.add_argument("--masks", nargs="+", default=[""],
+                      help="beginnings of their names; all")  # fmt: skip
   parser.add_argument("--seeds", type=int, default=3)
-  parser.add_argument("--steps", type=int, default=1000)
+  parser.add_argument("--steps", type=int, default=300)
   args = parser.parse_args()
   print("task", "mask", "pairs", "untrained", "trained", sep="\t")
   for task in args.tasks:
     for name, (draw, seen) in TASKS[task].items():
+      if not name.startswith(tuple(args.masks)):
+        continue
       x = np.array(
         [measured(draw, seen, s, args.steps) for s in range(args.seeds)]
       )

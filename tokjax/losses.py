@@ -351,3 +351,33 @@ class Told:
         f" {view.model.slots.name!r} leaves such a loss"
       )
     return jnp.stack(told[self.name]).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafting:
+  """How far what a draft guesses is from what the model makes later (FLASH).
+
+  Smooth L1 of features, a mean over their entries, and cross entropy with the
+  distribution that the head makes of the true ones; means over the guesses that
+  count.
+
+  Attributes:
+    features, tokens: factors of the two.
+    weight: factor of the loss.
+  """
+
+  features: float = 1.0
+  tokens: float = 0.1
+  weight: float = 1.0
+  name = "drafting"
+
+  def __call__(self, view: View) -> Array:
+    said = view.given("draft", self.name)
+    guess, true = said.rows.features, said.rows.target
+    gap = jnp.abs(guess - true)
+    near = jnp.where(gap < 1, 0.5 * gap * gap, gap - 0.5).mean(axis=-1)
+    right = jax.nn.softmax(said.target)
+    cross = -(right * jax.nn.log_softmax(said.logits)).sum(axis=-1)
+    loss = self.features * near + self.tokens * cross
+    weight = said.rows.weight
+    return (loss * weight).sum() / jnp.maximum(weight.sum(), 1)

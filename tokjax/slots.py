@@ -201,6 +201,7 @@ TAKEN_BY = {
   "pool_by_size": "encoders with a pooling head",
   "collect": "encoders and decoders",
   "adapter_rank": "encoders and decoders",
+  "draft": "decoders",
   "pass_class": "the vision tower of a vision-language model",
   "towers": "vision-language models",
 }
@@ -223,6 +224,8 @@ class Slots:
     collect: questions that every block answers, for losses and pictures.
     adapter_rank: of trainable low-rank updates of the query and value
       projections (LoRA), for recipes that leave the backbone frozen; 0: none.
+    draft: a module that guesses tokens ahead of a decoder, for speculative
+      decoding: `tokjax.learned.LatentDraft`.
     losses: what training adds to the task's loss; hashable functions with
       `name` and `weight`, see `tokjax.losses`.
     pass_class: the class token of a vision tower goes on to the language model,
@@ -241,6 +244,7 @@ class Slots:
   losses: tuple[Any, ...] = ()
   collect: tuple[Question, ...] = ()
   adapter_rank: int = 0
+  draft: Any = None
   pass_class: bool = False
   towers: tuple[tuple[str, "Slots"], ...] | Any = ()
   name: str = "slots"
@@ -310,9 +314,12 @@ class Slots:
   def reductions(self) -> int:
     """How many reductions share a budget, those of towers included.
 
-    One that is unmerged follows the encoder.
+    One that is unmerged follows the encoder, an undecided one its rule.
     """
-    own = sum(not r.unmerged for r in self.reduce)
+    own = sum(
+      not (r.unmerged or isinstance(r.budget, budgets.Undecided))
+      for r in self.reduce
+    )
     return own + sum(s.reductions for _, s in self.towers)
 
   def restored(self) -> "Slots":

@@ -4,6 +4,7 @@ from experiments.data.digit_grid import DigitGrid
 from experiments.data.digits import Digits
 from experiments.data.easy_vqa import EasyVqa
 from experiments.data.errors import DataError
+from experiments.data.grid_captions import GridCaptions
 from experiments.data.grid_questions import GridQuestions
 from experiments.data.images import FolderImages, TfdsImages
 from experiments.data.recall import Recall
@@ -17,6 +18,7 @@ from experiments.data.text import (
 DATA = {
   "digits": Digits,
   "digit_grid": DigitGrid,
+  "grid_captions": GridCaptions,
   "grid_questions": GridQuestions,
   "easy_vqa": EasyVqa,
   "tfds_images": TfdsImages,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from experiments.sweeps.count import Told, unheard
 from experiments.sweeps.decoding import (
   Batch,
   Dense,
@@ -192,14 +193,18 @@ class Asker:
     self._warm: set[tuple[Group, tuple[str, ...]]] = set()
 
   def __call__(
-    self, programs: Sequence[Programs], whole: Programs
+    self, programs: Sequence[Programs], whole: Programs, told: Told = unheard
   ) -> list[Answers]:
-    """Answers with each recipe; `whole` is the full cache."""
+    """Answers with each recipe; `whole` is the full cache.
+
+    `told` is called with the number of batches that are done, and of all.
+    """
     seeds = self._models.weights
     self._warm_up([*programs, whole])
     found = [
       Answers.empty(len(seeds), self._questions, self._texts) for _ in programs
     ]
+    total, done = sum(len(self._turns(n)) for n in range(len(seeds))), 0
     for seed, weights in enumerate(seeds):
       for i, (group, numbers) in self._turns(seed):
         params = weights[group.model == "text"]
@@ -223,6 +228,8 @@ class Asker:
             answers.steps.append(batch.count)
           if i < len(self._batches):
             self._note(answers, program, seed, numbers, state, said)
+        done += 1
+        told(done, total)
     return found
 
   def _warm_up(self, every: Sequence[Programs]) -> None:
@@ -241,12 +248,15 @@ class Asker:
           self._run(program, group, params, batch, record)
           self._warm.add((group, program.identity))
 
-  def _turns(self, seed: int):
+  def _turns(
+    self, seed: int
+  ) -> list[tuple[int, tuple[Group, tuple[int, ...]]]]:
     """Batches by number; more of them where more have to be timed."""
     count = len(self._batches)
     if seed == 0:
       count = max(count, self._rounds)
-    return enumerate(itertools.islice(itertools.cycle(self._batches), count))
+    turns = itertools.islice(itertools.cycle(self._batches), count)
+    return list(enumerate(turns))
 
   def _record(self, key, group, params, batch, again: bool) -> State:
     """What the dense prefill of a batch left; its time is noted."""

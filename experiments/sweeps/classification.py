@@ -13,6 +13,7 @@ import numpy as np
 from experiments import typed
 from experiments.sweeps import intervals, merges
 from experiments.sweeps.classifiers import CLASSIFIERS, Classifier
+from experiments.sweeps.count import Told, unheard
 from experiments.sweeps.forward import Program, compile_forward
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Loss, Plot, Table
@@ -82,7 +83,12 @@ class ClassificationSubject:
     log_p = lambda logits: jax.nn.log_softmax(logits.astype(jnp.float32))
     return compile_forward(self.classifier, job, *inputs, of=log_p)
 
-  def score(self, programs: Sequence[Program], whole: Program) -> list[Row]:
+  def score(
+    self,
+    programs: Sequence[Program],
+    whole: Program,
+    told: Told = unheard,
+  ) -> list[Row]:
     """Accuracy, and drift from the unreduced model's answers.
 
     Means over seeds. The data is read once for all programs; random recipes
@@ -97,6 +103,7 @@ class ClassificationSubject:
       hits, moved = self._answers(programs, whole, inputs, batch["label"])
       right.append(hits[..., real])
       drift.append(moved[..., real])
+      told(i + 1, self.classifier.rounds(size))
     hits, moved = np.concatenate(right, -1), np.concatenate(drift, -1)
     return [
       {

@@ -59,6 +59,10 @@ class Classifier:
         batch["label"] = np.asarray(self.classes)[batch["label"]]
       yield batch
 
+  def rounds(self, size: int) -> int:
+    """How many `batches` there are."""
+    return -(-len(self.data.source("test")) // size)
+
   def images(self, count: int) -> np.ndarray:
     """The first held-out images, prepared, `[count, height, width, c]`."""
     return next(pipeline.heldout_batches(self.data, count))["image"]

@@ -13,6 +13,7 @@ import numpy as np
 from experiments import typed
 from experiments.sweeps import dense_maps, intervals
 from experiments.sweeps.classification import at_shares, ranking
+from experiments.sweeps.count import Told, unheard
 from experiments.sweeps.dense_models import DENSE_MODELS, DenseModel
 from experiments.sweeps.forward import Program, compile_forward
 from experiments.sweeps.programs import speedup
@@ -92,7 +93,12 @@ class DenseSubject:
     """See `Subject.compile`."""
     return compile_forward(self.model, job, self.model.params, self.first)
 
-  def score(self, programs: Sequence[Program], whole: Program) -> list[Row]:
+  def score(
+    self,
+    programs: Sequence[Program],
+    whole: Program,
+    told: Told = unheard,
+  ) -> list[Row]:
     """Agreement with the unreduced model's map, image by image.
 
     Means over images: Pearson's correlation over pixels, and the absolute
@@ -108,6 +114,7 @@ class DenseSubject:
         made = zip((*programs, whole), each, strict=True)
         self.seen.update({program.job: maps for program, maps in made})
       found.append([agreement(maps, each[-1]) for maps in each[:-1]])
+      told(i + 1, -(-len(self.model.images) // size))
     rows = []
     for program, (same, apart) in zip(
       programs, np.concatenate(found, axis=-1), strict=True

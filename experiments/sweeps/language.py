@@ -18,6 +18,7 @@ from experiments.sweeps import (
   probes,
 )
 from experiments.sweeps.asking import Answers, Asker, Group, Programs
+from experiments.sweeps.count import Told, unheard
 from experiments.sweeps.decoding import Dense
 from experiments.sweeps.dense_prefill import Kept
 from experiments.sweeps.language_models import SOURCES, RecallAndText
@@ -72,6 +73,7 @@ class Language(OptionsSweep):
   )  # fmt: skip
   NOTHING = "full"
   TOGETHER: ClassVar[int | None] = 4
+  COMPILING: ClassVar[float] = 0.1
 
   def __post_init__(self):
     super().__post_init__()
@@ -141,22 +143,26 @@ class LanguageSubject:
     said = (f"{size} tokens: {notes[size]}" for size in sorted(notes))
     return Programs(job, built, "; ".join(said))
 
-  def score(self, programs: Sequence[Programs], whole: Programs) -> list[Row]:
+  def score(
+    self,
+    programs: Sequence[Programs],
+    whole: Programs,
+    told: Told = unheard,
+  ) -> list[Row]:
     """Answers, nats per token, bytes of one text's cache, and times.
 
     Means over seeds; intervals are those of `intervals.difference` to the full
     cache, question by question and text by text.
     """
-    if whole.identity not in self._found:
-      (self._found[whole.identity],) = self._ask([whole], whole)
-    # A budget that prompts do not reach changes nothing: asked once.
+    # A budget that prompts do not reach changes nothing: asked once. A sweep
+    # that goes on has yet to ask the full cache.
     new = {
       program.identity: program
-      for program in programs
+      for program in (whole, *programs)
       if program.identity not in self._found
     }
     if new:
-      answers = self._ask(list(new.values()), whole)
+      answers = self._ask(list(new.values()), whole, told)
       self._found.update(zip(new, answers, strict=True))
     full = self._found[whole.identity]
     return [

@@ -36,9 +36,19 @@ def compile_all(
 
 
 def compile_round(
-  make: Callable[[Job], P], jobs: Sequence[Job], threads: int, count: Count
+  make: Callable[[Job], P],
+  jobs: Sequence[Job],
+  threads: int,
+  count: Count,
+  share: float,
 ) -> tuple[list[P], list[Row]]:
-  """What could be compiled, in the order of the jobs, and rows of the rest."""
+  """What could be compiled, in the order of the jobs, and rows of the rest.
+
+  Args:
+    make, jobs, threads: see `compile_all`.
+    count: told of every job that is compiled.
+    share: of a job that compiling is.
+  """
   ready, unfit = [], []
   for outcome in compile_all(make, jobs, threads):
     job = outcome.job
@@ -47,7 +57,7 @@ def compile_round(
       unfit.append(row)
     else:
       ready.append(outcome)
-    count.step(f"compiled {job.method} at {job.keep}")
+    count.step(f"compiled {job.method} at {job.keep}", share)
   return sorted(ready, key=lambda made: jobs.index(made.job)), unfit
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 
@@ -88,6 +89,11 @@ def build(source: QuestionModel, job: Job, size: int, room: int) -> Program:
   asked = source.asked
   try:
     model = source.build(job.slots())
+    if model.slots.draft is not None:
+      raise ValueError(
+        "guesses tokens, and removes none from a prompt; see"
+        " tokjax.models.Speculative and scripts/learned_drafts.py"
+      )
     generator = generator_of(model, source, asked, size, room)
     batches = [
       pack(generator, asked[first : first + size], size)
@@ -107,6 +113,11 @@ def build(source: QuestionModel, job: Job, size: int, room: int) -> Program:
     compiled = jitted.lower(*inputs).compile()
   except ValueError as error:
     raise Unfit(job, str(error)) from error
+  except flax.errors.ScopeParamNotFoundError as error:
+    raise Unfit(
+      job, "has weights, which the model was not trained with; see"
+      " configs/learned/questions.py",
+    ) from error  # fmt: skip
   spent = cost.measure(jitted, *inputs, compiled=compiled)
   run = lambda params, prompts, key: compiled(
     params, jax.tree.leaves(prompts), key

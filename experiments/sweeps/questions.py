@@ -17,6 +17,7 @@ from experiments.sweeps import (
   question_report,
   question_views,
 )
+from experiments.sweeps.count import Told, unheard
 from experiments.sweeps.probe import words_of
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.question_models import (
@@ -90,7 +91,12 @@ class QuestionsSubject:
     room = max(self.settings.steps, self.settings.answer)
     return build(self.model, job, self.settings.batch_size, room)
 
-  def score(self, programs: Sequence[Program], whole: Program) -> list[Row]:
+  def score(
+    self,
+    programs: Sequence[Program],
+    whole: Program,
+    told: Told = unheard,
+  ) -> list[Row]:
     """Right answers by kind of question, drift, FLOPs and bytes.
 
     Means over seeds; intervals are those of `intervals.lost`, question by
@@ -100,7 +106,7 @@ class QuestionsSubject:
     """
     right, logits = self._answers(whole)
     rows = []
-    for program in programs:
+    for n, program in enumerate(programs):
       own, moved = right, np.zeros(right.shape)
       if program is not whole:
         own, other = self._answers(program)
@@ -110,6 +116,7 @@ class QuestionsSubject:
       if program is whole:
         looks = question_views.looks(self.model, program.job)
       rows.append({**row, **kept, "looks": looks})
+      told(n + 1, len(programs))
     return rows
 
   def _answers(self, program: Program) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from experiments import typed
+from experiments.sweeps.count import Told, unheard
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import WHOLE, Results, Row
 from experiments.training import config
@@ -118,8 +119,15 @@ class Subject(Protocol[P]):
     """
     ...
 
-  def score(self, programs: Sequence[P], whole: P) -> Sequence[Row]:
-    """What is measured of each program but its speed; a row for each."""
+  def score(
+    self, programs: Sequence[P], whole: P, told: Told = unheard
+  ) -> Sequence[Row]:
+    """What is measured of each program but its speed; a row for each.
+
+    Args:
+      programs, whole: with recipes, and the unreduced model.
+      told: called with the number of parts that are done and of all parts.
+    """
     ...
 
   def calls(self, program: P) -> Mapping[str, Callable[[], Any]]:
@@ -176,13 +184,15 @@ class Sweep:
 
   # Of a kind: choices of `subject.name`; names of the files; the settings that
   # rows depend on; the recipe of its families that reduces nothing; how many
-  # rows are made and saved together, None: all of a keep ratio.
+  # rows are made and saved together, None: all of a keep ratio; which share of
+  # a row's time compiling is, about, for the time that is left.
   SUBJECTS: ClassVar[Mapping[str, type]]
   STEM: ClassVar[str]
   PICTURE: ClassVar[str]
   DEPENDS: ClassVar[tuple[str, ...]]
   NOTHING: ClassVar[str]
   TOGETHER: ClassVar[int | None] = None
+  COMPILING: ClassVar[float] = 0.5
 
   def __post_init__(self):
     self.at_least_one("batch_size", "rounds", "threads")

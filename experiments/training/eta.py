@@ -23,10 +23,10 @@ class Eta:
     self._began = time.perf_counter()
     self._end: float | None = None
 
-  def reached(self, done: int) -> None:
-    """So many parts are done now."""
-    now = time.perf_counter()
-    each = self.spent / max(done - self._start, 1)
+  def reached(self, done: float) -> None:
+    """So many parts are done now; not all need be whole."""
+    now, new = time.perf_counter(), done - self._start
+    each = self.spent / (new if new > 0 else 1)
     self._end = now + each * (self._total - done)
 
   @property

@@ -39,6 +39,11 @@ def test_chunks_end_where_the_card_says():
   assert every.end(LAYER, jnp.arange(4)).tolist() == [0, 1, 2, 3]
 
 
+def test_keep_turns_the_length_of_chunks():
+  chunk = lambda keep: recipes.get("attamba", keep=keep).attend.chunk
+  assert [chunk(x) for x in (1.0, 0.5, 0.25, 0.125, 0.3)] == [1, 2, 4, 8, 3]
+
+
 def test_what_reaches_a_query():
   """Ends of chunks, which hold their own chunk alone, and the newest."""
   attend = MultiTokenStates(4, lead=1, state=2)

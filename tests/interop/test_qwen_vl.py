@@ -13,6 +13,7 @@ from tokjax import interop
 from tokjax.interop import files, qwen_vl
 from tokjax.interop.preprocessing_files import HF_FILE
 from tokjax.models import Rotary, VisionLanguageGenerator
+from tokjax.models.native_patches import Clip
 
 IMAGE, STEPS = 50, 3
 TEXT = dict(
@@ -113,6 +114,51 @@ def test_prefill_and_decode_equal_the_reference(loaded, record_property):
     model, params, capacity=64, decode=STEPS, buckets=(64,), size_buckets=(24,)
   )
   assert_equal(theirs, made, PROMPTS, images, NEXT, given, record_property)
+
+
+def test_clips_have_an_axis_of_time(loaded):
+  """Three parts and two of them in a ragged batch; positions and logits."""
+  theirs, _, _, (model, params, inputs) = loaded
+  old = model.config.vision.window is None
+  # The newer one has 2 positions a second, here 1.5 seconds apart.
+  step = 1.0 if old else 1.5 * model_rate(theirs)
+  rng = np.random.default_rng(5)
+  part = inputs.preprocessing(photos(SIZES)[0])
+  draw = lambda: part._replace(
+    pixels=rng.normal(size=part.pixels.shape).astype(np.float32)
+  )
+  clips = [Clip(tuple(draw() for _ in range(n)), step) for n in (3, 2)]
+  prompts = [[1, 7, IMAGE, 9, 3], [1, IMAGE, 4, 6, 8]]
+  made = VisionLanguageGenerator(
+    model, params, capacity=128, decode=STEPS, buckets=(128,),
+    size_buckets=(24,),
+  )
+  going = made.prefill(prompts, [[clip] for clip in clips])
+  for i, (ids, clip) in enumerate(zip(prompts, clips, strict=True)):
+    count, grid = len(clip.parts), part.grid.tolist()
+    tokens = count * grid[0] * grid[1] // 4
+    whole = [t for x in ids for t in ([51] * tokens if x == IMAGE else [x])]
+    more = {} if old else {"second_per_grid_ts": torch.tensor([1.5])}
+    with torch.no_grad():
+      out = theirs(
+        input_ids=torch.tensor([whole]),
+        pixel_values_videos=torch.tensor(
+          np.concatenate([x.pixels for x in clip.parts])
+        ),
+        video_grid_thw=torch.tensor([[count, *grid]]),
+        mm_token_type_ids=2 * (torch.tensor([whole]) == 51).int(),
+        **more,
+      )  # fmt: skip
+    np.testing.assert_allclose(
+      going.logits[i], out.logits[0, -1].numpy(), atol=2e-5
+    )
+  with pytest.raises(ValueError, match="a Clip has 0 parts"):
+    made.prefill(prompts[:1], [[Clip(())]])
+
+
+def model_rate(theirs) -> float:
+  """Positions a second."""
+  return theirs.config.vision_config.tokens_per_second
 
 
 def flat(whole: dict) -> dict:

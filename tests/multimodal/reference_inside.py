@@ -193,6 +193,23 @@ class MustDrop(Plain):
     return renumbered(stay(tokens, [image[i] for i in stays]))
 
 
+class AllOrNone(Plain):
+  """ToDRE's second stage: all visual tokens go behind a block, or none."""
+
+  def __init__(self, layer, least):
+    self.layer, self.least = layer, least
+
+  def after(self, model, given, tokens, layer):
+    image = visual_places(given)
+    text = given[image[-1] + 1 :] if image else []
+    if layer != self.layer or not text:
+      return tokens
+    rows = [model.row(t, layer, model.caches[layer]) for t in text]
+    mass = sum(row[i] for row in rows for i in image)
+    whole = sum(row.sum() for row in rows)
+    return tokens if mass / whole >= self.least else stay(tokens, [])
+
+
 def merged_windows(x, side, grid, threshold, keep):
   """Means of windows of similar tokens, then the others, MustDrop.
 

@@ -22,6 +22,7 @@ from tokjax.tokens import Tokens
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 HALF = budgets.Once(0.5)
 STAGES = {1: 0.8, 2: 0.6, 3: 0.3}
+LEAST = 0.5
 ROOM, LOW = {1: 0.9, 2: 0.5}, (0.03, 0.1)
 # What an encoder says of the token at each place.
 KEY = np.random.default_rng(2).random(prompts.LENGTH).astype(np.float32)
@@ -64,6 +65,11 @@ CASES = {
   "mustdrop_more": (
     lambda: mustdrop(0.06, 0.2),
     lambda: slow.MustDrop(ROOM, KEY, 0.15, 0.06, 0.2),
+  ),
+  # Block 2 of 4: of the prompts with images one loses them.
+  "todre_late": (
+    lambda: recipes.get("todre", least=LEAST, late=0.5).outside_towers,
+    lambda: slow.AllOrNone(2, LEAST),
   ),
   "lvlm_csp": (
     lambda: recipes.get(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import sweep, typed
+from experiments.sweeps import count
 from experiments.sweeps.report import Loss, Plot, Table
 from experiments.sweeps.subject import Job, Sweep, Unfit
 from tokjax.analysis import plots
@@ -52,8 +53,9 @@ class ToySubject:
       raise Unfit(job, "too little")
     return Toy(job)
 
-  def score(self, programs, whole):
+  def score(self, programs, whole, told):
     assert whole.job == Job("none", None)
+    told(1, 2)
     return [{"left": p.job.keep or 1.0} for p in programs]
 
   def calls(self, program):
@@ -115,6 +117,24 @@ def test_a_kind_says_what_differs_and_the_driver_does_the_rest(
   assert "All toys" in shown and "stride at keep 0.1: too little" in shown
   assert (tmp_path / "toys.png").read_bytes().startswith(b"\x89PNG")
   assert (tmp_path / "toys.txt").read_text() == "stride tap_adl"
+
+
+def test_progress_counts_parts_of_recipes(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(count, "BETWEEN", 0.0)
+  sweep.main(config(recipes=("stride",)), tmp_path)
+  told = [
+    line.split("  ") for line in capsys.readouterr().out.splitlines()
+    if line.startswith("recipes")
+  ]  # fmt: skip
+  assert [(line[0], line[-1]) for line in told] == [
+    ("recipes 0.5/3", "the unreduced model, 1 of 2"),
+    ("recipes 1/3", "measured the unreduced model"),
+    ("recipes 1.5/3", "compiled stride at 0.5"),
+    ("recipes 1.75/3", "stride at 0.5, 1 of 2"),
+    ("recipes 2/3", "measured stride at 0.5"),
+    ("recipes 2.5/3", "compiled stride at 0.1"),
+    ("recipes 3/3", "nothing to measure at 0.1"),
+  ]
 
 
 def test_only_what_is_missing_is_made(tmp_path):

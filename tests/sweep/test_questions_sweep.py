@@ -42,7 +42,7 @@ def random_weights(monkeypatch):
 
 def config(**changes):
   found = vlm_pareto.get_config("runlocal")
-  found.recipes = ("random_visual", "fastv", "todre")
+  found.recipes = ("random_visual", "fastv", "todre", "covipal", "flash")
   found.rounds = 1
   for name, value in changes.items():
     found[name] = value
@@ -59,8 +59,10 @@ def test_rows_plots_and_what_goes_on(workdir, monkeypatch):
   found = json.loads((workdir / "vlm_pareto.json").read_text())
   rows = {(row["method"], row["keep"]): row for row in found["rows"]}
   assert set(rows) == {("none", 1.0), ("random_visual", 0.5), ("fastv", 0.5)}
-  (lost,) = found["unreachable"]
-  assert lost["method"] == "todre" and "'ahead'" in lost["reason"]
+  lost = {row["method"]: row["reason"] for row in found["unreachable"]}
+  assert set(lost) == {"todre", "covipal", "flash"}
+  assert "'ahead'" in lost["todre"] and "Speculative" in lost["flash"]
+  assert "was not trained with" in lost["covipal"]
   whole, blind = rows["none", 1.0], rows["random_visual", 0.5]
   inside = rows["fastv", 0.5]
   assert whole["drift"] == 0 and whole["lost_all"] == 0

@@ -146,9 +146,9 @@ def heads_first(x: Float[Array, "b n g d"]) -> Float[Array, "b g n d"]:
 
 def visible(
   layer: Layer,
-  q_position: Int[Array, "*b t"],
-  k_position: Int[Array, "*b n"],
-  k_valid: Bool[Array, "*b n"],
+  q_position: Int[Array, "*#b t"],
+  k_position: Int[Array, "*#b n"],
+  k_valid: Bool[Array, "*#b n"],
 ) -> Bool[Array, "*b t n"]:
   """Real keys that are not later than the query and within the window."""
   distance = q_position[..., :, None] - k_position[..., None, :]

@@ -26,6 +26,10 @@ from tokjax.budgets import Budget
 from tokjax.layer import NOTES, Arrivals, Layer, Memory
 
 DENSE = Causal()
+# Of a row that sees nothing, whose sum of weights is 0.
+LOWEST = -1e30
+# Queries that share a slice of tokens: the smaller, the fewer are masked.
+ROWS = 128
 # What `Cores` of the cache is given of a prompt.
 Cores = tuple[Float[Array, "b g r m d"], Float[Array, "b g r m d"]]
 
@@ -129,12 +133,18 @@ class CoreContext(Causal):
       "bgrtd,bgrmd->bgrtm", q, cores[0], preferred_element_type=jnp.float32
     )
     far = core.cap(layer, far * layer.factor)
-    x = jnp.concatenate([far, core.logits(layer, q, k)], axis=-1)
-    seen = jnp.concatenate([cores_seen, seen], axis=-1)[:, None, None]
-    weight = core.softmax(x, seen).astype(v.dtype)
-    m = far.shape[-1]
-    out = jnp.einsum("bgrtm,bgrmd->bgrtd", weight[..., :m], cores[1])
-    return out + core.mix(weight[..., m:], v)
+    far = jnp.where(cores_seen[:, None, None], far, -jnp.inf)
+    near = jnp.where(seen[:, None, None], core.logits(layer, q, k), -jnp.inf)
+    # In two parts: joined logits would be written and read once more.
+    top = jnp.maximum(
+      far.max(axis=-1, keepdims=True), near.max(axis=-1, keepdims=True)
+    )
+    top = jax.lax.stop_gradient(jnp.maximum(top, LOWEST))
+    far, near = jnp.exp(far - top), jnp.exp(near - top)
+    total = far.sum(axis=-1, keepdims=True) + near.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("bgrtm,bgrmd->bgrtd", far.astype(v.dtype), cores[1])
+    out = (out + core.mix(near, v)) / jnp.maximum(total, 1.0 / -LOWEST)
+    return out.astype(v.dtype)
 
   def __call__(self, layer, arrivals, memory, *, params, carry):
     if layer.window is not None:
@@ -166,7 +176,7 @@ class CoreContext(Causal):
     k = core.heads_first(layer.rotate(memory.k, memory.position))
     v = core.heads_first(memory.v)
     local = budgets.counts(self.local, layer, a.valid)[:, None]
-    rows = min(t, core.BLOCK)
+    rows = min(t, ROWS)
     reach = self.most(layer, t)
     wide = min(t, rows + reach)
     number = jnp.arange(cores[0].shape[3])[None, None]
@@ -184,4 +194,4 @@ class CoreContext(Causal):
       )  # fmt: skip
       return core.join(out)
 
-    return core.over_rows(of_rows, t, core.BLOCK)
+    return core.over_rows(of_rows, t, ROWS)

@@ -74,6 +74,10 @@ class MultiTokenStates(Causal):
     if self.hidden is not None and self.hidden % self.heads:
       raise ValueError(f"heads={self.heads}: must divide hidden={self.hidden}")
 
+  def with_keep(self, keep: float) -> "MultiTokenStates":
+    """Chunks of as many tokens as leave about this share of the keys."""
+    return dataclasses.replace(self, chunk=max(round(1 / keep), 1))
+
   @property
   def needs(self) -> tuple[str, ...]:
     return ("x",)

@@ -29,6 +29,7 @@ from tokjax.budgets.by_depth import Ratio
 from tokjax.budgets.by_depth import Removals
 from tokjax.budgets.by_depth import Square
 from tokjax.budgets.by_depth import Stages
+from tokjax.budgets.by_depth import Undecided
 from tokjax.budgets.by_length import Always
 from tokjax.budgets.by_length import Beyond
 from tokjax.budgets.by_length import Count

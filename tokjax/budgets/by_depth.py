@@ -289,6 +289,28 @@ class Once(Budget):
 
 
 @dataclasses.dataclass(frozen=True)
+class Undecided(Budget):
+  """Room for all tokens at one block: a rule decides how many go there.
+
+  Shapes stay the same, so that no computation is saved; what goes is masked and
+  does not count in caches. Keep ratios do not turn it.
+
+  Attributes:
+    layer: the block, or a fraction of the depth.
+  """
+
+  layer: int | float
+
+  of = "arriving"
+
+  def count(self, tokens: int, layer: int, depth: int) -> int | None:
+    return tokens if layer == block(self.layer, depth) else None
+
+  def with_keep(self, keep: float) -> "Undecided":
+    return self
+
+
+@dataclasses.dataclass(frozen=True)
 class AtEnd(Budget):
   """`Once`, at the last block, however many there are.
 

@@ -258,6 +258,8 @@ class KV(Prompted):
   def step(self, layer, state: KVState, arrivals, attend, params, carry):
     """Append, trim, read; or append, read, trim."""
     a = arrivals
+    if a.q.shape[1] > 1:
+      return *self._several(layer, state, a, attend), carry
     position, valid = a.position[:, 0], a.valid[:, 0]
     k = layer.rotate(a.k, a.position) if self.store.rotated else a.k
     trim, store = self.trim, state.store
@@ -290,6 +292,29 @@ class KV(Prompted):
       store = self._trimmed(layer, store, state, weight)
     state = dataclasses.replace(state, store=store, index=index)
     return core.join(out), state, carry
+
+  def _several(
+    self, layer: Layer, state: KVState, a: Arrivals, attend
+  ) -> tuple[Float[Array, "b t h d"], KVState]:
+    """`step` of tokens of which each sees those before it and itself.
+
+    Of caches that `tokjax.cache.several.check` lets pass.
+    """
+    store = state.store
+    k = layer.rotate(a.k, a.position)
+    for i in range(a.q.shape[1]):
+      store = self.store.append(
+        layer, store, k[:, i], a.v[:, i], a.position[:, i], a.valid[:, i]
+      )
+    entries = self.store.view(layer, store)
+    q = core.split(layer.rotate(a.q, a.position), layer.kv_heads)
+    query = Query(layer, q, a.position[:, 0], attend)
+    seen = core.visible(
+      layer, a.position[:, None], entries.position, entries.valid
+    )
+    logits = query.logits(entries)
+    out, _ = query.attention(entries, logits, seen[:, :, None])
+    return core.join(out), dataclasses.replace(state, store=store)
 
   def _parts(self, layer: Layer, store: Any) -> Parts | None:
     """The store in parts, where all of it is read and nothing else asks."""

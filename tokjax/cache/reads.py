@@ -25,17 +25,18 @@ from tokjax.layer import Carry, Layer
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-  """One token's query at a layer, and what acts on its attention.
+  """A token's query at a layer, and what acts on its attention.
 
   Attributes:
     layer: static facts.
-    q: rotated as the entries are, `[b, G, r, 1, D]`.
-    position: of the token, `[b]`.
+    q: rotated as the entries are, `[b, G, r, 1, D]`; of several tokens
+      `[b, G, r, t, D]`, which see different entries (`KV.step`).
+    position: of the token, or the first of them, `[b]`.
     attend: the model's `attend` slot, whose hooks act here too.
   """
 
   layer: Layer
-  q: Float[Array, "b g r 1 d"]
+  q: Float[Array, "b g r t d"]
   position: Int[Array, "b"]
   attend: Any
 
@@ -47,7 +48,7 @@ class Query:
     distance = self.position[:, None, None] - entries.position
     return seen & (distance < self.layer.window)
 
-  def logits(self, entries: Entries) -> Float[Array, "b g r 1 n"]:
+  def logits(self, entries: Entries) -> Float[Array, "b g r t n"]:
     """With what `attend` and merged entries add to them."""
     x = core.logits(self.layer, self.q, entries.k)
     if "count" in entries.extra:
@@ -57,8 +58,8 @@ class Query:
     return x if bias is None else x + bias[:, :, :, None]
 
   def attention(
-    self, entries: Entries, logits: Array, seen: Bool[Array, "b g #r 1 n"]
-  ) -> tuple[Float[Array, "b g r 1 d"], Float[Array, "b g r 1 n"]]:
+    self, entries: Entries, logits: Array, seen: Bool[Array, "b g #r t n"]
+  ) -> tuple[Float[Array, "b g r t d"], Float[Array, "b g r t n"]]:
     """Output and weights over the entries that are `seen`."""
     weight = core.softmax(logits, seen)
     weight = self.attend.rescale(self.layer, weight, entries.extra)

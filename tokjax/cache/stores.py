@@ -89,11 +89,18 @@ class Store(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Exact:
-  """Full precision; see `Store` for the attributes."""
+  """Full precision; see `Store` for more attributes.
+
+  Attributes:
+    ring: sliding layers have room for their window, in which a new entry takes
+      the place of the oldest; False: nothing is forgotten, so that tokens can
+      be taken back (see `tokjax.cache.several`).
+  """
 
   rotated: bool = True
   reindexed: bool = False
   movable: bool = True
+  ring: bool = True
 
   def __post_init__(self):
     if self.rotated and self.reindexed:
@@ -106,11 +113,11 @@ class Exact:
     """Any layer will do."""
 
   def pack(self, layer: Layer, entries: Entries, room: int) -> Entries:
-    sight = max(layer.in_sight(room), entries.room)
-    return entries_lib.with_room(entries, sight)
+    room = layer.in_sight(room) if self.ring else room
+    return entries_lib.with_room(entries, max(room, entries.room))
 
   def append(self, layer, state, k, v, position, valid) -> Entries:
-    ring = layer.window is not None
+    ring = layer.window is not None and self.ring
     return entries_lib.append(state, k, v, position, valid, ring)
 
   def view(self, layer: Layer, state: Entries) -> Entries:

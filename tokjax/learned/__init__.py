@@ -2,6 +2,7 @@
 
 from tokjax.learned.context_score import ContextScore
 from tokjax.learned.keep_predictor import KeepPredictor
+from tokjax.learned.latent_draft import LatentDraft
 from tokjax.learned.local_pooling import TokenAwarePooling
 from tokjax.learned.modulation import PairModulation
 from tokjax.learned.sparse_mask import SparseMask
@@ -12,6 +13,7 @@ from tokjax.learned.tree_attention import TreeCrossAttention
 __all__ = [
   "ContextScore",
   "KeepPredictor",
+  "LatentDraft",
   "PairModulation",
   "SparseMask",
   "Threshold",

@@ -7,6 +7,7 @@ from tokjax.models.dense_vit import DenseViTConfig
 from tokjax.models.generation import Generator
 from tokjax.models.rotary import Rotary
 from tokjax.models.sampling import Sampler
+from tokjax.models.speculative import Speculative
 from tokjax.models.vit import ViT
 from tokjax.models.vit import ViTConfig
 from tokjax.models.vlm import VisionLanguage
@@ -21,6 +22,7 @@ __all__ = [
   "Generator",
   "Rotary",
   "Sampler",
+  "Speculative",
   "ViT",
   "ViTConfig",
   "VisionLanguage",

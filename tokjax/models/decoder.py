@@ -24,6 +24,7 @@ from tokjax.attention.causal import Causal
 from tokjax.attention.padding import RealFirst
 from tokjax.cache.kv import KV
 from tokjax.layer import LOSSES, Arrivals, Carry, Layer, Memory
+from tokjax.learned.latent_draft import Drafted
 from tokjax.models.decoder_answers import DecoderAnswers
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.models.decoder_layers import GatedMlp, Projections, norm
@@ -42,6 +43,7 @@ from tokjax.models.decoder_slots import (
 from tokjax.models.passage import Passage
 from tokjax.models.products import dot_general
 from tokjax.models.reducer import Reducer, Reduces
+from tokjax.models.rotary import Rotary
 from tokjax.models.unmerged import gathered, spread
 from tokjax.signals import Answers
 from tokjax.slots import Slots, parameters
@@ -73,6 +75,19 @@ class Rows(NamedTuple):
   offset: Int[Array, "b t a"] | None = None
   owner: Int[Array, "b t"] | None = None
   known: Answers = Answers()
+
+
+class DraftedLogits(NamedTuple):
+  """What the draft says of whole texts, for its loss.
+
+  Attributes:
+    rows: features, see `tokjax.learned.latent_draft.Drafted`.
+    logits, target: of these, guessed and true, `[b, t, k, v]`.
+  """
+
+  rows: Drafted
+  logits: Float[Array, "b t k v"]
+  target: Float[Array, "b t k v"]
 
 
 class Block(Reduces, nn.Module):
@@ -212,8 +227,8 @@ class Block(Reduces, nn.Module):
 
   def decode(
     self, rows: Rows, state: Any, carry: Carry
-  ) -> tuple[Float[Array, "b 1 d"], Any, Carry]:
-    """One token of each example; hidden states, state and carry."""
+  ) -> tuple[Float[Array, "b t d"], Any, Carry]:
+    """One token of each example, or several; hidden states, state, carry."""
     y, state, carry = cache_of(self.slots).decode(
       self.facts,
       state,
@@ -304,6 +319,10 @@ class Decoder(nn.Module):
       for i, layer in enumerate(self.layers)
     ]
     self.norm = norm(cfg, self.dtype)
+    if self.slots.draft is not None:
+      self.draft = self.slots.draft.clone(
+        width=cfg.width, heads=cfg.heads, rotary=Rotary(), parent=None
+      )
     if not cfg.tied:
       self.head = nn.Dense(
         cfg.vocabulary, use_bias=False, dtype=self.dtype, dot_general=exact
@@ -347,7 +366,7 @@ class Decoder(nn.Module):
       (True for tokens that went through all blocks, `[b, n]`), "plans" (a list
       for each block), "signals" (for each block, the answers that the recipe
       collects), "losses" (by name, what the attention of each layer learns
-      from).
+      from), "draft" (in training, `DraftedLogits` where there is a draft).
     """
     check_mask(mask, tokens)
     if kind is None and self.is_initializing():
@@ -382,6 +401,9 @@ class Decoder(nn.Module):
       passage = reducer.give_back(passage, i)
     x, remains = put_back(passage, valid)
     x = self.norm(x)
+    drafted = None
+    if self.slots.draft is not None and (train or self.is_initializing()):
+      drafted = self._drafted(x, rows, remains & valid, key)
     if order is not None:
       x, remains = order.undo(x), order.undo(remains)
     out = {
@@ -390,8 +412,19 @@ class Decoder(nn.Module):
       "plans": [list(made) for made in passage.plans],
       "signals": collected if self.slots.collect else [],
       "losses": carry.get(LOSSES, {}),
+      "draft": drafted,
     }
     return self.logits(x), out
+
+  def _drafted(self, x, rows: Rows, real, key) -> DraftedLogits:
+    """What the draft says of normed features; they learn nothing from it."""
+    fixed = jax.lax.stop_gradient
+    kind = rows.kind
+    kind = jnp.full(real.shape, Kind.TEXT, jnp.int32) if kind is None else kind
+    said = self.draft(fixed(x), fixed(rows.x), kind, real, key)
+    return DraftedLogits(
+      said, self.logits(said.features), fixed(self.logits(said.target))
+    )
 
   def enter(
     self,

@@ -24,6 +24,7 @@ from tokjax.layer import Layer
 from tokjax.models.decoder import (
   Block,
   Decoder,
+  Rows,
   States,
   cache_of,
   positions_of,
@@ -31,6 +32,7 @@ from tokjax.models.decoder import (
 )
 from tokjax.models.decoder_slots import arriving, split_position
 from tokjax.models.passage import Passage
+from tokjax.models.products import Compiled
 from tokjax.models.reducer import Reducer
 from tokjax.models.shared_programs import Shared, shapes_of
 from tokjax.reduce.stages import Stages
@@ -63,12 +65,14 @@ class DecoderPrograms:
 
   def __init__(self, model: Decoder):
     self.model, self.layers = model, model.layers
-    self.read = jax.jit(self._read)
-    self.enter_prompts = jax.jit(self._entering)
-    self.leave_prompts = jax.jit(self._leaving)
-    self._step_in = jax.jit(self._entered)
-    self._step_out = jax.jit(self._left)
-    self._step = Shared(self._block_step, donate=(4,))
+    self.read = Compiled(self._read, model.dtype)
+    self.enter_prompts = Compiled(self._entering, model.dtype)
+    self.leave_prompts = Compiled(self._leaving, model.dtype)
+    self._step_in = Compiled(self._entered, model.dtype)
+    self._step_out = Compiled(self._left, model.dtype)
+    self._several_in = Compiled(self._entered_several, model.dtype)
+    self._several_out = Compiled(self._left_several, model.dtype)
+    self._step = Shared(self._block_step, donate=(4,), dtype=model.dtype)
     self._steps: dict[Any, list[Any]] = {}
     self._quiet: dict[tuple[int, int, bool, bool], Shared] = {}
     self._acting: dict[tuple[Call, int], Any] = {}
@@ -77,10 +81,11 @@ class DecoderPrograms:
     """How many programs were compiled; those of others do not count."""
     own: tuple[Any, ...] = (
       self.read, self.enter_prompts, self.leave_prompts, self._step_in,
-      self._step_out, *self._acting.values(),
+      self._step_out, self._several_in, self._several_out,
+      *self._acting.values(),
     )  # fmt: skip
     return sum(
-      [f._cache_size() for f in own]
+      [one.compiled() for one in own]
       + [shared.compiled() for shared in (self._step, *self._quiet.values())]
     )
 
@@ -150,8 +155,45 @@ class DecoderPrograms:
       ahead: by how much the coordinates of each text are ahead of places, where
         positions have several axes; None: not at all.
     """
-    rest, layers = outside_blocks(params), self.layers
+    rest = outside_blocks(params)
     rows, after = self._step_in(rest, tokens, position, valid, ahead)
+    x, states = self._through(params, rows, states, shifts)
+    return self._step_out(rest, x), after, states
+
+  def several(
+    self,
+    params: Any,
+    tokens: Int[Array, "b t"],
+    position: Int[Array, "b"],
+    valid: Bool[Array, "b t"],
+    states: States,
+    shifts: Shifts | None = None,
+    ahead: Int[Array, "b"] | None = None,
+  ) -> tuple[Float[Array, "b t v"], Float[Array, "b t d"], States]:
+    """`decode` of t tokens of each example at once.
+
+    Args:
+      params: of the decoder.
+      tokens: ids that follow each other.
+      position: of the first of them, in its text.
+      valid: False behind the last real one.
+      states, shifts, ahead: as in `decode`; the cache is one that
+        `tokjax.cache.several.check` lets pass.
+
+    Returns:
+      Logits of the token after each, normed features, and states.
+    """
+    rest = outside_blocks(params)
+    rows = self._several_in(rest, tokens, position, valid, ahead)
+    x, states = self._through(params, rows, states, shifts)
+    logits, features = self._several_out(rest, x)
+    return logits, features, states
+
+  def _through(
+    self, params: Any, rows: Rows, states: States, shifts: Shifts | None
+  ) -> tuple[Float[Array, "b t d"], States]:
+    """Tokens that are decoded go through the blocks."""
+    layers = self.layers
     shifts = (None,) * len(layers) if shifts is None else shifts
     # Weights of another dtype make the same programs again, for that dtype.
     key = shapes_of((rows, states, shifts))
@@ -165,7 +207,7 @@ class DecoderPrograms:
       x, state, carry = steps[i](np.int32(i), *args)
       out.append(state)
     self._steps[key] = steps
-    return self._step_out(rest, x), after, tuple(out)
+    return x, tuple(out)
 
   def _quiet_block(self, call: Call, layer: Layer, gaps: bool) -> Shared:
     """The program of a block in which nothing is reduced or asked."""
@@ -187,7 +229,8 @@ class DecoderPrograms:
       )
 
     # The last chunk's states have another form: there is no buffer to reuse.
-    self._quiet[key] = Shared(run, donate=() if call.last else (2,))
+    donate = () if call.last else (2,)
+    self._quiet[key] = Shared(run, donate, self.model.dtype)
     return self._quiet[key]
 
   def _acting_block(self, call: Call, layer: Layer) -> Any:
@@ -209,7 +252,7 @@ class DecoderPrograms:
       passage, (state, carry), _ = done
       return reducer.give_back(passage, layer.index), state, carry
 
-    self._acting[key] = jax.jit(run)
+    self._acting[key] = Compiled(run, self.model.dtype)
     return self._acting[key]
 
   def _block(self, layer: Layer) -> Block:
@@ -248,20 +291,32 @@ class DecoderPrograms:
     return self.model.apply({"params": rest}, x, method="read")
 
   def _entered(self, rest, tokens, position, valid, ahead):
-    one = lambda x: x[:, None]
+    rows = self._entered_several(
+      rest, tokens[:, None], position, valid[:, None], ahead
+    )
+    return rows, position + valid
+
+  def _entered_several(self, rest, tokens, position, valid, ahead) -> Any:
+    place = position[:, None] + jnp.arange(tokens.shape[1])[None]
     coordinates = None
     if ahead is not None:
       coordinates = jnp.broadcast_to(
-        one(one(position + ahead)), (len(tokens), 1, self.model.config.axes)
+        (place + ahead[:, None])[..., None],
+        (*tokens.shape, self.model.config.axes),
       )
-    rows = self.model.apply(
-      {"params": rest}, one(tokens), one(position), one(valid),
-      coordinates=coordinates, method="enter",
+    return self.model.apply(
+      {"params": rest}, tokens, place, valid, coordinates=coordinates,
+      method="enter",
     )  # fmt: skip
-    return rows, position + valid
 
   def _left(self, rest, x):
     return self._read(rest, x)[:, 0]
+
+  def _left_several(self, rest, x) -> Any:
+    """Logits and features."""
+    return self.model.apply(
+      {"params": rest}, x, method=lambda own, x: (own.read(x), own.norm(x))
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ from tokjax.reduce.stages import Sequence, Stages, plan_stages
 from tokjax.slots import Slots, for_decoder
 from tokjax.tokens import Kind, Tokens
 
-CARRIES = ("reduce", "attend", "cache", "collect", "adapter_rank")
+CARRIES = ("reduce", "attend", "cache", "collect", "adapter_rank", "draft")
 PLACES = ("input", "mlp", "output")
 Capacities = tuple[tuple[Kind, int], ...]
 
@@ -39,6 +39,8 @@ def check_slots(
       f" {type(slots.attend).__name__}; a decoder takes attention that is a"
       " tokjax.slots.Attend, such as tokjax.attention.Causal"
     )
+  if slots.draft is not None:
+    _check_draft(config, slots)
   for reduce in slots.reduce:
     _check_reduce(config, slots, reduce, images)
   if slots.needs_key and slots.reduce:
@@ -49,6 +51,23 @@ def check_slots(
   kinds = {kind for r in slots.reduce for kind in r.free.kinds}
   every = tuple((kind, config.length) for kind in Kind if kind in kinds)
   stages_of(slots, config, config.length, every, idle=False)
+
+
+def _check_draft(config: DecoderConfig, slots: Slots) -> None:
+  """Raises ValueError for a draft that cannot follow; see `check_slots`."""
+  where = f"recipe {slots.name!r}, slot 'draft': {type(slots.draft).__name__}"
+  if config.width % config.heads or config.width // config.heads % 2:
+    raise ValueError(
+      f"{where} has heads of width / heads features, and width="
+      f"{config.width}, heads={config.heads} give no even number; use a model"
+      " whose heads divide its width"
+    )
+  if any(reduce.unmerged or reduce.again for reduce in slots.reduce):
+    raise ValueError(
+      f"{where} reads the tokens of a prompt as they leave the last block, and"
+      " another reduction shows them as copies, or begins anew; use one of the"
+      " two"
+    )
 
 
 def _check_reduce(

@@ -20,6 +20,7 @@ from tokjax.models import prefill as prompting
 from tokjax.models.decoder import Decoder, States, cache_of
 from tokjax.models.decoder_programs import programs_of
 from tokjax.models.decoder_slots import Capacities, kind_capacities
+from tokjax.models.passage import Passage
 from tokjax.models.prefill import Given
 from tokjax.models.sampling import Sampler
 from tokjax.slots import Bytes
@@ -43,6 +44,8 @@ class Generation:
     ahead: where positions have several axes, by how much those of the tokens to
       come are ahead of `position`, `[b]` (an image of many tokens takes few
       positions: then it is negative); None: not at all.
+    passage: the prompts behind the last block, for a draft that reads them;
+      None: the model has none.
   """
 
   states: States
@@ -51,6 +54,7 @@ class Generation:
   alive: Bool[Array, "b"]
   shifts: tuple[Int[Array, "b"], ...] | None = None
   ahead: Int[Array, "b"] | None = None
+  passage: Passage | None = None
 
 
 def prefill(
@@ -83,8 +87,9 @@ def prefill(
     model, params, tokens, length, decode, chunk, kind, room
   )
   return Generation(
-    done.states, done.logits, done.position, _some(length), done.shifts
-  )
+    done.states, done.logits, done.position, _some(length), done.shifts,
+    passage=done.passage if model.slots.draft is not None else None,
+  )  # fmt: skip
 
 
 @jax.jit
@@ -103,8 +108,8 @@ def decode_step(
     params, token, going.position, going.alive, going.states, going.shifts,
     going.ahead,
   )  # fmt: skip
-  return Generation(
-    states, logits, position, going.alive, going.shifts, going.ahead
+  return dataclasses.replace(
+    going, states=states, logits=logits, position=position
   )
 
 
@@ -244,9 +249,15 @@ class Generator:
       most: stop after this many, 0 for none; None: `decode`.
 
     Raises:
-      ValueError: `most` is negative or more than `decode`, or `going` is used
-        up.
+      ValueError: `most` is negative or more than `decode`, `going` is used up,
+        or the model has a draft.
     """
+    if self.model.slots.draft is not None:
+      raise ValueError(
+        f"recipe {self.model.slots.name!r} fills 'draft', which text that is"
+        " made token by token does not use; use"
+        " tokjax.models.Speculative(generator)"
+      )
     most = self.decode if most is None else most
     if not 0 <= most <= self.decode:
       raise ValueError(

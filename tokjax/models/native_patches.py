@@ -122,6 +122,25 @@ class Patches(NamedTuple):
   windows: Int[Given, "k w s"] | None = None
 
 
+class Clip(NamedTuple):
+  """A video, which one placeholder in a prompt stands for.
+
+  Attributes:
+    parts: its frames in order, as images of one size; where a patch spans two
+      frames, each part is two of them.
+    step: how far positions advance in time from one part to the next, rounded
+      down: 1 (Qwen2-VL), positions a second times seconds (Qwen2.5-VL).
+  """
+
+  parts: tuple[Patches, ...]
+  step: float = 1.0
+
+  @property
+  def times(self) -> list[int]:
+    """Of each part, from that of the first one."""
+    return [int(i * self.step) for i in range(len(self.parts))]
+
+
 def cells(
   count: int, grid: Int[Array, "k 2"], merge: int
 ) -> tuple[Int[Array, "k n 2"], Bool[Array, "k n"]]:

@@ -47,12 +47,14 @@ class Prefilled(NamedTuple):
     position: of the next token in its text, `[b]`.
     shifts: by how much positions in each block lag behind, where a recipe
       renumbers them; None: not at all.
+    passage: the prompts behind the last block; None: they came in chunks.
   """
 
   logits: Float[Array, "b v"]
   states: States
   position: Int[Array, "b"]
   shifts: tuple[Int[Array, "b"], ...] | None = None
+  passage: Passage | None = None
 
 
 def check(model: Decoder, prompt: int, decode: int, chunk: int | None) -> None:
@@ -73,7 +75,7 @@ def check(model: Decoder, prompt: int, decode: int, chunk: int | None) -> None:
     return
   if chunk < 1:
     raise ValueError(f"chunk={chunk}: must be 1 or more")
-  if attend.whole or slots.reduce:
+  if attend.whole or slots.reduce or slots.draft is not None:
     raise ValueError(
       f"chunk={chunk}: recipe {slots.name!r} looks at whole prompts; leave out"
       " chunk="
@@ -132,7 +134,9 @@ def prefill_rows(
   logits, length = programs.leave_prompts(
     outside_blocks(params), passage, rows.valid
   )
-  return Prefilled(logits, states, length, shifts if renumbers else None)
+  return Prefilled(
+    logits, states, length, shifts if renumbers else None, passage
+  )
 
 
 def reducer_of(

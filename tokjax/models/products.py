@@ -1,5 +1,6 @@
-"""Products of few rows with a matrix, in the form that a CPU is fast at."""
+"""Products with matrices, in the form that a CPU is fast at."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,9 +8,44 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tokjax import xla_options
+
 # XLA for CPUs multiplies this many rows in bfloat16 ten times as fast as one,
 # for which it has a scalar loop (JAX 0.10, processor without such products).
 ROWS = 4
+# Has YNNPACK multiply where it can. XLA's own products in bfloat16 first write
+# the whole matrix anew, in float32.
+LIBRARY = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+
+
+class Compiled:
+  """`jax.jit` for a program with products in a dtype.
+
+  Programs in bfloat16 for a CPU leave their products to a library. XLA takes
+  options of whole programs only: called within another one it is part of that,
+  and compiled like it.
+  """
+
+  def __init__(self, run: Callable[..., Any], dtype: Any, **options: Any):
+    self._plain = self._alone = jax.jit(run, **options)
+    if dtype == jnp.bfloat16 and (found := xla_options.known(LIBRARY)):
+      self._alone = jax.jit(run, compiler_options=found, **options)
+
+  def of(self, *args: Any) -> Any:
+    """The jitted function for these arguments."""
+    if self._alone is self._plain:
+      return self._plain
+    leaves = jax.tree.leaves(args)
+    within = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    return self._plain if within else self._alone
+
+  def __call__(self, *args: Any) -> Any:
+    return self.of(*args)(*args)
+
+  def compiled(self) -> int:
+    """How many programs were compiled."""
+    every = {id(one): one for one in (self._plain, self._alone)}
+    return sum(one._cache_size() for one in every.values())
 
 
 def dot_general(

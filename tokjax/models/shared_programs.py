@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
 from tokjax.layer import Answer, Layer
+from tokjax.models.products import Compiled
 
 
 class Asked(NamedTuple):
@@ -108,10 +110,16 @@ class Shared:
   Attributes:
     run: the function; a pure function of its arguments.
     donate: numbers of the arguments whose buffers may be taken over.
+    dtype: of its products, see `Compiled`.
   """
 
-  def __init__(self, run: Callable[..., Any], donate: tuple[int, ...] = ()):
-    self.run, self.donate = run, donate
+  def __init__(
+    self,
+    run: Callable[..., Any],
+    donate: tuple[int, ...] = (),
+    dtype: Any = jnp.float32,
+  ):
+    self.run, self.donate, self.dtype = run, donate, dtype
     self._programs: dict[Any, list[Program]] = {}
 
   def __call__(self, layer: Layer, *args: Any) -> Any:
@@ -132,15 +140,17 @@ class Shared:
       asked.extend(watched.asked)
       return out
 
-    call = jax.jit(traced, donate_argnums=tuple(i + 1 for i in self.donate))
-    call.trace(np.int32(layer.index), *args)  # Notes what is asked.
+    donated = tuple(i + 1 for i in self.donate)
+    call = Compiled(traced, self.dtype, donate_argnums=donated)
+    number = np.int32(layer.index)
+    call.of(*args).trace(number, *args)  # Notes what is asked.
     programs.append(Program(call, asked))
     return call
 
   def compiled(self) -> int:
     """How many programs were compiled."""
     every = (p for programs in self._programs.values() for p in programs)
-    return sum(program.call._cache_size() for program in every)
+    return sum(program.call.compiled() for program in every)
 
 
 def shapes_of(tree: Any) -> Any:

@@ -66,6 +66,8 @@ class Prompts:
       8]`; None: unknown.
     start: where positions have three axes, the position of a TEXT token on all
       of them, and of VISUAL ones that of the first of their image, `[b, n]`.
+    time: then also how much later VISUAL tokens are on the first axis, those of
+      a clip, `[b, n]`; None: not at all.
     following: then also the position of the token after each prompt, `[b]`.
     mix: of what VISUAL tokens are means; None: each is one row.
     recalled: what earlier prompts said of VISUAL tokens, `[b, n]`; None: there
@@ -80,6 +82,7 @@ class Prompts:
   origin: Int[Array, "b n 8"] | None = None
   start: Int[Array, "b n"] | None = None
   following: Int[Array, "b"] | None = None
+  time: Int[Array, "b n"] | None = None
   mix: "Mix | None" = None
   recalled: Float[Array, "b n"] | None = None
 
@@ -277,7 +280,7 @@ class VisionLanguage(nn.Module):
       if prompts.start is None:
         raise ValueError("prompts: have patches, and no start= of positions")
       coordinates = vlm_places.coordinates(
-        prompts.start, prompts.kind, prompts.place, tokens
+        prompts.start, prompts.kind, prompts.place, tokens, prompts.time
       )
     return Placed(inputs, real, out, coordinates)
 

@@ -57,8 +57,9 @@ def prefill(
     model.decoder, params["language"], rows, decode, chunk, room
   )
   return Generation(
-    done.states, done.logits, done.position, alive, done.shifts, ahead
-  )
+    done.states, done.logits, done.position, alive, done.shifts, ahead,
+    done.passage if model.slots.draft is not None else None,
+  )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -130,7 +131,7 @@ class VisionLanguageGenerator:
     if isinstance(config.vision, NativeResolutionConfig):
       return vlm_native.pack(
         self.language, config, self.model.slots, prompts, images,
-        self.size_buckets, self.image_bucket(sum(map(len, images))),
+        self.size_buckets, self.image_bucket(vlm_native.parts_of(images)),
       )  # fmt: skip
     count = self.image_tokens
     crops = [[vlm_prompts.crops_of(x, config) for x in own] for own in images]
@@ -185,8 +186,8 @@ class VisionLanguageGenerator:
     Args:
       prompts: ids of each, with one placeholder for each image.
       images: of each prompt, in the order of its placeholders, as the
-        preprocessing makes them: `[height, width, c]`, `Crops` or `Patches`;
-        None: there are none.
+        preprocessing makes them: `[height, width, c]`, `Crops` or `Patches`, or
+        a `Clip` of these; None: there are none.
       key: for recipes that are random.
     """
     images = [()] * len(prompts) if images is None else images

@@ -22,7 +22,11 @@ from tokjax.models import (
 )
 from tokjax.models.decoder_slots import Capacities, kind_capacities
 from tokjax.models.generation import Generator
-from tokjax.models.native_patches import NativeResolutionConfig, Patches
+from tokjax.models.native_patches import (
+  Clip,
+  NativeResolutionConfig,
+  Patches,
+)
 from tokjax.models.vlm import Prompts
 from tokjax.models.vlm_config import VisionLanguageConfig
 from tokjax.reduce.stages import Stages
@@ -58,6 +62,34 @@ def patches_of(image: Any, config: NativeResolutionConfig) -> Patches:
       " preprocessing of the checkpoint does"
     )
   return Patches(pixels, np.asarray(grid, np.int32))
+
+
+def clip_of(image: Any, config: NativeResolutionConfig) -> Clip:
+  """An image as a clip of one part, or a clip, checked.
+
+  Raises:
+    ValueError: see `patches_of`; a clip without parts, of parts of several
+      sizes, or with a step below 0.
+  """
+  if not isinstance(image, Clip):
+    return Clip((patches_of(image, config),))
+  parts = tuple(patches_of(part, config) for part in image.parts)
+  grids = sorted({tuple(part.grid.tolist()) for part in parts})
+  if len(grids) != 1 or not image.step >= 0:
+    raise ValueError(
+      f"images: a Clip has {len(parts)} parts with the grids {grids} and"
+      f" step={image.step}; must be one or more of one grid, and 0 or more"
+    )
+  return Clip(parts, image.step)
+
+
+def parts_of(images: Sequence[vlm_prompts.Images]) -> int:
+  """How many images there are, those in clips counted each."""
+  return sum(
+    len(x.parts) if isinstance(x, Clip) else 1
+    for of_one in images
+    for x in of_one
+  )
 
 
 def stages_of(
@@ -107,30 +139,40 @@ def remaining(
 
 
 def starts_of(
-  ids: Sequence[int], grids: Sequence[np.ndarray], counts: Sequence[int],
+  ids: Sequence[int], clips: Sequence[Clip], counts: Sequence[Sequence[int]],
   config: VisionLanguageConfig,
-) -> tuple[list[int], int]:  # fmt: skip
+) -> tuple[list[int], list[int], int]:  # fmt: skip
   """Where on all axes each token stands, or the first one of its image.
 
   Args:
-    ids: with one placeholder for each image.
-    grids: rows and columns of its images, in visual tokens.
-    counts: visual tokens of each.
+    ids: with one placeholder for each image or clip.
+    clips: of its images.
+    counts: visual tokens of each part of each.
     config: of the model.
 
   Returns:
-    One number for each token, and the position of the token that follows.
+    One number for each token; how much later it is in time; the position of the
+    token that follows.
   """
-  found, start, images = [], 0, iter(zip(grids, counts, strict=True))
+  assert isinstance(config.vision, NativeResolutionConfig)
+  merge, found, times, start = config.vision.merge, [], [], 0
+  images = iter(zip(clips, counts, strict=True))
   for token in ids:
     if token == config.image_token:
-      grid, count = next(images)
-      found += [start] * count
-      start += int(max(grid))
+      clip, own = next(images)
+      for time, count in zip(clip.times, own, strict=True):
+        found += [start] * count
+        times += [time] * count
+      start += int(max(clip.parts[0].grid)) // merge
     else:
       found.append(start)
+      times.append(0)
       start += 1
-  return found, start
+  # As `transformers` 5.24: texts go on behind the sides of a clip, however long
+  # it is (its older releases: behind all positions), what is generated behind
+  # all positions.
+  latest = [a + b for a, b in zip(found, times, strict=True)]
+  return found, times, max([start, *(at + 1 for at in latest)])
 
 
 def pack(
@@ -148,7 +190,7 @@ def pack(
     language: the generator of the language model.
     config, slots: of the whole model.
     prompts: ids of each, with one placeholder for each image.
-    images: of each prompt.
+    images: of each prompt, `Patches` or `Clip`.
     buckets: merged patches that images are padded to, ascending.
     image_bucket: how many images the batch is padded to.
 
@@ -158,14 +200,15 @@ def pack(
   """
   cfg = config.vision
   assert isinstance(cfg, NativeResolutionConfig)
-  own = [[patches_of(x, cfg) for x in of_one] for of_one in images]
-  every = [x for of_one in own for x in of_one]
+  own = [[clip_of(x, cfg) for x in of_one] for of_one in images]
+  every = [part for of_one in own for x in of_one for part in x.parts]
   sizes = [len(x.pixels) // cfg.merged for x in every]
   most = max(sizes, default=1)
   room = min([n for n in buckets if n >= most], default=most)
   table, rows = remaining(config, slots, room)
-  counts = [[int(table[len(x.pixels) // cfg.merged]) for x in o] for o in own]
-  layouts = [[np.arange(n) for n in of_one] for of_one in counts]
+  left = lambda part: int(table[len(part.pixels) // cfg.merged])
+  counts = [[[left(part) for part in x.parts] for x in o] for o in own]
+  layouts = [[np.arange(sum(n)) for n in of_one] for of_one in counts]
   full = vlm_prompts.expand(prompts, layouts, config.image_token)
   tokens, length = language.pack(full)
   real = np.arange(tokens.shape[1])[None] < length[:, None]
@@ -173,21 +216,22 @@ def pack(
   kind = np.where(holder, Kind.VISUAL, Kind.TEXT).astype(np.int32)
   capacities = kind_capacities(np.where(real, kind, -1), language.bucket)
   place = np.zeros(tokens.shape, np.int32)
-  flat = [n for of_one in counts for n in of_one]
+  flat = [n for of_one in counts for of_clip in of_one for n in of_clip]
   place[holder] = np.concatenate(
     [np.zeros(0, int), *(i * rows + np.arange(n) for i, n in enumerate(flat))]
   )
   plain = Prompts(*map(jnp.asarray, (tokens, kind, place, length)))
   if not every:
     return plain, capacities
-  start, following = np.zeros_like(place), np.zeros_like(length)
+  start, time = np.zeros_like(place), np.zeros_like(place)
+  following = np.zeros_like(length)
   for i, ids in enumerate(prompts):
-    grids = [x.grid // cfg.merge for x in own[i]]
-    found, following[i] = starts_of(ids, grids, counts[i], config)
-    start[i, : len(found)] = found
+    found, late, following[i] = starts_of(ids, own[i], counts[i], config)
+    start[i, : len(found)], time[i, : len(late)] = found, late
   return dataclasses.replace(
     plain, images=batch(every, cfg, image_bucket, room),
-    start=jnp.asarray(start), following=jnp.asarray(following),
+    start=jnp.asarray(start), time=jnp.asarray(time),
+    following=jnp.asarray(following),
   ), capacities  # fmt: skip
 
 

@@ -30,14 +30,18 @@ def coordinates(
   kind: Int[Array, "b n"],
   place: Int[Array, "b n"],
   tokens: Tokens,
+  time: Int[Array, "b n"] | None = None,
 ) -> Int[Array, "b n 3"]:
   """Positions in time, row and column; a text advances on all.
 
   Args:
     start, kind, place: see `tokjax.models.vlm.Prompts`.
     tokens: the visual ones of all images, their positions rows and columns.
+    time: of VISUAL ones, see `tokjax.models.vlm.Prompts`; None: all zero.
   """
   inside = tokens.position.reshape(-1, 2).astype(jnp.int32)
   inside = jnp.pad(inside, ((0, 0), (1, 0)))[place]
+  if time is not None:
+    inside = inside.at[..., 0].add(time)
   visual = (kind == Kind.VISUAL)[..., None]
   return start[..., None] + jnp.where(visual, inside, 0)

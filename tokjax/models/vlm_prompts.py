@@ -14,7 +14,7 @@ import numpy as np
 
 from tokjax.models import any_resolution
 from tokjax.models.any_resolution import Crops
-from tokjax.models.native_patches import Patches
+from tokjax.models.native_patches import Clip, Patches
 from tokjax.models.vit import ViTConfig
 from tokjax.models.vlm import Mix, Prompts
 from tokjax.models.vlm_config import VisionLanguageConfig
@@ -22,7 +22,7 @@ from tokjax.signals import Origins
 from tokjax.tokens import Kind
 
 Ids = Sequence[int]
-Images = Sequence[np.ndarray | Crops | Patches]
+Images = Sequence[np.ndarray | Crops | Patches | Clip]
 
 
 def crops_of(image: np.ndarray | Crops, config: VisionLanguageConfig) -> Crops:

@@ -52,6 +52,7 @@ def _both(a: Slots, b: Slots) -> Slots:
     losses=a.losses + b.losses,
     collect=tuple(dict.fromkeys(a.collect + b.collect)),
     adapter_rank=max(a.adapter_rank, b.adapter_rank),
+    draft=_one(a, b, "draft"),
     pass_class=a.pass_class or b.pass_class,
     towers=_towers(a, b),
     name=name,

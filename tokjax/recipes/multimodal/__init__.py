@@ -10,6 +10,7 @@ from tokjax.recipes.multimodal import dymu
 from tokjax.recipes.multimodal import holov
 from tokjax.recipes.multimodal import prumerge
 from tokjax.recipes.multimodal import covipal
+from tokjax.recipes.multimodal import flash
 from tokjax.recipes.multimodal import crops
 from tokjax.recipes.multimodal import vflowopt
 from tokjax.recipes.multimodal import frames

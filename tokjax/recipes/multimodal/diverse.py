@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float
 
 from tokjax import diversity, scores, selection
 from tokjax.binding import bind
-from tokjax.budgets import AtEnd, Budget, Count, Once
+from tokjax.budgets import AtEnd, Budget, Count, Once, Undecided
 from tokjax.plan import Plan
 from tokjax.recipes.multimodal.encoder import CLASS_MEAN, CLASS_SUM
 from tokjax.recipes.multimodal.pruning import VISUAL, behind_image
+from tokjax.recipes.multimodal.transition import BEHIND
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.rules import keep_best, keep_selected
@@ -131,6 +132,22 @@ def from_pivot(
   return keep_selected(site, picked)
 
 
+# Mean attention of the text behind the images to each visual token.
+OF_TEXT = Rows(of=BEHIND, over="mean")
+
+
+def all_or_none(site: Site, *, attended: Rows, least: float) -> Plan:
+  """All tokens if together they have that much attention, else none.
+
+  Where no text stands behind them, all.
+  """
+  there = jnp.ones((site.num_free,), bool) if site.mask is None else site.mask
+  mass = jnp.where(there, site[attended].astype(jnp.float32), 0.0).sum()
+  stay = (mass >= least) | ~words(site).any()
+  stay = jnp.broadcast_to(stay, there.shape)
+  return keep_best(site, there.astype(jnp.float32), eligible=stay)
+
+
 @recipe(
   "todre",
   family="vlm",
@@ -138,26 +155,46 @@ def from_pivot(
   " Efficient Large Vision-Language Models",
   arxiv="2505.18757",
   evidence="weak: the text of the paper (version 2); no code was found",
-  deviations="the first stage only (the second removes all visual tokens late"
-  " in the language model if text hardly attends to them); features are those"
-  " before the projector, where class attention is known (there projected"
-  " ones); each crop keeps its own tokens (there all crops together), in order",
+  deviations="the second stage is an option, and masks what it removes: shapes"
+  " are static, so that caches count less and nothing is computed less; it asks"
+  " for the attention of text behind an image alone, as under a causal mask"
+  " images attend to no text behind them; features are those before the"
+  " projector, where class attention is known (there projected ones); each crop"
+  " keeps its own tokens (there all crops together), in order",
 )
-def todre(over: str = "all", budget: Budget = Once(0.1)) -> Slots:
+def todre(
+  over: str = "all",
+  budget: Budget = Once(0.1),
+  least: float | None = None,
+  late: int | float = 0.875,
+) -> Slots:
   """Patches that are unlike each other, from the most attended one on.
 
   The block ahead of the features is asked which patch the class token attends
-  to most.
+  to most. In a second stage all visual tokens go that are left, if the text
+  hardly attends to them in a late block of the language model.
 
   Args:
     over: "all": each is the least similar to all before it in sum; "nearest":
       to the nearest of them, as in version 1 of the paper.
     budget: how many patches remain.
+    least: the second stage leaves visual tokens if they have this share of the
+      attention of the text behind them, 0.1 in the paper; None: there is no
+      second stage.
+    late: the block that is asked, as a number or a fraction of the depth; the
+      tokens go behind it.
   """
   if over not in ("nearest", "all"):
     raise ValueError(f"over={over!r}: must be 'nearest' or 'all'")
   rule = bind(from_pivot, score=CLASS_MEAN, over=over)
-  return Slots(Reduce(rule, budget)).within("ahead")
+  towers = {"ahead": Slots(Reduce(rule, budget))}
+  if least is None:
+    return Slots(towers=towers)
+  if not 0 <= least <= 1:
+    raise ValueError(f"least={least}: must lie in [0, 1]")
+  second = bind(all_or_none, attended=OF_TEXT, least=least)
+  late_stage = Reduce(second, Undecided(late), at="output", free=VISUAL)
+  return Slots(late_stage, towers=towers)
 
 
 def words(site: Site) -> Bool[Array, "n"]:

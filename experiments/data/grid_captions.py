@@ -1,0 +1,68 @@
+"""Grids of digits that are read aloud: a text of several tokens an image.
+
+What each cell shows, in the order of reading: a digit, or "?" where its pixels
+are scrambled. For methods of decoding, which a single word says nothing about.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from experiments.data.grid_questions import SPLITS, GridQuestions, Scene
+from experiments.data.questions import NOTHING, Element
+from experiments.data.words import END, IMAGE, START
+
+NO_DIGIT = "?"
+
+
+@dataclasses.dataclass(frozen=True)
+class GridCaptions(GridQuestions):
+  """The images of `GridQuestions`, read aloud; `turns` and `asking` are none.
+
+  Attributes: see `GridQuestions`.
+  """
+
+  turns: int = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.turns != 1 or self.asking:
+      raise ValueError(
+        f"turns={self.turns}, asking={self.asking}: are of questions; must be"
+        " 1 and False"
+      )
+
+  @property
+  def length(self) -> int:
+    """Ids of an example: start, image, a word a cell, end."""
+    return 3 + self.side**2
+
+  def augment(self, element: Element, rng: np.random.Generator) -> Element:
+    """Another image at every turn."""
+    return self._read(self.scene(element["split"], rng))
+
+  def prepare(self, element: Element) -> Element:
+    """A held-out image."""
+    return self._read(self._heldout(element["number"]))
+
+  def caption(self, number: int) -> tuple[np.ndarray, list[int]]:
+    """A held-out image and the ids of its caption."""
+    scene = self._heldout(number)
+    return scene.image, self._ids(scene)
+
+  def _heldout(self, number: int) -> Scene:
+    rng = np.random.default_rng((SPLITS["test"], number))
+    return self.scene("test", rng)
+
+  def _ids(self, scene: Scene) -> list[int]:
+    said = (NO_DIGIT if x < 0 else str(x) for x in scene.label.ravel())
+    return self.words.encode(" ".join(said))[1:]
+
+  def _read(self, scene: Scene) -> Element:
+    ids = [START, IMAGE, *self._ids(scene), END]
+    return {
+      "image": scene.image.astype(np.float32),
+      "tokens": np.array(ids, np.int32),
+      "target": np.array([NOTHING, *ids[2:], NOTHING], np.int32),
+      "length": np.int32(len(ids)),
+    }
