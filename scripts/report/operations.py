@@ -11,6 +11,7 @@ from bench import candidates
 from pallas_kernels import decode_attention, linear_attention
 from pallas_kernels import layout as layouts
 from pallas_kernels.attention_mass import masses
+from pallas_kernels.walks import gpu_plan
 from scripts.report import check_operations as checks
 from scripts.report.jobs import Here, Job
 
@@ -19,6 +20,10 @@ BATCH = 4
 # Entries that a decode step with lists of tokens reads.
 TOKENS = 2048
 SPLITS, OTHER_SPLITS = 8, (4, 16, 32)
+# Entries of a tile, and tiles that are on their way.
+OTHER_PLANS = (
+  {"tile": 128, "depth": 2}, {"tile": 64, "depth": 6}, {"tile": 64, "depth": 4}
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,7 @@ def jobs(here: Here) -> list[Job]:
       found.append(_mass(here, sizes, implementation, direction))
     for implementation in here.implementations(checks.LINEAR):
       found.append(_linear(here, sizes, implementation, direction))
-  found += _splits(here, sizes)
+  found += _tuned(here, sizes)
   for n in long:
     found += [job for how in reads for job in _decodes(here, sizes, n, how)]
   return found
@@ -63,15 +68,28 @@ def _cache(n: int):
   return _normal(0, BATCH, 1, HEADS, HEAD_SIZE), k, v
 
 
-def _splits(here: Here, sizes: Sizes) -> list[Job]:
-  """The kernel with other numbers of splits, for the next tuning."""
+def _tuned(here: Here, sizes: Sizes) -> list[Job]:
+  """The kernel of decoding with other numbers, for the next tuning."""
   found = []
-  for splits in OTHER_SPLITS[: 1 if here.tiny else None]:
+
+  def add(label, plan, splits=SPLITS):
     for job in _decodes(here, sizes, sizes.caches[0], "blocks", splits):
       if job.name.endswith(here.kernel):
-        name = f"{job.name}, {splits} splits"
-        found.append(dataclasses.replace(job, name=name))
+        run = functools.partial(_changed, plan, job.run)
+        name = f"{job.name}, {label}"
+        found.append(dataclasses.replace(job, name=name, run=run))
+
+  for splits in OTHER_SPLITS[: 1 if here.tiny else None]:
+    add(f"{splits} splits", {}, splits)
+  for plan in OTHER_PLANS if here.kernel == "gpu" else ():
+    add(", ".join(f"{n} {value}" for n, value in plan.items()), plan)
   return found
+
+
+def _changed(plan, run):
+  """What `run` measures with another plan of the GPU kernel."""
+  with gpu_plan.changing("decode", **plan):
+    return run()
 
 
 def _decodes(
