@@ -27,7 +27,8 @@ class Compiled:
   """
 
   def __init__(self, run: Callable[..., Any], dtype: Any, **options: Any):
-    self._plain = self._alone = jax.jit(run, **options)
+    self._plain: Any = jax.jit(run, **options)
+    self._alone: Any = self._plain
     if dtype == jnp.bfloat16 and (found := xla_options.known(LIBRARY)):
       self._alone = jax.jit(run, compiler_options=found, **options)
 
