@@ -63,5 +63,7 @@ def test_words_are_read_back():
 @pytest.mark.parametrize("name", vlm_budget.combinations())
 def test_combinations_share_one_keep_ratio(name):
   joined = recipes.find(name)
-  assert joined.name == name and sum(joined.shares) == 1
+  # A store of few bits has no share: no keep ratio turns it.
+  shares = [share for share in joined.shares if share is not None]
+  assert joined.name == name and sum(shares) == 1
   assert recipes.get(name, keep=0.25) != recipes.get(name, keep=0.5)

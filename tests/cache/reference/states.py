@@ -31,7 +31,7 @@ def of_chunk(made, x):
   return np.stack(outs)
 
 
-def attamba(s, chunk=4, lead=1):
+def attamba(s, chunk=2, lead=1):
   shift = min(chunk - 1, s.layer * (chunk // DEPTH))
   total = s.n + STEPS
   ends = {0} | {i for i in range(total) if (i + shift) % chunk == chunk - 1}
