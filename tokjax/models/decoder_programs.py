@@ -66,7 +66,7 @@ class DecoderPrograms:
   def __init__(self, model: Decoder):
     self.model, self.layers = model, model.layers
     self.read = Compiled(self._read, model.dtype)
-    self.enter_prompts = Compiled(self._entering, model.dtype)
+    self.enter_prompts: Any = jax.jit(self._entering)
     self.leave_prompts = Compiled(self._leaving, model.dtype)
     self._step_in = Compiled(self._entered, model.dtype)
     self._step_out = Compiled(self._left, model.dtype)
@@ -80,12 +80,13 @@ class DecoderPrograms:
   def compiled(self) -> int:
     """How many programs were compiled; those of others do not count."""
     own: tuple[Any, ...] = (
-      self.read, self.enter_prompts, self.leave_prompts, self._step_in,
-      self._step_out, self._several_in, self._several_out,
-      *self._acting.values(),
+      self.read, self.leave_prompts, self._step_in, self._step_out,
+      self._several_in, self._several_out,
     )  # fmt: skip
+    acting = (f._cache_size() for f in self._acting.values())
     return sum(
-      [one.compiled() for one in own]
+      [self.enter_prompts._cache_size(), *acting]
+      + [one.compiled() for one in own]
       + [shared.compiled() for shared in (self._step, *self._quiet.values())]
     )
 
@@ -229,8 +230,7 @@ class DecoderPrograms:
       )
 
     # The last chunk's states have another form: there is no buffer to reuse.
-    donate = () if call.last else (2,)
-    self._quiet[key] = Shared(run, donate, self.model.dtype)
+    self._quiet[key] = Shared(run, donate=() if call.last else (2,))
     return self._quiet[key]
 
   def _acting_block(self, call: Call, layer: Layer) -> Any:
@@ -252,7 +252,7 @@ class DecoderPrograms:
       passage, (state, carry), _ = done
       return reducer.give_back(passage, layer.index), state, carry
 
-    self._acting[key] = Compiled(run, self.model.dtype)
+    self._acting[key] = jax.jit(run)
     return self._acting[key]
 
   def _block(self, layer: Layer) -> Block:

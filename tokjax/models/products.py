@@ -13,17 +13,18 @@ from tokjax import xla_options
 # XLA for CPUs multiplies this many rows in bfloat16 ten times as fast as one,
 # for which it has a scalar loop (JAX 0.10, processor without such products).
 ROWS = 4
-# Has YNNPACK multiply where it can. XLA's own products in bfloat16 first write
-# the whole matrix anew, in float32.
+# Has YNNPACK multiply where it can. Before its own products in bfloat16, XLA
+# writes the whole matrix anew, in float32: more work than a few rows are.
 LIBRARY = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 
 class Compiled:
-  """`jax.jit` for a program with products in a dtype.
+  """`jax.jit` for a program with products of few rows in a dtype.
 
-  Programs in bfloat16 for a CPU leave their products to a library. XLA takes
-  options of whole programs only: called within another one it is part of that,
-  and compiled like it.
+  Programs in bfloat16 for a CPU leave their products to a library (which is a
+  tenth slower than XLA's where rows are many). XLA takes options of whole
+  programs only: called within another one it is part of that, and compiled like
+  it.
   """
 
   def __init__(self, run: Callable[..., Any], dtype: Any, **options: Any):
