@@ -26,6 +26,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+from jax import numpy as jnp
+
+from pallas_kernels import block_sparse_attention
+from pallas_kernels import layout as layouts
+from tokjax.models import ViT, ViTConfig
+
 OPTIONS = {
   "default": "",
   "one thread": "--xla_cpu_multi_thread_eigen=false",
@@ -50,9 +57,6 @@ Call = Callable[[], Any]
 
 def rows() -> dict[str, Call]:
   """Products of few rows with many matrices."""
-  import jax
-  from jax import numpy as jnp
-
   out = {}
   for dtype in ("float32", "bfloat16"):
     keys = jax.random.split(jax.random.key(0), 60)
@@ -66,18 +70,12 @@ def rows() -> dict[str, Call]:
 
 def square() -> dict[str, Call]:
   """A product that the processor's arithmetic bounds."""
-  import jax
-
   x = jax.random.normal(jax.random.key(0), (2048, 2048))
   return {"square": _call(jax.jit(lambda x: x @ x), x)}
 
 
 def vit() -> dict[str, Call]:
   """A plain vision transformer."""
-  import jax
-
-  from tokjax.models import ViT, ViTConfig
-
   model = ViT(ViTConfig(width=384, heads=6, mlp_dim=1536, depth=12))
   images = jax.random.normal(jax.random.key(0), (8, 224, 224, 3))
   params = jax.jit(model.init)(jax.random.key(1), images)
@@ -86,11 +84,6 @@ def vit() -> dict[str, Call]:
 
 def sparse() -> dict[str, Call]:
   """Block-sparse attention over lists of blocks."""
-  import jax
-
-  from pallas_kernels import block_sparse_attention
-  from pallas_kernels import layout as layouts
-
   shape, out = (1, 4096, 8, 128), {}
   q, k, v = jax.random.normal(jax.random.key(0), (3, *shape))
   scores = jax.random.normal(jax.random.key(1), (1, 8, 32, 32))
@@ -112,8 +105,6 @@ WORKLOADS = {"rows": rows, "square": square, "vit": vit, "sparse": sparse}
 
 
 def _call(run: Callable[..., Any], *inputs: Any) -> Call:
-  import jax
-
   return lambda: jax.block_until_ready(run(*inputs))
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from configs.learned import drafts
 from experiments.data.words import END, IMAGE, START
+from experiments.sweeps import intervals
 from experiments.training import config as config_lib
 from scripts.learned_questions import params_of, with_fresh
 from tokjax import recipes
@@ -53,8 +54,8 @@ def said(fast: Speculative, config, plain: VisionLanguageGenerator) -> str:
     greedy = plain.generate(prompts, images, ends=(END,))
     same += sum(a == b for a, b in zip(texts, greedy, strict=True))
     per += (rounds.tokens / rounds.rounds).tolist()
-  half = 1.96 * np.std(per, ddof=1) / np.sqrt(len(per))
-  return f"{np.mean(per):.2f} ± {half:.2f}\t{same} of {count}"
+  found = intervals.difference(np.array([per]))
+  return f"{found.mean:.2f} ± {found.half:.2f}\t{same} of {count}"
 
 
 def main() -> None:

@@ -314,12 +314,9 @@ class Slots:
   def reductions(self) -> int:
     """How many reductions share a budget, those of towers included.
 
-    One that is unmerged follows the encoder, an undecided one its rule.
+    Others follow the encoder (unmerged ones) or their rule.
     """
-    own = sum(
-      not (r.unmerged or isinstance(r.budget, budgets.Undecided))
-      for r in self.reduce
-    )
+    own = sum(r.budget.shared and not r.unmerged for r in self.reduce)
     return own + sum(s.reductions for _, s in self.towers)
 
   def restored(self) -> "Slots":

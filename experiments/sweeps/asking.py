@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from experiments.sweeps.count import Told, unheard
+from experiments.sweeps.count import Told
 from experiments.sweeps.decoding import (
   Batch,
   Dense,
@@ -193,7 +193,7 @@ class Asker:
     self._warm: set[tuple[Group, tuple[str, ...]]] = set()
 
   def __call__(
-    self, programs: Sequence[Programs], whole: Programs, told: Told = unheard
+    self, programs: Sequence[Programs], whole: Programs, told: Told
   ) -> list[Answers]:
     """Answers with each recipe; `whole` is the full cache.
 

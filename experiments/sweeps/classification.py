@@ -13,7 +13,7 @@ import numpy as np
 from experiments import typed
 from experiments.sweeps import intervals, merges
 from experiments.sweeps.classifiers import CLASSIFIERS, Classifier
-from experiments.sweeps.count import Told, unheard
+from experiments.sweeps.count import Told
 from experiments.sweeps.forward import Program, compile_forward
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.report import Loss, Plot, Table
@@ -84,10 +84,7 @@ class ClassificationSubject:
     return compile_forward(self.classifier, job, *inputs, of=log_p)
 
   def score(
-    self,
-    programs: Sequence[Program],
-    whole: Program,
-    told: Told = unheard,
+    self, programs: Sequence[Program], whole: Program, told: Told
   ) -> list[Row]:
     """Accuracy, and drift from the unreduced model's answers.
 
@@ -96,6 +93,7 @@ class ClassificationSubject:
     divergence in nats; FLOPs are those of one image.
     """
     size = self.settings.batch_size
+    rounds = self.classifier.rounds(size)
     right, drift = [], []
     for i, batch in enumerate(self.classifier.batches(size)):
       real = batch["weight"] > 0
@@ -103,7 +101,7 @@ class ClassificationSubject:
       hits, moved = self._answers(programs, whole, inputs, batch["label"])
       right.append(hits[..., real])
       drift.append(moved[..., real])
-      told(i + 1, self.classifier.rounds(size))
+      told(i + 1, rounds)
     hits, moved = np.concatenate(right, -1), np.concatenate(drift, -1)
     return [
       {

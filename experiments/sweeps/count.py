@@ -12,11 +12,6 @@ BETWEEN = 15.0
 Told = Callable[[int, int], None]
 
 
-def unheard(done: int, total: int) -> None:
-  """Progress that nobody asked for."""
-  del done, total
-
-
 class Count:
   """Counts jobs and says how long the rest will take.
 

@@ -13,7 +13,7 @@ import numpy as np
 from experiments import typed
 from experiments.sweeps import dense_maps, intervals
 from experiments.sweeps.classification import at_shares, ranking
-from experiments.sweeps.count import Told, unheard
+from experiments.sweeps.count import Told
 from experiments.sweeps.dense_models import DENSE_MODELS, DenseModel
 from experiments.sweeps.forward import Program, compile_forward
 from experiments.sweeps.programs import speedup
@@ -94,10 +94,7 @@ class DenseSubject:
     return compile_forward(self.model, job, self.model.params, self.first)
 
   def score(
-    self,
-    programs: Sequence[Program],
-    whole: Program,
-    told: Told = unheard,
+    self, programs: Sequence[Program], whole: Program, told: Told
   ) -> list[Row]:
     """Agreement with the unreduced model's map, image by image.
 

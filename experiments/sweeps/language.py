@@ -18,7 +18,7 @@ from experiments.sweeps import (
   probes,
 )
 from experiments.sweeps.asking import Answers, Asker, Group, Programs
-from experiments.sweeps.count import Told, unheard
+from experiments.sweeps.count import Told
 from experiments.sweeps.decoding import Dense
 from experiments.sweeps.dense_prefill import Kept
 from experiments.sweeps.language_models import SOURCES, RecallAndText
@@ -144,10 +144,7 @@ class LanguageSubject:
     return Programs(job, built, "; ".join(said))
 
   def score(
-    self,
-    programs: Sequence[Programs],
-    whole: Programs,
-    told: Told = unheard,
+    self, programs: Sequence[Programs], whole: Programs, told: Told
   ) -> list[Row]:
     """Answers, nats per token, bytes of one text's cache, and times.
 

@@ -17,7 +17,7 @@ from experiments.sweeps import (
   question_report,
   question_views,
 )
-from experiments.sweeps.count import Told, unheard
+from experiments.sweeps.count import Told
 from experiments.sweeps.probe import words_of
 from experiments.sweeps.programs import speedup
 from experiments.sweeps.question_models import (
@@ -92,10 +92,7 @@ class QuestionsSubject:
     return build(self.model, job, self.settings.batch_size, room)
 
   def score(
-    self,
-    programs: Sequence[Program],
-    whole: Program,
-    told: Told = unheard,
+    self, programs: Sequence[Program], whole: Program, told: Told
   ) -> list[Row]:
     """Right answers by kind of question, drift, FLOPs and bytes.
 

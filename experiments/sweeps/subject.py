@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from experiments import typed
-from experiments.sweeps.count import Told, unheard
+from experiments.sweeps.count import Told
 from experiments.sweeps.report import Plot, Table
 from experiments.sweeps.results import WHOLE, Results, Row
 from experiments.training import config
@@ -120,7 +120,7 @@ class Subject(Protocol[P]):
     ...
 
   def score(
-    self, programs: Sequence[P], whole: P, told: Told = unheard
+    self, programs: Sequence[P], whole: P, told: Told
   ) -> Sequence[Row]:
     """What is measured of each program but its speed; a row for each.
 

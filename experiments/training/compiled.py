@@ -18,6 +18,7 @@ from experiments.training import checkpoints, optim
 from experiments.training import mesh as mesh_lib
 from experiments.training import state as state_lib
 from experiments.training.config import Config
+from tokjax import xla_options
 
 # A start runs once; a CPU would optimise it for longer than it runs.
 UNOPTIMISED = {
@@ -105,7 +106,7 @@ def _start(programs: Programs):
   return jax.jit(
     functools.partial(_init, programs),
     out_shardings=_sharding(programs),
-    compiler_options=UNOPTIMISED if jax.default_backend() == "cpu" else None,
+    compiler_options=xla_options.known(UNOPTIMISED) or None,
   )
 
 

@@ -21,7 +21,6 @@ from pallas_kernels.walks import (
 from pallas_kernels.walks import gpu_tiles as tiles
 
 _ROWS = gpu_plan.ROWS
-_NUMBERS = 6
 
 
 def backward(
@@ -37,7 +36,7 @@ def backward(
 
 def _queries(params, operands, weights, lse, d_columns, d_blocks, interpret):
   """d_q and r, by the lists of the query blocks."""
-  plan = gpu_plan.make(operands, "mass_d_q", _NUMBERS)
+  plan = gpu_plan.make(operands, "mass_d_q", gpu_forward.NUMBERS)
   arrays = gpu_operands.Arrays(plan, operands)
   rows = (plan.warpgroups, _ROWS)
   resident = {"q": arrays.q, "lse": lse * tiles.LOG2E, "weight": weights}
@@ -125,7 +124,7 @@ def _sloped(logits, d_logits):
 
 def _keys(params, operands, weights, lse, d_columns, d_blocks, interpret):
   """d_k and d_bias, by the transposed lists."""
-  plan = gpu_plan.make(operands, "mass_d_k", _NUMBERS)
+  plan = gpu_plan.make(operands, "mass_d_k", gpu_forward.NUMBERS)
   arrays = gpu_operands.Arrays(plan, operands)
   rows = (plan.warpgroups, _ROWS)
   outputs = {"d_k": jax.ShapeDtypeStruct(arrays.k.shape, operands.k.dtype)}

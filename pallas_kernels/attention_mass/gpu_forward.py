@@ -26,12 +26,12 @@ _ROWS = gpu_plan.ROWS
 # Steps whose sums are kept before they are written.
 _KEPT = gpu_plan.MASS_SUMS // (4 * _ROWS)
 # Numbers that come along with a query, and with a key.
-_NUMBERS = 6
+NUMBERS = 6
 
 
 def forward(params, operands, weights, lse, interpret=None):
   """See `xla.forward`."""
-  plan = gpu_plan.make(operands, "mass", _NUMBERS)
+  plan = gpu_plan.make(operands, "mass", NUMBERS)
   arrays = gpu_operands.Arrays(plan, operands)
   batch, length, _, _ = operands.k.shape
   steps = sum(plan.capacity) * plan.parts

@@ -32,15 +32,12 @@ def forward(operands, params, interpret=None):
   batch, length, heads, _ = operands.q.shape
   rows = (plan.warpgroups, _ROWS)
   scratch = {
-    "q_rows": gpu_stream.rows_buffer(rows + (plan.d,), dtype),
+    **gpu_operands.query_rows(plan, dtype, interpret),
     "lse_line": plgpu.SMEM(rows, jnp.float32),
     "arrived": plgpu.Barrier(num_barriers=plan.warpgroups),
-    **arrays.staging(interpret),
   }
   if plan.warpgroups == 2:
     scratch["turns"] = plgpu.Barrier(num_arrivals=2)
-  if plan.dv != plan.d:
-    scratch["out_rows"] = gpu_stream.rows_buffer(rows + (plan.dv,), dtype)
   out, lse = gpu_call.run(
     plan,
     params,
@@ -94,7 +91,7 @@ def _compute(cell):
     plan, row, jnp.int32(0), visit, gpu_softmax.start(plan)
   )
   pl.when(cell.warpgroup == 0)(turns.change)
-  out = cell.own("q_rows" if plan.dv == plan.d else "out_rows")
+  out = cell.result
   line = cell.own("lse_line")
   gpu_softmax.put(running, out, line)
   plgpu.copy_smem_to_gmem(out, refs["out"].at[batch, cell.here, cell.head])

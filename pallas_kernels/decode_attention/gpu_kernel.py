@@ -17,6 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.walks import (
   contract,
   gpu_call,
+  gpu_operands,
   gpu_plan,
   gpu_softmax,
   gpu_stream,
@@ -39,16 +40,11 @@ def run(call, options, interpret):
   """
   plan, packing = call.plan, call.packing
   dtype = call.q.dtype
-  rows = (1, _ROWS)
   scratch = {
-    "q_rows": gpu_stream.rows_buffer(rows + (plan.d,), dtype),
-    "lse_line": plgpu.SMEM(rows, jnp.float32),
+    **gpu_operands.query_rows(plan, dtype, interpret),
+    "lse_line": plgpu.SMEM((1, _ROWS), jnp.float32),
     "arrived": plgpu.Barrier(num_barriers=1),
   }
-  if plan.dv != plan.d:
-    scratch["out_rows"] = gpu_stream.rows_buffer(rows + (plan.dv,), dtype)
-  if interpret is not None:
-    scratch["staged"] = plgpu.SMEM(rows + (plan.tile,), dtype)
   batch, _, groups, _ = call.q.shape
   length = packing.splits * packing.rows
   return gpu_call.run(
@@ -81,7 +77,7 @@ def _compute(packing, cell):
   _, running = gpu_stream.walk(
     plan, cell.row(), jnp.int32(0), visit, gpu_softmax.start(plan)
   )
-  out = cell.own("q_rows" if plan.dv == plan.d else "out_rows")
+  out = cell.result
   line = cell.own("lse_line")
   gpu_softmax.put(running, out, line)
   used = pl.ds(0, packing.rows)

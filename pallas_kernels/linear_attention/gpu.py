@@ -23,15 +23,12 @@ _HIGHEST = ("highest", lax.Precision.HIGHEST)
 
 def supports(operands, params):
   """The reason against these operands, or None; see `operands`."""
-  reason = gpu_targets.unsupported_arrays(operands.q, operands.v)
+  reason = gpu_targets.unsupported_arrays(
+    operands.q, operands.v, _MAX_HEAD_SIZE,
+    "GPU kernel of linear attention takes",
+  )  # fmt: skip
   if reason is not None:
     return reason
-  for name, x in (("q and k", operands.q), ("v", operands.v)):
-    if x.shape[-1] > _MAX_HEAD_SIZE:
-      return (
-        f"{name} have head size {x.shape[-1]}, the GPU kernel of linear "
-        f"attention takes at most {_MAX_HEAD_SIZE}"
-      )
   if params.precision in _HIGHEST:
     return (
       f"precision={params.precision!r}, the GPU kernel rounds decayed products "

@@ -21,7 +21,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.layout import BlockLayout
-from pallas_kernels.walks import contract, gpu_call, gpu_plan, gpu_stream
+from pallas_kernels.walks import (
+  contract,
+  gpu_call,
+  gpu_operands,
+  gpu_plan,
+  gpu_stream,
+)
 from pallas_kernels.walks import gpu_tiles as tiles
 from pallas_kernels.walks import lists as walked
 
@@ -106,17 +112,12 @@ def run(order, q, k, v, states, log_decay, scale, interpret):
     "linear",
   )
   source = lambda x: gpu_stream.Source(x, _index(x, heads))
-  rows = (plan.warpgroups, _ROWS)
   scratch = {
-    "q_rows": gpu_stream.rows_buffer(rows + (plan.d,), q.dtype),
+    **gpu_operands.query_rows(plan, q.dtype, interpret),
     "state": gpu_stream.rows_buffer((plan.d, plan.dv), q.dtype),
     "arrived": plgpu.Barrier(num_barriers=plan.warpgroups),
     "state_arrived": plgpu.Barrier(),
   }
-  if plan.dv != plan.d:
-    scratch["out_rows"] = gpu_stream.rows_buffer(rows + (plan.dv,), q.dtype)
-  if interpret is not None:
-    scratch["staged"] = plgpu.SMEM(rows + (plan.tile,), q.dtype)
   (out,) = gpu_call.run(
     plan,
     contract.Params(scale),
@@ -161,7 +162,7 @@ def _compute(order, index, cell):
   acc = across * tiles.spread(since, plan.dv, 0)
   visit = functools.partial(_visit, order, cell, decay)
   _, acc = gpu_stream.walk(plan, cell.row(), jnp.int32(0), visit, acc)
-  out = cell.own("q_rows" if plan.dv == plan.d else "out_rows")
+  out = cell.result
   out[...] = (acc * cell.params.scale).astype(out.dtype)
   plgpu.commit_smem()
   plgpu.copy_smem_to_gmem(out, refs["out"].at[at.batch, cell.here, at.head])

@@ -54,6 +54,11 @@ class Cell(NamedTuple):
       return None
     return self.refs[name].at[lax.optimization_barrier(self.warpgroup)]
 
+  @property
+  def result(self):
+    """Where results of resident queries are put: in their place if they fit."""
+    return self.own("q_rows" if self.plan.dv == self.plan.d else "out_rows")
+
   def row(self):
     """The lists."""
     return gpu_stream.Row(self.plan, self.refs["lists"], self.at)

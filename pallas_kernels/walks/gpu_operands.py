@@ -88,11 +88,25 @@ class Arrays:
     return self.queries(lse), second
 
   def staging(self, interpret):
-    """Where left factors go that the interpreter cannot read in registers."""
-    if interpret is None:
-      return {}
-    shape = (self.plan.warpgroups, gpu_plan.ROWS, self.plan.tile)
-    return {"staged": plgpu.SMEM(shape, self._operands.q.dtype)}
+    """See `staging`."""
+    return staging(self.plan, self._operands.q.dtype, interpret)
+
+
+def staging(plan, dtype, interpret):
+  """Where left factors go that the interpreter cannot read in registers."""
+  if interpret is None:
+    return {}
+  shape = (plan.warpgroups, gpu_plan.ROWS, plan.tile)
+  return {"staged": plgpu.SMEM(shape, dtype)}
+
+
+def query_rows(plan, dtype, interpret):
+  """Scratch for resident queries and their results, see `Cell.result`."""
+  rows = (plan.warpgroups, gpu_plan.ROWS)
+  found = {"q_rows": gpu_stream.rows_buffer(rows + (plan.d,), dtype)}
+  if plan.dv != plan.d:
+    found["out_rows"] = gpu_stream.rows_buffer(rows + (plan.dv,), dtype)
+  return {**found, **staging(plan, dtype, interpret)}
 
 
 def lines(cell, step):

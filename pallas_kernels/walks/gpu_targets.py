@@ -40,6 +40,7 @@ def compiled(forward, backward, supports, **fields):
   )
 
 
+@functools.cache
 def simulated(forward, backward, supports, fields=(), **options):
   """The implementation "gpu_interpret".
 
@@ -99,16 +100,21 @@ def _wrong_machine():
   return None
 
 
-def unsupported_arrays(q, v=None):
-  """Returns None, or why the kernels cannot take these heads or numbers."""
+def unsupported_arrays(
+  q, v=None, most=gpu_plan.MAX_HEAD_SIZE, who="GPU kernels take"
+):
+  """Returns None, or why kernels cannot take these heads or numbers.
+
+  Args:
+    q, v: queries, and values if there are any.
+    most: the largest head size.
+    who: takes no larger one, for the message.
+  """
   if str(q.dtype) not in _DTYPES:
     return f"q, k, v are {q.dtype}, the GPU kernels take {' or '.join(_DTYPES)}"
   for name, x in (("q and k", q), ("v", v)):
-    if x is not None and x.shape[-1] > gpu_plan.MAX_HEAD_SIZE:
-      return (
-        f"{name} have head size {x.shape[-1]}, the GPU kernels take at most "
-        f"{gpu_plan.MAX_HEAD_SIZE}"
-      )
+    if x is not None and x.shape[-1] > most:
+      return f"{name} have head size {x.shape[-1]}, the {who} at most {most}"
   return None
 
 

@@ -65,6 +65,16 @@ def softmax(
   return jax.nn.softmax(x, axis=-1, where=seen)
 
 
+def taken(x: Array, index: Array) -> Array:
+  """Rows of each example: `[b, ..., f]` of `x [b, n, f]`.
+
+  Args:
+    x: `[b, n, ...]`.
+    index: of rows, `[b, ...]`.
+  """
+  return jax.vmap(lambda x, index: x[index])(x, index)
+
+
 def mix(
   weight: Float[Array, "b g r t n"], v: Float[Array, "b g n d"]
 ) -> Float[Array, "b g r t d"]:

@@ -26,8 +26,6 @@ from tokjax.budgets import Budget
 from tokjax.layer import NOTES, Arrivals, Layer, Memory
 
 DENSE = Causal()
-# Of a row that sees nothing, whose sum of weights is 0.
-LOWEST = -1e30
 # Queries that share a slice of tokens: the smaller, the fewer are masked.
 ROWS = 128
 # What `Cores` of the cache is given of a prompt.
@@ -139,11 +137,12 @@ class CoreContext(Causal):
     top = jnp.maximum(
       far.max(axis=-1, keepdims=True), near.max(axis=-1, keepdims=True)
     )
-    top = jax.lax.stop_gradient(jnp.maximum(top, LOWEST))
+    # A row that sees nothing has weights, and a sum of them, of 0.
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
     far, near = jnp.exp(far - top), jnp.exp(near - top)
     total = far.sum(axis=-1, keepdims=True) + near.sum(axis=-1, keepdims=True)
     out = jnp.einsum("bgrtm,bgrmd->bgrtd", far.astype(v.dtype), cores[1])
-    out = (out + core.mix(near, v)) / jnp.maximum(total, 1.0 / -LOWEST)
+    out = (out + core.mix(near, v)) / jnp.where(total > 0, total, 1.0)
     return out.astype(v.dtype)
 
   def __call__(self, layer, arrivals, memory, *, params, carry):

@@ -176,7 +176,7 @@ class DynamicChunks(Causal):
         lambda s, n, count: self.choose(s[row], row, n, most, count)
       )(score, length, jnp.asarray(counts)[length])
       seen = valid[:, None] & (index[:, None] <= at[None, :, None])
-      own = lambda x: jax.vmap(lambda x, i: x[i])(x, index)
+      own = lambda x: core.taken(x, index)
       return core.attended(layer, q[:, at], own(k), own(v), seen)
 
     blocks = -(-t // self.block)
@@ -209,7 +209,7 @@ class DynamicChunks(Causal):
       return out
     at = length[:, None] - 1 - jnp.arange(rows)[None]
     place = jnp.maximum(at, 0)
-    last = jax.vmap(lambda x, i: x[i])(q, place)
+    last = core.taken(q, place)
     seen = jnp.arange(t)[None, None] <= place[:, :, None]
     dense = core.attended(layer, last, k, v, seen)
     at = jnp.where(at >= 0, at, t)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax import budgets, selection
+from tokjax.attention import core
 from tokjax.attention.causal import Causal, need_whole
 from tokjax.budgets import Budget
 from tokjax.layer import Arrivals, Layer, Memory, with_loss
@@ -166,7 +167,7 @@ class Eliminated(Causal):
       carry = with_loss(carry, LOSS, loss)
       return DENSE(layer, arrivals, memory, params=params, carry=carry)
     index, valid = self._kept(layer, a, params.get("attend"))
-    few = lambda x: jax.vmap(lambda x, i: x[i])(x, index)
+    few = lambda x: core.taken(x, index)
     some = Arrivals(
       few(a.q), few(a.k), few(a.v), few(a.position), valid, gaps=True
     )

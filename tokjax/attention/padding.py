@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
+from tokjax.attention import core
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +37,8 @@ class RealFirst:
 
   def apply(self, x: Shaped[Array, "b n ..."]) -> Shaped[Array, "b n ..."]:
     """Tokens in this order."""
-    return _taken(x, self.index)
+    return core.taken(x, self.index)
 
   def undo(self, x: Shaped[Array, "b n ..."]) -> Shaped[Array, "b n ..."]:
     """Results of ordered tokens, back at the places of the tokens."""
-    return _taken(x, self.inverse)
-
-
-def _taken(x: Array, index: Int[Array, "b n"]) -> Array:
-  return jax.vmap(lambda x, index: x[index])(x, index)
+    return core.taken(x, self.inverse)

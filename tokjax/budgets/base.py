@@ -31,11 +31,13 @@ class Budget(abc.ABC):
       input of the model, or that of the tokens "arriving" at the layer.
     bound: the count is an upper bound: of fewer tokens all stay.
     layered: the count depends on the layer; False: one table serves all.
+    shared: reductions share a keep ratio; False: none turns this one.
   """
 
   of: ClassVar[Literal["initial", "arriving"]] = "initial"
   bound: ClassVar[bool] = False
   layered: ClassVar[bool] = True
+  shared: ClassVar[bool] = True
 
   @abc.abstractmethod
   def count(self, tokens: int, layer: int, depth: int) -> int | None:

@@ -302,6 +302,7 @@ class Undecided(Budget):
   layer: int | float
 
   of = "arriving"
+  shared = False
 
   def count(self, tokens: int, layer: int, depth: int) -> int | None:
     return tokens if layer == block(self.layer, depth) else None
@@ -379,6 +380,8 @@ class Encoded(Budget):
 
   left: int = 1
   whole: int = 1
+
+  shared = False
 
   def count(self, tokens: int, layer: int, depth: int) -> int | None:
     images, rest = divmod(tokens, self.whole)

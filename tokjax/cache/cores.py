@@ -136,7 +136,7 @@ def _grouped(layer, attend, state: CoresState, q, place, there) -> CoresState:
   """With a core for the group that the token at `place` completes, if any."""
   s, room = attend.group, state.k.shape[1]
   slot = (place[:, None] - s + 1 + jnp.arange(s)[None]) % room
-  own = lambda x: jax.vmap(lambda x, i: x[i])(x, slot)[:, None]
+  own = lambda x: core.taken(x, slot)[:, None]
   made = attend.cores(
     layer, q, own(state.k), own(state.v), own(state.position)
   )

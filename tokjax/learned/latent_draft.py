@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from tokjax.attention import core
 from tokjax.attention.padding import RealFirst
 from tokjax.tokens import Kind
 
@@ -163,8 +164,9 @@ class LatentDraft(nn.Module):
     laid = self.lay(features, embeddings, following, kind, valid, room[0])
     seen, text = self.seen(laid), laid.behind.shape[1]
     last = laid.valid[:, -text:].sum(axis=1) - 1
-    last = jnp.maximum(last, 0) + laid.x.shape[1] - text
-    out = self.guessed(_at(laid.x, last), _at(laid.position, last), seen)
+    last = (jnp.maximum(last, 0) + laid.x.shape[1] - text)[:, None]
+    x, position = core.taken(laid.x, last), core.taken(laid.position, last)
+    out = self.guessed(x, position, seen)
     pad = lambda x: jnp.pad(x, [(0, 0), (0, room[1])] + [(0, 0)] * (x.ndim - 2))
     k, v, position, valid = map(pad, seen[:4])
     return out[:, 0], Seen(k, v, position, valid, seen.place, seen.taken)
@@ -199,8 +201,9 @@ class LatentDraft(nn.Module):
       put(seen.k, at, k), put(seen.v, at, v), put(seen.position, at, position),
       put(seen.valid, at, new), seen.place + count, seen.taken + count,
     )  # fmt: skip
-    last = jnp.maximum(count - 1, 0)
-    return self.guessed(_at(x, last), _at(position, last), seen)[:, 0], seen
+    last = jnp.maximum(count - 1, 0)[:, None]
+    x, position = core.taken(x, last), core.taken(position, last)
+    return self.guessed(x, position, seen)[:, 0], seen
 
   # Parts.
 
@@ -214,8 +217,7 @@ class LatentDraft(nn.Module):
     count = text.sum(axis=1, dtype=jnp.int32)
     next_ = jnp.roll(token, -1, axis=1)
     if following is not None:
-      last = jnp.arange(rows.shape[1])[None] == count[:, None] - 1
-      next_ = jnp.where(last[..., None], following[:, None], next_)
+      next_ = following_each(token, count, following)
     rows, real, next_ = (x[:, :room] for x in (rows, real, next_))
     before = (text & (jnp.cumsum(visual, axis=1) == 0)).sum(axis=1)
     before = jnp.where(visual.any(axis=1), before, 0)[:, None]
@@ -289,6 +291,16 @@ class LatentDraft(nn.Module):
     return y.reshape(b, t, self.ahead, d)
 
 
-def _at(x: Array, index: Int[Array, "b"]) -> Array:
-  """One row of each example, `[b, 1, ...]`."""
-  return jax.vmap(lambda x, i: x[i])(x, index)[:, None]
+def following_each(
+  x: Array, count: Int[Array, "b"], following: Array
+) -> Array:
+  """What comes behind each of the first `count` rows of `x [b, n, ...]`.
+
+  Args:
+    x: rows in order.
+    count: how many are real.
+    following: what comes behind the last real one, `[b, ...]`.
+  """
+  last = jnp.arange(x.shape[1])[None] == count[:, None] - 1
+  last = last.reshape(*last.shape, *[1] * (x.ndim - 2))
+  return jnp.where(last, following[:, None], jnp.roll(x, -1, axis=1))

@@ -109,9 +109,8 @@ class DecoderAnswers:
     end = valid.sum(axis=1, dtype=jnp.int32)[:, None]
     at = end - min(of.count, n) + jnp.arange(min(of.count, n))[None]
     real, at = at >= 0, jnp.maximum(at, 0)
-    take = jax.vmap(lambda x, i: x[i])
-    position = take(self.arrivals.position, at)
-    q = self.layer.rotate(take(self.arrivals.q, at), position)
+    position = core.taken(self.arrivals.position, at)
+    q = self.layer.rotate(core.taken(self.arrivals.q, at), position)
     return q, position, real
 
   @property

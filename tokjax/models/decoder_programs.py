@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from tokjax.attention import core
 from tokjax.layer import Layer
 from tokjax.models.decoder import (
   Block,
@@ -66,11 +67,10 @@ class DecoderPrograms:
   def __init__(self, model: Decoder):
     self.model, self.layers = model, model.layers
     self.read = Compiled(self._read, model.dtype)
-    self.enter_prompts: Any = jax.jit(self._entering)
+    self.enter_prompts: Any = jax.jit(self._entering)  # Many rows.
     self.leave_prompts = Compiled(self._leaving, model.dtype)
     self._step_in = Compiled(self._entered, model.dtype)
     self._step_out = Compiled(self._left, model.dtype)
-    self._several_in = Compiled(self._entered_several, model.dtype)
     self._several_out = Compiled(self._left_several, model.dtype)
     self._step = Shared(self._block_step, donate=(4,), dtype=model.dtype)
     self._steps: dict[Any, list[Any]] = {}
@@ -81,7 +81,7 @@ class DecoderPrograms:
     """How many programs were compiled; those of others do not count."""
     own: tuple[Any, ...] = (
       self.read, self.leave_prompts, self._step_in, self._step_out,
-      self._several_in, self._several_out,
+      self._several_out,
     )  # fmt: skip
     acting = (f._cache_size() for f in self._acting.values())
     return sum(
@@ -185,7 +185,7 @@ class DecoderPrograms:
       Logits of the token after each, normed features, and states.
     """
     rest = outside_blocks(params)
-    rows = self._several_in(rest, tokens, position, valid, ahead)
+    rows, _ = self._step_in(rest, tokens, position, valid, ahead)
     x, states = self._through(params, rows, states, shifts)
     logits, features = self._several_out(rest, x)
     return logits, features, states
@@ -290,13 +290,9 @@ class DecoderPrograms:
   def _read(self, rest, x) -> Any:
     return self.model.apply({"params": rest}, x, method="read")
 
-  def _entered(self, rest, tokens, position, valid, ahead):
-    rows = self._entered_several(
-      rest, tokens[:, None], position, valid[:, None], ahead
-    )
-    return rows, position + valid
-
-  def _entered_several(self, rest, tokens, position, valid, ahead) -> Any:
+  def _entered(self, rest, tokens, position, valid, ahead) -> Any:
+    """Of one token of each example `[b]`, or of several `[b, t]`."""
+    tokens, valid = (x.reshape(len(position), -1) for x in (tokens, valid))
     place = position[:, None] + jnp.arange(tokens.shape[1])[None]
     coordinates = None
     if ahead is not None:
@@ -304,10 +300,11 @@ class DecoderPrograms:
         (place + ahead[:, None])[..., None],
         (*tokens.shape, self.model.config.axes),
       )
-    return self.model.apply(
+    rows = self.model.apply(
       {"params": rest}, tokens, place, valid, coordinates=coordinates,
       method="enter",
     )  # fmt: skip
+    return rows, position + valid.sum(axis=1, dtype=position.dtype)
 
   def _left(self, rest, x):
     return self._read(rest, x)[:, 0]
@@ -339,8 +336,8 @@ def last_hidden(passage: Passage) -> Float[Array, "b d"]:
   real: Any = real if places is None else places.mask  # Always there.
   at = jnp.maximum(real.sum(axis=1) - 1, 0)
   if places is not None:
-    at = jax.vmap(lambda owner, i: owner[i])(places.owner, at)
-  return jax.vmap(lambda x, i: x[i])(tokens.x, at)
+    at = core.taken(places.owner, at)
+  return core.taken(tokens.x, at)
 
 
 def acts(reducer: Reducer, passage: Passage, layer: int) -> bool:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from tokjax.attention import core
 from tokjax.cache import several
-from tokjax.learned.latent_draft import Seen
+from tokjax.learned.latent_draft import Seen, following_each
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_programs import outside_blocks, programs_of
 from tokjax.models.generation import Generation, Generator
@@ -99,7 +100,7 @@ def _guess(
       params, tokens, own.position, valid, own.states, own.shifts, own.ahead
     )
     own = dataclasses.replace(
-      own, states=tuple(states), position=own.position + count
+      own, states=states, position=own.position + count
     )
     found.append(_last(logits, count))
     tokens, count = found[-1][:, None], alive.astype(jnp.int32)
@@ -112,8 +113,7 @@ _guess_whole = jax.jit(_guess, static_argnums=(0, 5), donate_argnums=2)
 @jax.jit
 def _last(logits, count):
   at = jnp.maximum(count - 1, 0)
-  own = jax.vmap(lambda x, i: x[i])(logits, at)
-  return jnp.argmax(own, axis=-1).astype(jnp.int32)
+  return jnp.argmax(core.taken(logits, at), axis=-1).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +166,7 @@ def _begun(model: Decoder, rest, passage: Passage, sure, room):
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
 def _more(model: Decoder, rest, seen: Seen, settled: Settled, room: int):
-  tokens = settled.tokens
-  last = jnp.arange(tokens.shape[1])[None] == settled.count[:, None] - 1
-  next_ = jnp.where(
-    last, settled.following[:, None], jnp.roll(tokens, -1, axis=1)
-  )
+  next_ = following_each(settled.tokens, settled.count, settled.following)
 
   def more(own):
     guessed, after = own.draft.more(

@@ -88,7 +88,7 @@ def prefill(
   )
   return Generation(
     done.states, done.logits, done.position, _some(length), done.shifts,
-    passage=done.passage if model.slots.draft is not None else None,
+    passage=done.passage,
   )  # fmt: skip
 
 

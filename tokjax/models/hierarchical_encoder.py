@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from tokjax.attention import core
+
 EPSILON = 1e-12
 
 
@@ -212,9 +214,7 @@ class HierarchicalEncoder(nn.Module):
     there = jnp.take_along_axis(real, order, axis=1)
     one = lambda x, i: x.at[i].set(self.hidden)
     states = self.above(jax.vmap(one)(vectors, order), real)[1]
-    of = lambda x: jax.vmap(lambda x, i: x[i])(x, order).reshape(
-      -1, x.shape[-1]
-    )
+    of = lambda x: core.taken(x, order).reshape(-1, x.shape[-1])
     guess = nn.gelu(self.block_dense(of(states)), approximate=True)
     there = there.reshape(-1)
     logits = self.block_norm(guess) @ of(vectors).T

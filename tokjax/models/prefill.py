@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from tokjax.attention import core
 from tokjax.models.decoder import (
   Decoder,
   Rows,
@@ -47,7 +48,8 @@ class Prefilled(NamedTuple):
     position: of the next token in its text, `[b]`.
     shifts: by how much positions in each block lag behind, where a recipe
       renumbers them; None: not at all.
-    passage: the prompts behind the last block; None: they came in chunks.
+    passage: the prompts behind the last block, for a draft that reads them;
+      None: the model has none.
   """
 
   logits: Float[Array, "b v"]
@@ -135,8 +137,9 @@ def prefill_rows(
     outside_blocks(params), passage, rows.valid
   )
   return Prefilled(
-    logits, states, length, shifts if renumbers else None, passage
-  )
+    logits, states, length, shifts if renumbers else None,
+    passage if model.slots.draft is not None else None,
+  )  # fmt: skip
 
 
 def reducer_of(
@@ -246,5 +249,5 @@ def _pick(x, out, length, begin):
   t = out.shape[1]
   at = length - 1 - begin
   inside = (at >= 0) & (at < t)
-  found = jax.vmap(lambda x, i: x[i])(out, jnp.clip(at, 0, t - 1))
+  found = core.taken(out, jnp.clip(at, 0, t - 1))
   return jnp.where(inside[:, None], found, x)

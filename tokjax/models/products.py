@@ -28,14 +28,14 @@ class Compiled:
   """
 
   def __init__(self, run: Callable[..., Any], dtype: Any, **options: Any):
-    self._plain: Any = jax.jit(run, **options)
-    self._alone: Any = self._plain
-    if dtype == jnp.bfloat16 and (found := xla_options.known(LIBRARY)):
-      self._alone = jax.jit(run, compiler_options=found, **options)
+    jit = lambda **more: jax.jit(run, **options, **more)
+    found = xla_options.known(LIBRARY) if dtype == jnp.bfloat16 else {}
+    self._plain: Any = jit()
+    self._alone: Any = jit(compiler_options=found) if found else None
 
   def of(self, *args: Any) -> Any:
     """The jitted function for these arguments."""
-    if self._alone is self._plain:
+    if self._alone is None:
       return self._plain
     leaves = jax.tree.leaves(args)
     within = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
@@ -46,8 +46,8 @@ class Compiled:
 
   def compiled(self) -> int:
     """How many programs were compiled."""
-    every = {id(one): one for one in (self._plain, self._alone)}
-    return sum(one._cache_size() for one in every.values())
+    both = (self._plain, self._alone)
+    return sum(one._cache_size() for one in both if one is not None)
 
 
 def dot_general(

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from tokjax.attention import core
 from tokjax.cache import several
 from tokjax.models.decoder import Decoder, attend_of, cache_of
 from tokjax.models.decoder_programs import programs_of
@@ -224,9 +225,7 @@ def check_guesses(
     params, tokens, going.position, valid, going.states, going.shifts,
     going.ahead,
   )  # fmt: skip
-  states, settled, logits = _settled(
-    tokens, alive, logits, features, tuple(states)
-  )
+  states, settled, logits = _settled(tokens, alive, logits, features, states)
   going = dataclasses.replace(
     going, states=states, logits=logits, position=going.position + settled.count
   )
@@ -246,9 +245,8 @@ def _settled(tokens, alive, logits, features, states):
   count = jnp.where(alive, 1 + right, 0)
   back = jnp.where(alive, tokens.shape[1] - count, 0)
   states = tuple(several.rewind(state, back) for state in states)
-  pick = lambda x: jax.vmap(lambda x, i: x[i])(x, right)
-  settled = Settled(tokens, features, count, pick(best))
-  return states, settled, pick(logits)
+  settled = Settled(tokens, features, count, core.taken(best, right))
+  return states, settled, core.taken(logits, right)
 
 
 def _given(tokens, settled, alive, ends, left):

@@ -58,7 +58,7 @@ def prefill(
   )
   return Generation(
     done.states, done.logits, done.position, alive, done.shifts, ahead,
-    done.passage if model.slots.draft is not None else None,
+    done.passage,
   )  # fmt: skip
 
 
