@@ -316,7 +316,7 @@ class Slots:
 
     Others follow the encoder (unmerged ones) or their rule.
     """
-    own = sum(r.budget.shared and not r.unmerged for r in self.reduce)
+    own = sum(r.shares_keep for r in self.reduce)
     return own + sum(s.reductions for _, s in self.towers)
 
   def restored(self) -> "Slots":
@@ -348,12 +348,13 @@ class Slots:
       slot = getattr(self, name)
       turn = getattr(slot, "with_keep", None)
       turned[name] = slot if turn is None else turn(keep)
-    reduces = []
-    for i, r in enumerate(self.reduce):
+    reduces, number = [], 0
+    for r in self.reduce:
       budget = r.budget.with_keep(keep)
-      if len(self.reduce) > 1:
-        parts = 1 if budget.of == "arriving" else i + 1
-        budget = budget.with_keep(keep ** (parts / len(self.reduce)))
+      if r.shares_keep and self.reductions > 1:
+        number += 1
+        parts = 1 if budget.of == "arriving" else number
+        budget = budget.with_keep(keep ** (parts / self.reductions))
       reduces.append(dataclasses.replace(r, budget=budget))
     return dataclasses.replace(self, reduce=tuple(reduces), **turned)
 

@@ -7,6 +7,7 @@ from experiments.typed import ConfigError
 from tokjax import recipes
 from tokjax.recipes import __main__ as command
 from tokjax.recipes import registry
+from tokjax.slots import Slots
 
 
 def test_each_part_is_given_its_power_of_the_keep_ratio():
@@ -63,3 +64,12 @@ def test_commands_refuse_in_one_line():
     command.main(["fastv^1/2+snapkv"])
   with pytest.raises(ConfigError, match="shares 1/2 must sum to 1"):
     subject.find("fastv^1/2+snapkv")
+
+
+def test_what_no_keep_ratio_turns_takes_no_share():
+  # ToDRE's second stage decides by itself how many tokens go.
+  (own,) = recipes.get("fastv", keep=0.25).reduce
+  (late,) = recipes.get("todre", least=0.1).reduce
+  both = Slots((own, late))
+  assert both.reductions == 1
+  assert both.with_keep(0.25).reduce == (own, late)

@@ -135,6 +135,11 @@ class Reduce:
     return (*own, *(q for q in more if q not in own))
 
   @property
+  def shares_keep(self) -> bool:
+    """Whether reductions share a keep ratio with it; others none turns."""
+    return self.budget.shared and not self.unmerged
+
+  @property
   def random(self) -> bool:
     asked = signals.questions_of(self.rule)
     return any(isinstance(q, signals.Random) for q in asked)
