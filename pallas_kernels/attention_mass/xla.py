@@ -26,8 +26,9 @@ def forward(params, operands, weights, lse):
       _, logits = walks.logits(
         operands, params, cells, row.q, blocks, k, mask, marks
       )
-      line = jnp.sum(jnp.exp(logits - row.lse) * row.weight, axis=1)
-      whole = jnp.sum(line.reshape(blocks.shape + (size,)), axis=-1)
+      mass = jnp.exp(logits - row.lse) * row.weight
+      line = jnp.sum(walks.by_head(operands, mass), axis=1)
+      whole = jnp.sum(line.reshape(*line.shape[:2], -1, size), axis=-1)
       return walks.add_to_keys(cells, blocks, sums, (line, whole))
 
     return walks.walk(operands, cells, visit, sums)
@@ -48,10 +49,9 @@ class _Rows:
   """What belongs to the queries of a bundle."""
 
   def __init__(self, operands, cells, weights, lse):
-    size = operands.layout.block_q
     dtype = contract.acc_dtype(operands.q)
-    line = lambda x: walks.take_line(x, cells, cells.i, size)[..., None]
-    rows = walks.take(operands.q, cells, cells.h, cells.i, size)
+    line = lambda x: walks.take_line(operands, x, cells)[..., None]
+    rows = walks.take(operands, operands.q, cells)
     self.lse, self.weight = line(lse), line(weights)
     # Logits of a bad query are NaN, and nothing else of it: exp(logit - lse) of
     # what a mask hides from it stays 0.
@@ -77,8 +77,8 @@ def backward(params, operands, weights, lse, d_columns, d_blocks):
       jnp.zeros(row.q.shape[:2], dtype),
     )
     d_query, *sums, line = walks.walk(operands, cells, visit, state)
-    d_q = walks.put(d_q, cells, d_query.astype(q.dtype))
-    return d_q, *sums, walks.put(r, cells, line)
+    d_q = walks.put(operands, d_q, cells, d_query.astype(q.dtype))
+    return d_q, *sums, walks.put(operands, r, cells, line)
 
   d_bias = None if bias is None else jnp.zeros(bias.shape, dtype)
   d_q, d_k, d_bias, r = lax.fori_loop(
@@ -98,7 +98,8 @@ def backward(params, operands, weights, lse, d_columns, d_blocks):
 def _backward_visit(operands, params, cells, row, d_columns, d_blocks):
   """Adds the gradients of some blocks."""
   layout, size = operands.layout, operands.layout.block_k
-  by_block = d_blocks[cells.b, cells.h, cells.i]
+  heads = walks.heads_of(operands, cells)
+  by_block = d_blocks[cells.b[:, None], heads, cells.i[:, None]]
 
   def visit(state, blocks, mask):
     d_q, *sums, r = state
@@ -106,9 +107,11 @@ def _backward_visit(operands, params, cells, row, d_columns, d_blocks):
     capped, logits = walks.logits(
       operands, params, cells, row.q, blocks, k, mask
     )
-    g = walks.take_line(d_columns, cells, blocks, size)
-    g = g + jnp.take_along_axis(by_block, blocks, axis=1)[..., None]
-    pg = jnp.exp(logits - row.lse) * g.reshape(g.shape[0], 1, -1)
+    g = jnp.take_along_axis(by_block, blocks[:, None], axis=2)
+    g = jnp.repeat(g, size, axis=2)[:, None]
+    g = g + walks.take_keys(operands, d_columns, cells, blocks)
+    p = jnp.exp(logits - row.lse)
+    pg = (walks.by_head(operands, p) * g).reshape(p.shape)
     d_logits = pg * row.weight
     d_s = params.scale * d_logits
     if params.soft_cap is not None:
@@ -116,7 +119,7 @@ def _backward_visit(operands, params, cells, row, d_columns, d_blocks):
     d_q = d_q + jnp.matmul(d_s, k, precision=params.precision)
     parts = (
       jnp.matmul(row.q.mT, d_s, precision=params.precision),
-      jnp.sum(d_logits, axis=1),
+      jnp.sum(walks.by_head(operands, d_logits), axis=1),
     )
     sums = walks.add_to_keys(cells, blocks, sums, parts)
     return d_q, *sums, r + jnp.sum(pg, axis=-1)

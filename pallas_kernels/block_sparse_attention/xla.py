@@ -19,16 +19,16 @@ from pallas_kernels.walks import contract, hidden, numerics
 
 def forward(operands, params):
   """See `contract`."""
-  q, _, v, _, layout = operands
+  q, _, v, _, _ = operands
   dtype = contract.acc_dtype(q)
   total, bundle = walks.bundles(operands)
-  size, width = layout.block_q, v.shape[-1]
+  width = v.shape[-1]
   marks = hidden.marks(dtype, operands.k, v)
 
   def one_bundle(n, results):
     out, lse = results
     cells = bundle(n)
-    query = walks.take(q, cells, cells.h, cells.i, size).astype(dtype)
+    query = walks.take(operands, q, cells).astype(dtype)
     line = query.shape[:2]
     start = (
       jnp.full(line, contract.MAX_INIT, dtype),
@@ -38,9 +38,9 @@ def forward(operands, params):
     visit = _forward_visit(operands, params, cells, query, marks)
     peak, mass, acc = walks.walk(operands, cells, visit, start)
     rows = acc / jnp.where(mass > 0, mass, 1)[..., None]
-    out = walks.put(out, cells, rows.astype(q.dtype))
+    out = walks.put(operands, out, cells, rows.astype(q.dtype))
     line = jnp.where(mass > 0, jnp.log(mass) + peak, -jnp.inf)
-    return out, walks.put(lse, cells, line)
+    return out, walks.put(operands, lse, cells, line)
 
   batch, q_size, heads, _ = q.shape
   return lax.fori_loop(
@@ -87,7 +87,7 @@ def backward(operands, params, lse, delta, d_out):
     state = (jnp.zeros_like(query),) + grads[1:]
     d_query, *rest = walks.walk(operands, cells, visit, state)
     d_query = d_query.astype(q.dtype)
-    return walks.put(grads[0], cells, d_query), *rest
+    return walks.put(operands, grads[0], cells, d_query), *rest
 
   d_bias = None if bias is None else jnp.zeros(bias.shape, dtype)
   d_q, d_k, d_v, d_bias = lax.fori_loop(
@@ -107,9 +107,9 @@ def backward(operands, params, lse, delta, d_out):
 def _backward_visit(operands, params, cells, lse, delta, d_out):
   """The visit that adds the gradients of some blocks, and the queries."""
   layout, dtype = operands.layout, contract.acc_dtype(operands.q)
-  size, precision = layout.block_q, params.precision
-  take = lambda x: walks.take(x, cells, cells.h, cells.i, size).astype(dtype)
-  take_line = lambda x: walks.take_line(x, cells, cells.i, size)[..., None]
+  precision = params.precision
+  take = lambda x: walks.take(operands, x, cells).astype(dtype)
+  take_line = lambda x: walks.take_line(operands, x, cells)[..., None]
   q, d_o, lse, delta = (
     hidden.plain(take(operands.q)),
     take(d_out),
@@ -130,7 +130,7 @@ def _backward_visit(operands, params, cells, lse, delta, d_out):
     parts = (
       jnp.matmul(q.mT, d_s, precision=precision),
       jnp.matmul(d_o.mT, p, precision=precision),
-      jnp.sum(d_logits, axis=1),
+      jnp.sum(walks.by_head(operands, d_logits), axis=1),
     )
     d_q = d_q + jnp.matmul(d_s, k, precision=precision)
     return d_q, *walks.add_to_keys(cells, blocks, sums, parts)

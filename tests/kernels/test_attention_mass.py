@@ -127,8 +127,8 @@ def test_sums_and_their_gradients(case, implementation):
 def test_sums_with_bundles_that_do_not_divide_the_cells(
   case, platform, monkeypatch
 ):
-  for queries in ("_CPU_QUERIES", "_QUERIES"):
-    monkeypatch.setattr(blocks, queries, 5 * case.block_q)
+  for rows in ("_CPU_ROWS", "_ROWS"):
+    monkeypatch.setattr(blocks, rows, 5 * case.block_q)
   traced_anew = jax.jit(
     sums_and_gradients.__wrapped__, static_argnames="implementation"
   )

@@ -404,8 +404,8 @@ def test_bundles_of_any_size_agree(name, cells, platform, monkeypatch):
   d_out = np.ones(arrays["q"].shape[:3] + (case.v_width,), np.float32)
   d_lse = np.ones((case.batch, case.heads, case.q_len), np.float32)
   expected = run(arrays, layout, d_out, d_lse, implementation="reference")
-  for queries in ("_CPU_QUERIES", "_QUERIES"):
-    monkeypatch.setattr(blocks, queries, cells * case.block_q)
+  for rows in ("_CPU_ROWS", "_ROWS"):
+    monkeypatch.setattr(blocks, rows, cells * case.block_q)
   traced_anew = jax.jit(
     functools.partial(run.__wrapped__, implementation="xla")
   )

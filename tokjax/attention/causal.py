@@ -125,7 +125,9 @@ class Causal:
     pattern = self.pattern(layer, t)
     if pattern is None:
       return None
-    return layouts.from_pattern(core.in_window(layer, pattern), q_len=t)
+    size = core.block_size(layer, pattern)
+    pattern = core.in_window(layer, pattern)
+    return layouts.from_pattern(pattern, q_len=t, block_q=size, block_k=size)
 
   def pattern(self, layer: Layer, tokens: int) -> layouts.Pattern | None:
     """What any prompt of `tokens` shows; None: that depends on the prompt."""

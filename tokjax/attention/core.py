@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels import aot
 from pallas_kernels import layout as layouts
 from tokjax.layer import Layer
 
@@ -171,6 +172,20 @@ def in_window(layer: Layer, pattern: layouts.Pattern) -> layouts.Pattern:
   if layer.window is None:
     return pattern
   return pattern & layouts.Window(layer.window - 1)
+
+
+def block_size(layer: Layer, pattern: layouts.Pattern) -> int:
+  """Tokens of a block of a layout for the pattern: 128, on a CPU often more.
+
+  Causality alone leaves half of the pairs whatever the size. Products of large
+  blocks are faster on a CPU: 2048 tokens took 43 ms with blocks of 512, 52 with
+  128, 53 with 1024 (9 heads of 64 features, two cores).
+  """
+  if aot.platform() != "cpu" or pattern != layouts.Causal():
+    return 128
+  if layer.window is None:
+    return 512
+  return max(128, min(512, 1 << (layer.window // 2).bit_length() - 1))
 
 
 def over_rows(

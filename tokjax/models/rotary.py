@@ -195,8 +195,8 @@ def turned(
   x: Float[Array, "*b t h d"], angle: Float[Array, "*b t half"]
 ) -> Float[Array, "*b t h d"]:
   """Every pair of features turned by its angle, float32."""
-  cosine, sine = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate(
-    [first * cosine - second * sine, second * cosine + first * sine], axis=-1
-  )
+  x, cosine, sine = x.astype(jnp.float32), jnp.cos(angle), jnp.sin(angle)
+  cosine = jnp.concatenate([cosine, cosine], axis=-1)[..., None, :]
+  sine = jnp.concatenate([-sine, sine], axis=-1)[..., None, :]
+  # Joining two turned halves takes XLA for CPUs four times as long.
+  return x * cosine + jnp.roll(x, x.shape[-1] // 2, axis=-1) * sine
