@@ -1,12 +1,16 @@
 """Walks the lists of a few query blocks at a time, for the XLA path.
 
-A **cell** is a query block of one example and of all heads that share its lists
-and its keys: the rows of its products are those of block_q tokens, of each token
-one for each head. A loop takes bundles of cells, and in each visits the listed
-key blocks with batched matrix products on what it gathers, accelerators many
-cells at once. Cells whose lists are equally long go together, so that hardly
-anything beyond the lists is computed. Full blocks go several at a time (longer
-products), then fewer, then one by one.
+A **cell** is a query block of one example and of all heads that share its
+lists and its keys: the rows of its products are those of block_q tokens, of
+each token one for each head. A loop takes bundles of cells, and in each visits
+the listed key blocks with batched matrix products on what it gathers. Cells
+whose lists are equally long go together, so that hardly anything beyond the
+lists is computed. Full blocks go several at a time (longer products), then
+fewer, then one by one.
+
+XLA on a CPU (JAX 0.10) gives a batched product to one thread, and one of a cell
+alone to several if it has some 500 rows: heads that share lists, and large
+blocks, are faster there.
 """
 
 import math
@@ -19,7 +23,8 @@ from jax import numpy as jnp
 from pallas_kernels import aot
 from pallas_kernels.walks import hidden, int32, numerics
 
-# Full blocks visited together while the lists are that long.
+# Full blocks visited together while the lists are that long. Shorter lists than
+# the first number says are visited at once.
 _TOGETHER = (8, 3, 1)
 # Rows in a bundle: on a CPU what the caches hold with their scores.
 _CPU_ROWS, _ROWS = 512, 8192
@@ -286,9 +291,8 @@ def walk(operands, cells, visit, state):
     return visit(state, blocks, mask if shown is None else mask & shown)
 
   start = 0
-  for n in _TOGETHER:
-    if n > max(1, index.shape[1]):
-      continue
+  most = max(1, min(_TOGETHER[0], index.shape[1]))
+  for n in (most, *(n for n in _TOGETHER if n < most)):
 
     def several(t, state, start=start, n=n):
       blocks, mask = _entries(index, count, start + t * n, n)
