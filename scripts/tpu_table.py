@@ -8,10 +8,12 @@ blocks, and reads the instruction bundles of the innermost loop; then compiles
 block-sparse attention for up to a million tokens and reads its memory. Needs
 libtpu (extra `tpu`) and no TPU; about two minutes for each generation and block
 size. Bundles wait for memory on a TPU: the table compares schedules, and is no
-measurement. A run that is stopped goes on where it was.
+measurement. A run that is stopped goes on where it was, if neither the kernels
+nor the compiler have changed since.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -126,12 +128,27 @@ def document(found, memory) -> str:
   )
 
 
+def fingerprint() -> str:
+  """Of everything that a schedule depends on: kernels, programs, compilers."""
+  root = pathlib.Path(__file__).resolve().parent.parent
+  files = [*sorted((root / "pallas_kernels").rglob("*.py")),
+           pathlib.Path(tpu_programs.__file__)]  # fmt: skip
+  found = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+  return f"{jax.__version__} {metadata.version('libtpu')} {found.hexdigest()}"
+
+
+def unfinished(kept: pathlib.Path) -> dict:
+  """What a stopped run has found, or nothing if it was of other kernels."""
+  new = {"of": fingerprint(), "schedules": {}, "memory": {}}
+  found = json.loads(kept.read_text()) if kept.exists() else new
+  return found if found.get("of") == new["of"] else new
+
+
 def main(args: argparse.Namespace) -> None:
   """Compiles what is missing, then writes the page."""
+  jax.config.update("jax_platforms", "cpu")
   kept = pathlib.Path(f"{args.out}.json")
-  state = {"schedules": {}, "memory": {}}
-  if kept.exists():
-    state = json.loads(kept.read_text())
+  state = unfinished(kept)
 
   def save(part, key, value):
     state[part][key] = value

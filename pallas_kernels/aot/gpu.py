@@ -90,8 +90,10 @@ _INSTRUCTION = re.compile(
 def hazards(sass):
   """Instructions that use registers of a matrix product still under way.
 
-  Products write their registers at any time until the program waits for them
-  (`WARPGROUP.DEPBAR`), which neither interpreter nor assembler checks.
+  Until the program waits for them (`WARPGROUP.DEPBAR`), products write their
+  sums at any time, and read left factors that are in registers: nothing may
+  use the former or write the latter. Neither interpreter nor assembler checks
+  that.
 
   Args:
     sass: machine code of a kernel, with control codes or without.
@@ -106,20 +108,30 @@ def hazards(sass):
       continue
     name, rest = match["name"], match["rest"]
     if name.startswith("HGMMA"):
-      start = int(rest[1 : rest.index(",")])
-      registers = range(
-        start, start + int(name.split(".")[1].split("x")[1]) // 2
-      )
-      if registers not in under_way:
-        under_way.append(registers)
+      product = _registers(name, rest)
+      if under_way and under_way[-1][0] == product[0]:
+        product = (product[0], product[1] | under_way.pop()[1])
+      under_way.append(product)
     elif name.startswith("WARPGROUP.DEPBAR"):
       left = int(rest.split()[1], 16)
       under_way = under_way[len(under_way) - left :] if left else []
     else:
-      used = {int(x) for x in re.findall(r"\bR(\d+)\b", rest)}
-      if any(used & set(registers) for registers in under_way):
+      used = [int(x) for x in re.findall(r"\bR(\d+)\b", rest)]
+      written = set(used[:1]) if rest.startswith("R") else set()
+      if any(set(used) & sums or written & read for sums, read in under_way):
         found.append(line.strip())
   return found
+
+
+def _registers(name, rest):
+  """What a matrix product writes, and what it reads as its left factor."""
+  operands = [x.strip() for x in rest.split(",")]
+  start = int(operands[0][1:])
+  columns = int(name.split(".")[1].split("x")[1])
+  sums = frozenset(range(start, start + columns // 2))
+  left = re.fullmatch(r"R(\d+)", operands[1])
+  read = range(int(left[1]), int(left[1]) + 4) if left else ()
+  return sums, frozenset(read)
 
 
 def missing():
@@ -232,7 +244,7 @@ def _kernel(directory, name, number):
     find(r"Used (\d+) registers", log),
     find(r"(\d+) bytes spill stores, \d+ bytes spill loads\n", log),
     find(r"dynamic_shared_memory_size %c(\d+)_i32", passes),
-    tuple(line for line in log.splitlines() if "warning" in line),
+    tuple(x for x in log.splitlines() if "warning" in x or "serializ" in x),
     read("ptx"),
     read("sass", "sass_ctrl"),
   )

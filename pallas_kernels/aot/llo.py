@@ -77,9 +77,13 @@ def schedules(source, kernels):
 
 
 def main_loop(loops):
-  """The first loop of greatest depth: in attention, that of full blocks."""
+  """Of the loops of greatest depth the one with most work for the matrix unit.
+
+  In attention that of full blocks, which comes before that of partial ones.
+  """
   depth = max(loop.depth for loop in loops)
-  return next(loop for loop in loops if loop.depth == depth)
+  work = lambda loop: round(loop.bundles * loop.matrix, 3)
+  return max((x for x in loops if x.depth == depth), key=work)
 
 
 def _loops(directory, kernel):

@@ -1,13 +1,16 @@
 """Forward kernel for GPU: a block of queries against its key blocks.
 
-The two compute warpgroups take turns, as in FlashAttention-3 (arXiv
-2407.08608, section 3.1): one computes exponentials while the other has the
-matrix unit. Probabilities stay in registers.
+As in FlashAttention-3 (arXiv 2407.08608, sections 3.1 and 3.2) the two compute
+warpgroups take turns at the matrix unit. Each starts the scores of its next
+tile together with the product of the last probabilities and values, so that
+exponentials of both run beside products of both. Probabilities stay in
+registers.
 """
 
 import functools
 
 import jax
+from jax import lax
 from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -37,7 +40,7 @@ def forward(operands, params, interpret=None):
     "arrived": plgpu.Barrier(num_barriers=plan.warpgroups),
   }
   if plan.warpgroups == 2:
-    scratch["turns"] = plgpu.Barrier(num_arrivals=2)
+    scratch["turns"] = plgpu.Barrier(num_barriers=2)
   out, lse = gpu_call.run(
     plan,
     params,
@@ -60,24 +63,23 @@ class _Turns:
   """Lets two warpgroups issue matrix products by turns."""
 
   def __init__(self, cell):
-    self._barrier = cell.refs.get("turns")
+    self._barriers = cell.refs.get("turns")
+    self._own = cell.warpgroup
 
-  def arrive(self):
-    if self._barrier is not None:
-      plgpu.barrier_arrive(self._barrier)
+  def begin(self):
+    """Waits for a turn."""
+    if self._barriers is not None:
+      plgpu.barrier_wait(self._barriers.at[self._own])
 
-  def wait(self):
-    if self._barrier is not None:
-      plgpu.barrier_wait(self._barrier)
-
-  def change(self):
-    self.arrive()
-    self.wait()
+  def end(self):
+    """Gives it to the other warpgroup."""
+    if self._barriers is not None:
+      plgpu.barrier_arrive(self._barriers.at[1 - self._own])
 
 
 def _compute(cell):
   """One warpgroup's queries."""
-  plan, refs, batch = cell.plan, cell.refs, cell.at.batch
+  refs, batch = cell.refs, cell.at.batch
   arrived = cell.own("arrived")
   plgpu.copy_gmem_to_smem(
     refs["q"].at[batch, cell.here, cell.head], cell.own("q_rows"), arrived
@@ -85,12 +87,12 @@ def _compute(cell):
   row = cell.row()
   plgpu.barrier_wait(arrived)
   turns = _Turns(cell)
-  pl.when(cell.warpgroup == 1)(turns.change)
-  visit = functools.partial(_visit_keys, cell, turns)
-  _, running = gpu_stream.walk(
-    plan, row, jnp.int32(0), visit, gpu_softmax.start(plan)
+  pl.when(cell.warpgroup == 1)(turns.end)
+  running = lax.cond(
+    row.full_count + row.partial_count > 0,
+    lambda: _over_keys(cell, turns, row),
+    lambda: gpu_softmax.start(cell.plan),
   )
-  pl.when(cell.warpgroup == 0)(turns.change)
   out = cell.result
   line = cell.own("lse_line")
   gpu_softmax.put(running, out, line)
@@ -99,20 +101,71 @@ def _compute(cell):
   plgpu.wait_smem_to_gmem(0)
 
 
-def _visit_keys(cell, turns, step, running):
-  """Adds one tile of keys."""
-  plan, buffers = cell.plan, cell.buffers(step)
-  keys, values = cell.rings
+def _over_keys(cell, turns, row):
+  """The `Running` of all listed keys: values are added a tile late."""
+  first = functools.partial(_first_keys, cell, turns)
+  visit = functools.partial(_visit_keys, cell, turns)
+  slot, (running, p) = gpu_stream.walk_on(cell.plan, row, first, visit)
+  _, values = cell.rings
+  values.wait(slot)
+  factors = ((p, values.buffers["v"].at[slot]),)
+  (acc,) = tiles.accumulate((running.acc,), factors, cell.own("staged"))
+  return running._replace(acc=acc)
+
+
+def _scores(cell, step):
+  """Factors of a tile's scores, of which the keys have arrived."""
+  keys, _ = cell.rings
   keys.wait(step.slot)
-  q = cell.own("q_rows")
-  s = tiles.product(q, tiles.turned(buffers["k"]), turns.change)
+  return cell.own("q_rows"), tiles.turned(keys.buffers["k"].at[step.slot])
+
+
+def _weigh(cell, step, running, s):
+  """The `gpu_softmax.Weighed` of a tile of scores; keys are done with."""
+  keys, _ = cell.rings
   logits = gpu_operands.logits(cell, step, s)
   gpu_stream.release(step.slot, keys)
-  running, p = gpu_softmax.add(plan, running, logits, q.dtype)
-  turns.arrive()
-  values.wait(step.slot)
-  turns.wait()
-  factors = ((p, buffers["v"]),)
-  (acc,) = tiles.accumulate((running.acc,), factors, cell.own("staged"))
-  gpu_stream.release(step.slot, values)
-  return running._replace(acc=acc)
+  return gpu_softmax.weigh(cell.plan, running.peak, running.mass, logits)
+
+
+def _first_keys(cell, turns, step):
+  """Takes the first tile of keys in."""
+  none = gpu_softmax.start(cell.plan)
+  factors = _scores(cell, step)
+  turns.begin()
+  s = tiles.product(*factors, turns.end)
+  found = _weigh(cell, step, none, s)
+  p = found.p.astype(factors[0].dtype)
+  return none._replace(peak=found.peak, mass=found.mass), p
+
+
+def _visit_keys(cell, turns, step, state):
+  """Takes a tile of keys in while the values of the one before are added."""
+  plan, (running, p) = cell.plan, state
+  _, values = cell.rings
+  last = lax.rem(step.slot + plan.depth - 1, jnp.int32(plan.depth))
+  scores = _scores(cell, step)
+  empty = tiles.full((_ROWS, plan.tile), 0)
+
+  def use(s):
+    found = _weigh(cell, step, running, s)
+    # For its place alone: all exponentials come before what is stored.
+    cell.own("lse_line")[...] = found.mass
+    return found
+
+  values.wait(last)
+  turns.begin()
+  found, acc = tiles.product_and_sum(
+    scores,
+    running.acc,
+    (p, values.buffers["v"].at[last]),
+    use,
+    gpu_softmax.Weighed(running.peak, running.mass, running.mass, empty),
+    step.entry is None,  # Masks take the registers of the second product.
+    turns.end,
+    cell.own("staged"),
+  )
+  gpu_stream.release(last, values)
+  acc = gpu_softmax.shrunk(plan, acc, found.shrink)
+  p = found.p.astype(p.dtype)
+  return gpu_softmax.Running(acc, found.peak, found.mass), p

@@ -6,6 +6,7 @@ filled entries are read. Forward only (the loops have run-time lengths), except
 for "reference", which is differentiable.
 """
 
+import dataclasses
 from typing import Any
 
 from jax import lax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import choice
 from pallas_kernels.block_sparse_attention import op
 from pallas_kernels.decode_attention import operands as forms
+from pallas_kernels.decode_attention import splits as rule
 from pallas_kernels.walks import contract, hidden
 
 _PACKAGE = "pallas_kernels.decode_attention"
@@ -36,7 +38,7 @@ def decode_attention(
   scale: float | None = None,
   soft_cap: float | None = None,
   sinks: Float[Array, "h"] | None = None,
-  splits: int = 1,
+  splits: int | None = None,
   heads_first: bool = False,
   return_lse: bool = False,
   implementation: str | None = None,
@@ -62,8 +64,8 @@ def decode_attention(
     scale, soft_cap: as in `block_sparse_attention`.
     sinks: `[H]` logits of an extra key with value zero.
     splits: static number of parts that a read is cut into, merged by their
-      log-sum-exps (split-K). A GPU has work for all its multiprocessors from
-      about 132 on, batch and key heads times splits.
+      log-sum-exps (split-K). None: 1, but on a GPU as many as give all its
+      multiprocessors work, see `splits.choose`.
     heads_first: whether k and v are `[*b, G, n, D]`, the order in which a TPU
       reads them without a copy; a GPU does either way.
     return_lse: whether to return the log-sum-exp too.
@@ -88,9 +90,11 @@ def decode_attention(
     None if soft_cap is None else float(soft_cap),
     min(block_size, n),
     causal,
-    splits,
+    splits or 1,
     heads_first,
   )
+  if splits is not None and splits < 1:
+    raise ValueError(f"splits={splits}, must be at least 1, or None")
   if blocks is not None and block_size > n:
     raise ValueError(
       f"block_size={block_size} exceeds the cache of {n} entries"
@@ -98,6 +102,9 @@ def decode_attention(
   chosen = choice.choose(
     choice.implementations(_PACKAGE), (operands, options), implementation
   )
+  if splits is None:
+    parts = rule.of_call(chosen.name, operands, options)
+    options = dataclasses.replace(options, splits=parts)
   run = lambda x: chosen.forward(x, options)
   if chosen.name == "xla":
     run = op.batchable(lambda x: _forward(chosen, x, options))

@@ -33,28 +33,57 @@ def start(plan):
   )
 
 
-def add(plan, running, logits, dtype):
-  """Takes a tile's logits in.
+class Weighed(NamedTuple):
+  """What a tile of logits makes of the sums.
+
+  Attributes:
+    peak, mass: as in `Running`.
+    shrink: what the weighted values so far are to be multiplied by, `[64]`.
+    p: the tile's probabilities, relative to peak, float32.
+  """
+
+  peak: Any
+  mass: Any
+  shrink: Any
+  p: Any
+
+
+def weigh(plan, peak, mass, logits):
+  """Takes a tile's logits in, and leaves the values to be added.
 
   Args:
     plan: the `Plan`.
-    running: `Running`.
+    peak, mass: of `Running`.
     logits: `tiles.Logits`.
-    dtype: of the probabilities.
+
+  Returns:
+    `Weighed`.
+  """
+  new = jnp.maximum(peak, logits.peak())
+  shrink = jnp.exp2(peak - new)
+  p = logits.exp2(tiles.spread(new, plan.tile, 0))
+  mass = mass * shrink + jnp.sum(p, axis=1)
+  return Weighed(new, mass, shrink, p)
+
+
+def add(plan, running, logits, dtype):
+  """As `weigh`, but all at once, with p in a dtype of its own.
 
   Returns:
     The `Running` whose acc still lacks the tile's values, and their factors.
   """
-  peak = jnp.maximum(running.peak, logits.peak())
-  shrink = jnp.exp2(running.peak - peak)
-  p = logits.exp2(tiles.spread(peak, plan.tile, 0))
-  acc = running.acc * tiles.spread(shrink, plan.dv, 0)
-  mass = running.mass * shrink + jnp.sum(p, axis=1)
+  found = weigh(plan, running.peak, running.mass, logits)
+  acc = shrunk(plan, running.acc, found.shrink)
   # All of this is done before the product with the values begins.
   acc, mass, peak, p = lax.optimization_barrier(
-    (acc, mass, peak, p.astype(dtype))
+    (acc, found.mass, found.peak, found.p.astype(dtype))
   )
   return Running(acc, peak, mass), p
+
+
+def shrunk(plan, acc, shrink):
+  """Weighted values relative to a new maximum."""
+  return acc * tiles.spread(shrink, plan.dv, 0)
 
 
 def put(running, out, line):

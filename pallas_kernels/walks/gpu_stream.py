@@ -305,29 +305,87 @@ def walk(plan, row, position, visit, carry):
   Returns:
     The next position, and the carry.
   """
-  depth, parts = jnp.int32(plan.depth), jnp.int32(plan.parts)
-
-  def slot(position):
-    # Known to change from step to step, also in a ring of one stage: addresses
-    # and descriptors of its buffers would be kept in registers throughout.
-    return lax.optimization_barrier((position, lax.rem(position, depth)))[1]
-
-  def full(n, state):
-    position, carry = state
-    block = lambda: row.block(lax.div(n, parts))
-    step = Step(slot(position), None, lax.rem(n, parts), block)
-    return position + 1, visit(step, carry)
-
-  def partial(n, state):
-    position, carry = state
-    t = lax.div(n, parts)
-    block = lambda: row.partial(t)
-    step = Step(slot(position), (row, t), lax.rem(n, parts), block)
-    return position + 1, visit(step, carry)
-
   zero = jnp.int32(0)
   state = (position, carry)
-  state = lax.fori_loop(zero, row.full_count * parts, full, state)
+  state = _loop(plan, row, _full, zero, visit, state)
   if not plan.capacity[1]:
     return state
-  return lax.fori_loop(zero, row.partial_count * parts, partial, state)
+  return _loop(plan, row, _partial, zero, visit, state)
+
+
+def walk_on(plan, row, first, visit):
+  """As `walk`, of a row that is not empty, where the first step differs.
+
+  Args:
+    plan, row, visit: as in `walk`.
+    first: `(step) -> carry`, takes the first step.
+
+  Returns:
+    The slot of the last step, and the carry.
+  """
+  zero = jnp.int32(0)
+  begin = lambda kind: first(kind.step(plan, row, zero, zero))
+  if not plan.capacity[1]:
+    some, carry = jnp.bool(True), begin(_full)
+  else:
+    some = row.full_count > 0
+    carry = lax.cond(some, lambda: begin(_full), lambda: begin(_partial))
+  begun = some.astype(jnp.int32)
+  state = (jnp.int32(1), carry)
+  state = _loop(plan, row, _full, begun, visit, state)
+  if plan.capacity[1]:
+    state = _loop(plan, row, _partial, 1 - begun, visit, state)
+  position, carry = state
+  return slot_of(plan, position - 1), carry
+
+
+def slot_of(plan, position):
+  """Buffer of a step.
+
+  Known to change from step to step, also in a ring of one stage: addresses and
+  descriptors of its buffers would be kept in registers throughout.
+  """
+  depth = jnp.int32(plan.depth)
+  return lax.optimization_barrier((position, lax.rem(position, depth)))[1]
+
+
+class _Kind(NamedTuple):
+  """Full or partial blocks of a list.
+
+  Attributes:
+    count: `(row) -> how many`.
+    block: `(row, t) -> number of block t`.
+    entry: `(row, t) -> Step.entry`.
+  """
+
+  count: Any
+  block: Any
+  entry: Any
+
+  def step(self, plan, row, n, position):
+    parts = jnp.int32(plan.parts)
+    t = lax.div(n, parts)
+    block = lambda: self.block(row, t)
+    return Step(
+      slot_of(plan, position), self.entry(row, t), lax.rem(n, parts), block
+    )
+
+
+_full = _Kind(
+  lambda row: row.full_count, lambda row, t: row.block(t), lambda *_: None
+)
+_partial = _Kind(
+  lambda row: row.partial_count,
+  lambda row, t: row.partial(t),
+  lambda row, t: (row, t),
+)
+
+
+def _loop(plan, row, kind, start, visit, state):
+  """Visits the tiles of one kind of blocks from number `start` on."""
+
+  def body(n, state):
+    position, carry = state
+    return position + 1, visit(kind.step(plan, row, n, position), carry)
+
+  return lax.fori_loop(start, kind.count(row) * plan.parts, body, state)

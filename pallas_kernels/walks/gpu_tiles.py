@@ -10,6 +10,7 @@ kernels are in units of log 2.
 import inspect
 import math
 
+import jax
 from jax import lax
 from jax import numpy as jnp
 from jax.experimental import pallas as pl
@@ -127,6 +128,50 @@ def accumulate(sums, factors, staged=None):
       plgpu.wgmma(ref, a, b)
 
   return pl.run_state(multiply)(tuple(map(plgpu.ACC.init, sums)))
+
+
+def product_and_sum(
+  scores, total, weighted, use, like, overlap, issued, staged=None
+):
+  """A product that is used while another is still being added to a sum.
+
+  Args:
+    scores: two references.
+    total: the sum, `[64, w]`.
+    weighted: its summand: a factor in registers, and a reference.
+    use: `(a @ b of scores) -> pytree of arrays`. What it is to have computed
+      before the sum is waited for, it stores: the assembler moves the rest.
+    like: arrays of the same shapes, dtypes and layouts.
+    overlap: whether the sum is under way meanwhile. If not, it is done before.
+    issued: is called once both products are under way.
+    staged: as in `accumulate`; nothing overlaps then.
+
+  Returns:
+    What `use` returned, and the new sum.
+  """
+  if staged is not None or not overlap:
+    (total,) = accumulate((total,), (weighted,), staged)
+    return use(product(*scores, issued)), total
+
+  like, tree = jax.tree.flatten(like)
+
+  def multiply(refs):
+    acc, product, found = refs
+    plgpu.wgmma(product, *scores)
+    plgpu.wgmma(acc, *weighted)
+    issued()
+    made = use(plgpu.wgmma_accumulator_load(product, wait_n=1))
+    made = lax.optimization_barrier(jax.tree.leaves(made))
+    for ref, value in zip(found, made, strict=True):
+      ref[...] = value
+
+  empty = full((ROWS, scores[1].shape[1]), 0)
+  init = (plgpu.ACC.init(total), plgpu.ACC.init(empty), like)
+  total, _, found = pl.run_state(multiply)(init)
+  # Left factors of the next products are made of these after the products that
+  # read the present ones. Otherwise the assembler puts all in a row.
+  found = lax.optimization_barrier(found)
+  return jax.tree.unflatten(tree, found), total
 
 
 class Logits:

@@ -19,7 +19,8 @@ HEADS, GROUPS, HEAD_SIZE = 32, 8, 128
 BATCH = 4
 # Entries that a decode step with lists of tokens reads.
 TOKENS = 2048
-SPLITS, OTHER_SPLITS = 8, (4, 16, 32)
+# None: as many as the kernel takes by itself.
+SPLITS, OTHER_SPLITS = None, (2, 8, 16, 32)
 # Entries of a tile, and tiles that are on their way.
 OTHER_PLANS = (
   {"tile": 128, "depth": 2}, {"tile": 64, "depth": 6}, {"tile": 64, "depth": 4}
@@ -93,7 +94,7 @@ def _changed(plan, run):
 
 
 def _decodes(
-  here: Here, sizes: Sizes, n: int, how: str, splits: int = SPLITS
+  here: Here, sizes: Sizes, n: int, how: str, splits: int | None = SPLITS
 ) -> list[Job]:
   """All implementations, next to JAX's dense attention."""
   read = {"all": n, "blocks": n // 10, "tokens": min(sizes.tokens, n)}[how]

@@ -5,6 +5,7 @@ Needs the extra `gpuaot`, and skips where it is not installed.
 
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -107,20 +108,35 @@ def test_instructions_are_those_that_the_design_counts_on(width):
   """Per tile of two loops (full and partial blocks), counted in the PTX."""
   for name, kernel in kernels(width).items():
     tile = 128 if name == "forward" else 64
+    # Forward, the first scores (full or partial) and the last values of a row
+    # stand outside of the loops.
+    scores, values = (4, 3) if name == "forward" else (2, 2)
     # A product over `width` takes width / 16 instructions, one over the tile
     # as many as its rows: [64, tile] @ [tile, width].
     products, from_registers = _PRODUCTS[name]
-    expected = (products - from_registers) * width + from_registers * tile
-    assert kernel.count(r"wgmma\.mma_async") == 2 * expected // 16
-    # One exponential an element, and one a row and loop for the running sum.
-    exponentials = 2 * 64 * tile // 128
-    extra = 2 * 2 if name == "forward" else 0
-    assert kernel.count(r"ex2\.approx") == exponentials + extra
+    expected = scores * (products - from_registers) * width
+    expected += values * from_registers * tile
+    assert kernel.count(r"wgmma\.mma_async") == expected // 16
+    # One exponential an element, and two rows a thread for the running sum.
+    extra = 2 * scores if name == "forward" else 0
+    assert kernel.count(r"ex2\.approx") == scores * 64 * tile // 128 + extra
     assert kernel.count(r"\b(ld|st)\.local") == 0
     assert kernel.count(r"cp\.async\.bulk\.tensor|cp\.async\.bulk\.shared") > 1
     assert kernel.count("setmaxnreg") == 2
     if kernel.sass:
       assert "HGMMA" in kernel.sass and "HMMA" not in kernel.sass
+
+
+@needs_compiler
+@pytest.mark.parametrize("width", [64, 128])
+def test_exponentials_are_computed_beside_the_last_values(width):
+  """Between the waits for the scores and for the sum, in the forward loop."""
+  sass = kernels(width)["forward"].sass
+  if not sass:
+    pytest.skip("nvdisasm is not installed")
+  waits = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, ", sass)
+  beside = [x.count("MUFU.EX2") for x in waits if x.startswith("0x1")]
+  assert beside == [66]
 
 
 @needs_compiler
@@ -177,6 +193,19 @@ def test_a_register_used_too_early_is_found():
   """
   (line,) = gpu.hazards(code)
   assert line.startswith("/*0050*/")
+
+
+def test_a_left_factor_that_is_overwritten_is_found():
+  code = """
+    /*0010*/  HGMMA.64x128x16.F32.BF16 R24, R164, gdesc[UR16].tnspB, R24
+    /*0020*/  HGMMA.64x128x16.F32.BF16 R24, R160, gdesc[UR16].tnspB, R24, gsb0
+    /*0030*/  FADD R2, R160, R165
+    /*0040*/  F2FP.BF16.F32.PACK_AB R163, R3, R2
+    /*0050*/  WARPGROUP.DEPBAR.LE gsb0, 0x0
+    /*0060*/  F2FP.BF16.F32.PACK_AB R164, R3, R2
+  """
+  (line,) = gpu.hazards(code)
+  assert line.startswith("/*0040*/")
 
 
 @needs_compiler

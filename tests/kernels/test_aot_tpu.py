@@ -1,6 +1,7 @@
 """The TPU kernels compile for every generation, within budgets, without TPU."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -228,6 +229,35 @@ def test_the_matrix_unit_is_as_busy_as_in_splash(generation, block):
   for ours, stock in tpu_table.ATTENTION.items():
     own, other = (llo.main_loop(found[name]) for name in (ours, stock))
     assert own.bundles / together <= other.bundles, (ours, own, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [128, 512])
+def test_lists_of_a_million_tokens_fit_the_scalar_memory(block):
+  """All gradients of one head; three of its arrays, moved, and the lists."""
+  found = tpu_table.memory_of("v5e", 2**20, block, 64)
+  assert found.endswith(" MiB"), found
+  assert int(found.split()[0]) < 3 * 2**20 * 128 * 2 / 2**20 + 64
+
+
+def test_the_main_loop_is_the_one_with_most_work():
+  loops = [
+    llo.Loop(1, 479, 0.46, 75),
+    llo.Loop(2, 30, 0.6, 0),
+    llo.Loop(2, 360, 0.56, 60),
+    llo.Loop(2, 380, 0.56 * 360 / 380, 61),
+  ]
+  assert llo.main_loop(loops) == loops[2]
+
+
+def test_a_stopped_table_goes_on_only_with_the_same_kernels(tmp_path):
+  kept = tmp_path / "table.md.json"
+  none = tpu_table.unfinished(kept)
+  assert none["schedules"] == none["memory"] == {}
+  kept.write_text(json.dumps(none | {"memory": {"v5e 1 2 3": "4 MiB"}}))
+  assert tpu_table.unfinished(kept)["memory"] == {"v5e 1 2 3": "4 MiB"}
+  kept.write_text(json.dumps({"of": "others", "memory": {"v5e 1 2 3": ""}}))
+  assert tpu_table.unfinished(kept) == none
 
 
 def test_the_table_of_schedules_has_a_row_for_each_kernel():
