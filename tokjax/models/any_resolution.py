@@ -112,13 +112,13 @@ def mixed_layout(
     Rows as in `layout`, and their weights, which sum to one.
   """
   inside = crops_as_grid(size, pinpoints, side, grid)
-  taken, weight = resized(inside, brought_down(inside.shape, most * grid[0] ** 2))
+  taken, weight = resized(
+    inside, brought_down(inside.shape, most * grid[0] ** 2)
+  )
   one = np.array([1.0, 0, 0, 0], np.float32)
   ends = np.full((len(taken), 1, 4), NEWLINE)
   rows = np.concatenate([taken, ends], axis=1)
-  weights = np.concatenate(
-    [weight, np.broadcast_to(one, ends.shape)], axis=1
-  )
+  weights = np.concatenate([weight, np.broadcast_to(one, ends.shape)], axis=1)
   whole = np.repeat(np.arange(grid[0] * grid[1])[:, None], 4, axis=1)
   return (
     np.concatenate([whole, rows.reshape(-1, 4)]),
