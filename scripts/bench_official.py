@@ -3,11 +3,12 @@
   python -m scripts.bench_official --python PYTHON --fastv DIR --visionzip DIR
     --out DIR [--width 1024] [--depth 4] [--repeats 5]
 
-DIR are checkouts of pkunlp-icler/FastV (d165972) and dvlab-research/VisionZip
-(3151f6d); PYTHON has torch and what FastV's copy of transformers 4.39 needs
-(tokenizers below 0.19, huggingface_hub below 1). A LLaVA of random weights is
-made there and saved; both sides read it and take the same image and prompt:
-CLIP-L/14 at 336 pixels and a Llama, both of `--depth` blocks, 63 tokens of text.
+DIR are checkouts of pkunlp-icler/FastV (d165972) and of
+dvlab-research/VisionZip (3151f6d); PYTHON has torch and what FastV's copy of
+transformers 4.39 needs (tokenizers below 0.19, huggingface_hub below 1). A
+LLaVA of random weights is made there and saved; both sides read it and take the
+same image and prompt: CLIP-L/14 at 336 pixels and a Llama, both of `--depth`
+blocks, 63 tokens of text.
 
 For each of no method, FastV (K=2, R=50 %) and VisionZip (54 + 10): whether the
 same tokens are kept, the largest difference of the logits, and milliseconds of
@@ -53,7 +54,7 @@ def best_of(repeats: int, run) -> tuple[float, object]:
 
 
 def make(folder: pathlib.Path, width: int, depth: int) -> None:
-  """Saves a model of random weights, in the environment of the official code."""
+  """Saves a model of random weights; runs next to the official code."""
   import torch
   from transformers import (
     CLIPVisionConfig,
