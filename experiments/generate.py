@@ -20,7 +20,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -28,6 +28,7 @@ import numpy as np
 
 from experiments import image_prompts, typed
 from experiments import prompts as prompting
+from experiments.drafted import Stream
 from experiments.generated import Generated
 from experiments.prompts import Answer, Prompt
 from experiments.small_prompts import fitted
@@ -248,6 +249,7 @@ def answer(
   ids = [one.encode(lm.tokenizer, config.chat) for one in asked]
   made = build(lm, config, sys.stderr.write)
   made.pack(ids)  # Refused before anything is compiled.
+  Stream(made, config)
   out = []
   for i in range(0, len(asked), config.batch):
     part = ids[i : i + config.batch]
@@ -264,9 +266,10 @@ def answer_batch(
   show: Show | None,
 ) -> list[Generated]:
   """Prompts that are taken together."""
+  stream = Stream(made, config)
   with working("compiling", sys.stderr):
-    compiled, sizes = warm_up(made, config, ids)
-  answers, first, rate = run(made, config, lm, ids, show)
+    compiled, sizes = warm_up(stream, ids)
+  answers, first, rate = run(stream, lm, ids, show)
   logical = np.broadcast_to(np.asarray(sizes.logical), len(ids))
   full = full_bytes(made, ids)
   return [
@@ -282,6 +285,7 @@ def answer_batch(
       asked[i].text,
       len(ids[i]),
       text.stopped,
+      per_step=stream.per_step,
     )
     for i, text in enumerate(answers)
   ]
@@ -340,41 +344,30 @@ def build(
 
 
 def warm_up(
-  made: Generator, config: Generate, ids: Sequence[Sequence[int]]
+  stream: Stream, ids: Sequence[Sequence[int]]
 ) -> tuple[float, Bytes]:
   """Runs both compiled functions once: seconds, and sizes of the cache."""
   began = time.perf_counter()
-  going = made.prefill(ids)
-  sizes = made.bytes(going)
-  for _ in zip(stream(made, config, going), range(2), strict=False):
+  made = stream.generator
+  sizes = made.bytes(made.prefill(ids))
+  for _ in zip(stream(ids), range(2), strict=False):
     pass
   return time.perf_counter() - began, sizes
 
 
-def stream(
-  made: Generator, config: Generate, going: generation.Generation, ends=()
-) -> Iterator[np.ndarray]:
-  """Tokens `[b]` after the prompts."""
-  key = jax.random.key(config.seed) if config.sampler.temperature else None
-  return made.stream(going, sampler=config.sampler, key=key, ends=ends)
-
-
 def run(
-  made: Generator,
-  config: Generate,
+  stream: Stream,
   lm: LanguageModel,
   ids: Sequence[Sequence[int]],
   show: Show | None,
 ) -> tuple[list[Answer], float, float]:
   """Answers, seconds to the first token, tokens per second."""
   tokenizer, times, later = lm.tokenizer, [], 0
-  answers = [
-    Answer(tokenizer.decode, tokenizer.ends, config.stop) for _ in ids
-  ]
+  stop = stream.config.stop
+  answers = [Answer(tokenizer.decode, tokenizer.ends, stop) for _ in ids]
   show = show or (lambda text: None)
   began = time.perf_counter()
-  going = made.prefill(ids)
-  for tokens in stream(made, config, going, tokenizer.ends):
+  for tokens in stream(ids, ends=tokenizer.ends):
     times.append(time.perf_counter() - began)
     for one, token in zip(answers, tokens, strict=True):
       if token >= 0 and not one.done:

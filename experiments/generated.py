@@ -21,6 +21,7 @@ class Generated:
     read: tokens of the prompt.
     stopped: why it ended: "end" (a token), "stop" (a string), "length".
     action: what the tokens of a model of actions stand for; (): it is none.
+    per_step: tokens that a step of the model gave; None: one, without a draft.
   """
 
   text: str
@@ -35,15 +36,17 @@ class Generated:
   read: int = 0
   stopped: str = "length"
   action: tuple[float, ...] = ()
+  per_step: float | None = None
 
   def report(self) -> str:
     """Two lines for people, below a line with the action if there is one."""
     share = self.physical / self.full
     rate = "-" if math.isnan(self.rate) else f"{self.rate:.1f}"
     action = " ".join(f"{x:.4g}" for x in self.action)
+    steps = "" if self.per_step is None else f", {self.per_step:.2f} a step"
     return (
       f"{f'action: {action}' + chr(10) if action else ''}"
-      f"time to first token {1e3 * self.first:.1f} ms, {rate} tokens/s"
+      f"time to first token {1e3 * self.first:.1f} ms, {rate} tokens/s{steps}"
       f" (compiled in {self.compiled:.1f} s)\n"
       f"cache {size(self.physical)} allocated, {size(self.logical)} used; full"
       f" cache {size(self.full)}: {share:.1%}"
@@ -63,6 +66,7 @@ class Generated:
         "recipe": recipe,
         "seconds_to_first_token": self.first,
         "tokens_per_second": None if math.isnan(self.rate) else self.rate,
+        **({} if self.per_step is None else {"tokens_per_step": self.per_step}),
         "compile_seconds": self.compiled,
         "cache_bytes": {
           "allocated": self.physical, "used": self.logical, "full": self.full,

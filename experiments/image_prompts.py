@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import typed
+from experiments.drafted import Stream
 from experiments.evaluate import restore_run
 from experiments.generated import Generated
 from experiments.prompts import Answer, Prompt
@@ -27,7 +28,6 @@ from tokjax.models import (
   VisionLanguageGenerator,
   vlm_generation,
 )
-from tokjax.models.generation import Generation
 from tokjax.slots import Slots
 
 PLACEHOLDER = "<image>"
@@ -202,13 +202,14 @@ def answer(
   )  # fmt: skip
   pixels = [lm.preprocessing(image) for image in found]
   packed, _ = generator.pack([ids], [pixels])
+  stream = Stream(generator, config)
+  inputs = ([ids], [pixels], jax.random.key(config.seed))
   began = time.perf_counter()
-  going = _prefill(generator, config, ids, pixels)
-  sizes = generator.bytes(going)
-  for _ in zip(_stream(generator, config, going), range(2), strict=False):
+  sizes = generator.bytes(generator.prefill(*inputs))
+  for _ in zip(stream(*inputs), range(2), strict=False):
     pass
   compiled = time.perf_counter() - began
-  text, first, rate = _run(generator, config, lm, ids, pixels, show)
+  text, first, rate = _run(stream, lm, inputs, show)
   action = ()
   if lm.actions is not None:
     action = tuple(lm.actions.decode(text.ids, config.dataset).tolist())
@@ -216,7 +217,7 @@ def answer(
     text.text, tuple(text.ids), first, rate, compiled,
     float(np.asarray(sizes.logical).mean()), sizes.physical,
     full_bytes(lm, generator, ids, pixels), prompt, int(packed.length[0]),
-    text.stopped, action,
+    text.stopped, action, stream.per_step,
   )  # fmt: skip
 
 
@@ -245,31 +246,15 @@ def for_actions(config: Any, lm: ImageModel) -> Any:
   )
 
 
-def _prefill(generator, config, ids, pixels) -> Generation:
-  key = jax.random.key(config.seed)
-  return generator.prefill([ids], [pixels], key)
-
-
-def _stream(generator, config, going, ends=()):
-  key = jax.random.key(config.seed) if config.sampler.temperature else None
-  return generator.stream(going, sampler=config.sampler, key=key, ends=ends)
-
-
 def _run(
-  generator: VisionLanguageGenerator,
-  config: Any,
-  lm: ImageModel,
-  ids: Sequence[int],
-  pixels: Sequence[Any],
-  show: Show | None,
+  stream: Stream, lm: ImageModel, inputs: tuple[Any, ...], show: Show | None
 ) -> tuple[Answer, float, float]:
   """The answer, seconds to the first token, tokens per second."""
   ends = lm.tokenizer.ends if lm.actions is None else ()
   show = show or (lambda text: None)
-  text, times = Answer(lm.tokenizer.decode, ends, config.stop), []
+  text, times = Answer(lm.tokenizer.decode, ends, stream.config.stop), []
   began = time.perf_counter()
-  going = _prefill(generator, config, ids, pixels)
-  for (token,) in _stream(generator, config, going, ends):
+  for (token,) in stream(*inputs, ends=ends):
     times.append(time.perf_counter() - began)
     show(text.add(int(token)))
     sys.stdout.flush()

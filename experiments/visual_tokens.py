@@ -100,9 +100,18 @@ def _of_towers(model: VisionLanguage, towers: Any, batch: int):
       before, share = own, own @ start
       where = f"vision, block {i + 1}" if name == "vision" else name
       stages.append(Stage(where, share))
+    if before is not None and _comes_back(model.slots, name):
+      # Tokens go on as copies of the one that holds them.
+      share = before.swapaxes(1, 2) @ share
     if name == "ahead" and not passes_class(model.config, model.slots):
       share = share[:, front:]
   return stages, share
+
+
+def _comes_back(slots: Slots, tower: str) -> bool:
+  """Whether tokens of a tower are given back behind its last block."""
+  reduces = dict(slots.towers).get(tower, Slots()).reduce
+  return any(r.back is not None and r.back.until == "end" for r in reduces)
 
 
 def _in_prompts(

@@ -2,6 +2,7 @@
 
   python -m scripts.bench_vlm [--width 4096] [--depth 2] [--repeats 3] [--cpu]
   python -m scripts.bench_vlm --choosing
+  python -m scripts.bench_vlm --decoding 8 [--width 1024] [--repeats 5]
 
 Layers have the shapes of LLaVA-1.5-7B, with fewer blocks and a vocabulary of
 1000. All models are measured in turns in one process; times are the best of the
@@ -15,6 +16,11 @@ shared.
 With --choosing nothing runs: for each recipe, by how much the compiler's FLOPs
 fall if it keeps the last tokens instead, as many at the same place, in percent
 of the FLOPs of the plain prefill.
+
+With --decoding, prompts have that many images, of which `random_visual` keeps a
+fraction. A row each: the fraction, tokens of the prompt, MiB of the cache,
+milliseconds of a decode step and their share of those with all tokens, and the
+share of the bytes that a step reads: parameters of the language model, cache.
 """
 
 import argparse
@@ -52,7 +58,7 @@ def config(width: int, depth: int) -> VisionLanguageConfig:
   )  # fmt: skip
   language = DecoderConfig(
     vocabulary=1000, width=width, depth=depth, heads=width // 128,
-    kv_heads=width // 128, mlp_dim=width * 43 // 16, length=4096, tied=False,
+    kv_heads=width // 128, mlp_dim=width * 43 // 16, length=8192, tied=False,
   )  # fmt: skip
   return VisionLanguageConfig(
     vision, ProjectorConfig(width), language, IMAGE, ahead=True
@@ -128,6 +134,43 @@ def choosing(own: VisionLanguageConfig, prompt, image) -> None:
     print(f"{name}\t{100 * more / plain:.2f}", flush=True)
 
 
+def decoding(own: VisionLanguageConfig, images: int, repeats: int) -> None:
+  """How the time of a decode step follows what is kept."""
+  params = params_of(own)
+  rng = np.random.default_rng(1)
+  prompt = [*[IMAGE] * images, *rng.integers(1, IMAGE, TEXT).tolist()]
+  photo = rng.normal(size=(336, 336, 3)).astype(np.float32)
+  made, held, steps = {}, {}, {}
+  for keep in (1.0, 0.5, 0.25, 0.125):
+    filled = recipes.get("random_visual", keep=keep) if keep < 1 else Slots()
+    tokens = TEXT + images * vlm_generation.tokens_per_image(own, filled)
+    generator = VisionLanguageGenerator(
+      VisionLanguage(own, filled), params, tokens, DECODE, buckets=(tokens,)
+    )
+    key = jax.random.key(0)
+    going = generator.prefill([prompt], [[photo] * images], key)
+    held[keep] = (tokens, generator.bytes(going).physical)
+    made[keep] = (generator, going)
+  token = jnp.asarray([5], jnp.int32)
+  for _ in range(repeats + 1):
+    for keep, (generator, going) in made.items():
+      begin = time.perf_counter()
+      for _ in range(4):
+        going = generator.step(going, token)
+      jax.block_until_ready(going)
+      steps.setdefault(keep, []).append((time.perf_counter() - begin) / 4)
+      made[keep] = (generator, going)
+  weights = sum(x.size * 4 for x in jax.tree.leaves(params["language"]))
+  print("kept\ttokens\tcache MiB\tstep ms\tshare\tshare of bytes")
+  best = {keep: min(times[1:]) for keep, times in steps.items()}
+  for keep, (tokens, cache) in held.items():
+    read = (weights + cache) / (weights + held[1.0][1])
+    print(
+      f"{keep}\t{tokens}\t{cache / 2**20:.1f}\t{best[keep] * 1e3:.1f}"
+      f"\t{best[keep] / best[1.0]:.2f}\t{read:.2f}"
+    )
+
+
 def main() -> None:
   """Prints a table."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -136,9 +179,13 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--cpu", action="store_true")
   parser.add_argument("--choosing", action="store_true")
+  parser.add_argument("--decoding", type=int, default=0)
   args = parser.parse_args()
   clock = time.process_time if args.cpu else time.perf_counter
   own = config(args.width, args.depth)
+  if args.decoding:
+    decoding(own, args.decoding, args.repeats)
+    return
   rng = np.random.default_rng(1)
   image = rng.normal(size=(336, 336, 3)).astype(np.float32)
   prompt = [IMAGE, *rng.integers(1, IMAGE, TEXT).tolist()]

@@ -19,6 +19,26 @@ TINY = 1e-12
 ROUNDING = 1e-5
 
 
+def nearest_other(
+  distance: Float[Array, "n n"], mask: Bool[Array, "n"] | None = None
+) -> Float[Array, "n"]:
+  """The second smallest distance to a token; the smallest is that to itself.
+
+  Without a sort, which for 576 tokens took a CPU as long as a twentieth of an
+  encoder of two blocks.
+
+  Args:
+    distance: between tokens; of one token alone it is the answer.
+    mask: tokens that are False are near to none.
+  """
+  if mask is not None:
+    distance = jnp.where(mask[:, None], distance, jnp.inf)
+  if len(distance) == 1:
+    return distance[0]
+  nearest = jnp.arange(len(distance))[:, None] == distance.argmin(axis=0)
+  return jnp.where(nearest, jnp.inf, distance).min(axis=0)
+
+
 def max_min(
   distance: Float[Array, "n n"],
   k: int,

@@ -129,20 +129,27 @@ class Rows(Question):
 
   Attributes:
     of: whose rows.
-    form: "softmax" (probabilities over the whole sequence that a query sees)
-      or "logits" (scaled products; not masked).
+    form: "softmax" (probabilities over the whole sequence that a query sees),
+      "logits" (scaled products; not masked) or "by_rotation" (probabilities,
+      each divided by the scaled product of a query and a key of ones at the
+      same two places, which rotary positions alone make near 0 or negative far
+      away; asked of a decoder, `of` a signal).
     over: how heads are reduced; None: they are not, `[h, n]`.
   """
 
   of: Last | Of | By = Last()
-  form: Literal["softmax", "logits"] = "softmax"
+  form: Literal["softmax", "logits", "by_rotation"] = "softmax"
   over: Literal["mean", "sum", "max"] | None = None
 
   axes: ClassVar = (-1,)
 
   def __post_init__(self):
     super().__post_init__()
-    _one_of("form", self.form, ("softmax", "logits"))
+    _one_of("form", self.form, ("softmax", "logits", "by_rotation"))
+    if self.form == "by_rotation" and not isinstance(self.of, By):
+      raise ValueError(
+        f"of={self.of}: form='by_rotation' is answered for By(signal) only"
+      )
     _one_of("over", self.over, ("mean", "sum", "max", None))
 
 

@@ -1,9 +1,11 @@
 """Generation and pictures of prompts with images."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -12,10 +14,11 @@ from PIL import Image
 from experiments import generate, image_prompts, pictures
 from experiments.sweeps.language_models import Pretrained
 from experiments.training.config import Recipe
+from tests.contract.case import draw_params
 from tests.interop import test_llava
 from tests.interop.language_references import transformers
 from tokjax import interop
-from tokjax.models import VisionLanguageGenerator
+from tokjax.models import Sampler, VisionLanguage, VisionLanguageGenerator
 
 WORDS = {"<unk>": 0, "<s>": 1, "what": 2, "is": 3, "this": 4, "?": 5}
 FEW = dict(tokens=4, capacity=64)
@@ -87,6 +90,31 @@ def test_it_streams_what_the_generator_says(folder, files, tmp_path, recipe):
   assert (out.physical < out.full) == (recipe == "divprune")
   if recipe == "none":
     assert out.physical == out.full
+
+
+def test_a_draft_says_what_the_model_says(folder, files, tmp_path, monkeypatch):
+  """FLASH at random: the text is the same, and steps are counted."""
+  lm, recipe = image_prompts.load(folder), Recipe("flash", options={"ahead": 2})
+  with pytest.raises(ValueError, match="flash"):
+    lm.build(recipe.slots())  # Its weights are not in the folder.
+  shapes = jax.eval_shape(
+    VisionLanguage(lm.config, recipe.slots()).init, jax.random.key(0),
+    interop.convert.specimen(lm.config)[1],
+  )["params"]  # fmt: skip
+  draft = draw_params(shapes["language"]["draft"])
+  language = {**lm.params["language"], "draft": draft}
+  own = dataclasses.replace(lm, params={**lm.params, "language": language})
+  monkeypatch.setattr(image_prompts, "load", lambda source: own)
+  given, said = dict(prompt="what is this ?", images=files[:1]), []
+  plain = generate.main(config(folder), tmp_path, **given, show=said.append)
+  fast = dataclasses.replace(config(folder), recipe=recipe)
+  out = generate.main(fast, tmp_path, **given, show=said.append)
+  assert out.ids == plain.ids and plain.per_step is None
+  assert 1 <= out.per_step <= 3 and " a step" in said[-1]
+  assert json.loads(out.record("", ""))["tokens_per_step"] == out.per_step
+  hot = dataclasses.replace(fast, sampler=Sampler(temperature=0.5))
+  with pytest.raises(ValueError, match="temperature=0.5: recipe 'flash'"):
+    generate.main(hot, tmp_path, **given)
 
 
 def test_images_stand_in_front_of_a_prompt_that_places_none(folder):

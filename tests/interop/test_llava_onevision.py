@@ -5,10 +5,14 @@ import pytest
 
 from tests.interop.language_references import torch, transformers
 from tests.interop.references import randomise
-from tests.interop.vlm_parity import assert_equal, photos
+from tests.interop.vlm_parity import BOUND, answers, assert_equal, photos
 from tokjax import interop, recipes
 from tokjax.interop import files
-from tokjax.models import VisionLanguageGenerator, any_resolution
+from tokjax.models import (
+  VisionLanguageGenerator,
+  any_resolution,
+  native_patches,
+)
 from tokjax.tokens import Kind
 
 IMAGE, STEPS, SIDE = 50, 3, 14
@@ -29,6 +33,10 @@ SIZES = ((30, 27), (9, 40), (12, 12), (50, 40))
 PROMPTS = ([1, 7, IMAGE, 11], [1, IMAGE, 9, IMAGE, 4], [1, 5], [IMAGE, 8])
 OF = ((0,), (1, 2), (), (3,))
 NEXT = np.random.default_rng(2).integers(3, 40, (STEPS, len(PROMPTS)))
+# Frames of videos have a placeholder together.
+VIDEOS = ([1, 7, IMAGE, 11], [1, 5], [IMAGE, 8, IMAGE, 4, 9])
+# Of 8 bits, where the smallest standard deviation is a quarter.
+ONE_LEVEL = 1.01 / 255 / 0.25
 PROCESSOR = transformers.models.llava_onevision.LlavaOnevisionImageProcessorPil
 
 
@@ -95,6 +103,118 @@ def test_prefill_and_decode_equal_the_reference(loaded, record_property):
     )
 
   assert_equal(theirs, made, PROMPTS, images, NEXT, given, record_property)
+
+
+def of_videos(inputs) -> list[list[native_patches.Clip]]:
+  """Videos of three frames and of two, and a prompt without one."""
+  clips = [inputs.preprocessing.video(photos([(30, 27)] * n)) for n in (3, 2)]
+  return [clips[:1], [], [clips[1], clips[0]]]
+
+
+def test_videos_equal_the_reference(loaded, record_property):
+  """Frames of half the sides, one newline at the end; a ragged batch."""
+  theirs, _, _, (model, params, inputs) = loaded
+  clips = of_videos(inputs)
+  made = VisionLanguageGenerator(
+    model, params, capacity=64, decode=STEPS, buckets=(64,)
+  )
+  packed, _ = made.pack(VIDEOS, clips)
+  # Frames have 3 x 3 tokens, which are 2 x 2.
+  assert packed.length.tolist() == [3 + 4 * 3 + 1, 2, 3 + 4 * 5 + 2]
+  newline = np.asarray(packed.kind) == Kind.NEWLINE
+  assert newline.sum(axis=1).tolist() == [1, 0, 2]
+
+  def logits(ids, own, following):
+    embed = theirs.get_input_embeddings()
+    whole = torch.tensor([[*ids, *following]])
+    with torch.no_grad():
+      x, at = embed(whole), whole[0] == IMAGE
+      seen = [
+        theirs.model.get_video_features(
+          torch.tensor(np.stack(clip.parts)[None]).permute(0, 1, 4, 2, 3),
+          return_dict=True,
+        ).pooler_output[0]
+        for clip in own
+      ]
+      if seen:
+        x[0, at] = torch.cat(seen)
+      found = theirs(inputs_embeds=x).logits[0]
+    return found[len(ids) - 1 :].numpy()
+
+  after = NEXT[:, : len(VIDEOS)]
+  found = answers(made, VIDEOS, clips, after)
+  for i, own in enumerate(clips):
+    ids = packed.tokens[i, : packed.length[i]].tolist()
+    expected = logits(ids, own, after[:, i])
+    assert np.abs(expected).max() > 0.5
+    worst = np.abs(found[i] - expected).max()
+    record_property("max_abs_difference", float(worst))
+    assert worst < BOUND, i
+  # The processor of the whole model takes one video of a prompt.
+  video = np.stack(clips[0][0].parts)[None].transpose(0, 1, 4, 2, 3)
+  ids = np.where(packed.tokens[0] == IMAGE, 51, packed.tokens[0])
+  with torch.no_grad():
+    expected = theirs(
+      input_ids=torch.tensor(ids[None, : packed.length[0]]),
+      pixel_values_videos=torch.tensor(video),
+    ).logits[0, -1]
+  np.testing.assert_allclose(found[0][0], expected.numpy(), atol=BOUND)
+
+
+def test_frames_of_videos_have_the_pixels_of_the_reference(loaded, tmp_path):
+  """Its processor resizes with torch; `torchvision` is not needed for that."""
+  _, _, folder, (_, _, inputs) = loaded
+  for path in folder.iterdir():
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+  stated = dict(
+    video_processor_type="LlavaOnevisionVideoProcessor", image_mean=[0.5] * 3,
+    image_std=[0.25, 0.5, 0.5], size=dict(height=SIDE, width=SIDE),
+    do_sample_frames=False, do_center_crop=None, crop_size=None,
+    default_to_square=False, resample=3,
+  )  # fmt: skip
+  files.write_json(tmp_path / "video_preprocessor_config.json", stated)
+  made = interop.load(tmp_path)[2].preprocessing
+  frames = photos([(30, 27), (9, 40), (60, 50)])
+  for frame, ours in zip(frames, made.video(frames).parts, strict=True):
+    small = torch.nn.functional.interpolate(
+      torch.tensor(frame).permute(2, 0, 1)[None], (SIDE, SIDE),
+      mode="bicubic", antialias=True,
+    )[0].permute(1, 2, 0)
+    expected = (small.numpy() / 255 - 0.5) / np.array([0.25, 0.5, 0.5])
+    np.testing.assert_allclose(ours, expected, atol=ONE_LEVEL)
+  # Without that file frames are normalised as images are.
+  plain = inputs.preprocessing
+  np.testing.assert_array_equal(
+    plain.video(frames[:1]).parts[0], plain.crop(frames[0])
+  )
+  stated["video_processor_type"] = "Qwen2VLVideoProcessor"
+  files.write_json(tmp_path / "video_preprocessor_config.json", stated)
+  with pytest.raises(ValueError, match="video_processor_type='Qwen2VL"):
+    interop.load(tmp_path)
+
+
+def test_videos_and_recipes(loaded):
+  """Frames that a tower reduces are not pooled; others are, then reduced."""
+  _, _, folder, (_, _, inputs) = loaded
+  clips = of_videos(inputs)
+  for slots, length in (
+    (recipes.get("divprune", keep=0.5), 3 + 3 * 4),
+    (recipes.get("fastv", layer=1, keep=0.5), 3 + 4 * 3 + 1),
+  ):
+    model, params, _ = interop.load(folder, slots=slots)
+    made = VisionLanguageGenerator(model, params, capacity=64, decode=2)
+    packed, _ = made.pack(VIDEOS, clips)
+    assert packed.length[0] == length
+  assert len(made.generate(VIDEOS, clips)) == len(VIDEOS)
+  (clip,) = clips[0]
+  for bad, message in (
+    (clip._replace(step=2.0), "step=2.0"),
+    (clip._replace(parts=()), "0 parts"),
+    (clip._replace(parts=(clip.parts[0], clip.parts[0][:7])), "of one shape"),
+    (clip._replace(parts=(clip.parts[0][:7],)), r"shape \(7, 14, 3\)"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      made.pack(VIDEOS[:1], [[bad]])
 
 
 def test_weights_are_those_of_a_bilinear_resize():

@@ -32,6 +32,7 @@ OPTIONS = {
   "fastv": {},
   "pyramiddrop": {},
   "sparsevlm": {"budget": Recycled({1: 12, 2: 6})},
+  "sparsevlm_plus": {"budget": Recycled({1: 12, 2: 6}, pooled=0.0), "heads": 2},
 }
 
 

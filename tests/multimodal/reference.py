@@ -7,7 +7,7 @@ planned.
 
 FastV: pkunlp-icler/FastV src/FastV/llava-hf, `LlamaModel.fastv_forward`.
 PyramidDrop: Cooperx521/PyramidDrop modeling_llama_pdrop.py, `pdrop_forward`
-and `pdrop_rank_drop`. SparseVLM (version 1): Gumpest/SparseVLMs
+and `pdrop_rank_drop`. SparseVLM (versions 1 and 2): Gumpest/SparseVLMs
 modelling_sparse_llama.py, score.py and utils.py.
 """
 
@@ -397,6 +397,42 @@ class SparseVLM(Plain):
     return renumbered(
       [*tokens[:first], *kept, *made, *tokens[last + 1 :]]
     )
+
+
+class SparseVLMPlus(SparseVLM):
+  """Version 2: some heads, attention over what ones would have; no clusters."""
+
+  renumbers = False
+
+  def __init__(self, layers, table, heads):
+    super().__init__(layers, table)
+    self.heads = heads
+
+  def after(self, model, given, tokens, layer):
+    image = visual_places(given)
+    if layer not in self.table or not image:
+      return tokens
+    rows = []
+    for token in given:
+      if token.source in self.raters:
+        q, _, _ = model.projected(token, layer)
+        row = model.weights(q, token.position, model.caches[layer], layer)
+        ones = [self.of_ones(model, token, given[i]) for i in image]
+        rows.append(row[:, image] / np.array(ones))
+    rows = np.array(rows)
+    heads = best([rows[:, h].sum() for h in range(rows.shape[1])], self.heads)
+    score = rows[:, heads].mean(axis=(0, 1))
+    stay = best(score, min(self.table[layer], len(image) - 1))
+    gone = {image[i] for i in range(len(image)) if i not in stay}
+    return [t for i, t in enumerate(tokens) if i not in gone]
+
+  def of_ones(self, model, query, key):
+    """The scaled product of a query and a key of ones at two places."""
+    one = np.ones((1, model.config.features))
+    product = model.rotated(one, query.position) * model.rotated(
+      one, key.position
+    )
+    return product.sum() / math.sqrt(model.config.features)
 
 
 def clusters(pool, count):

@@ -10,9 +10,9 @@ from tests.multimodal import prompts, reference
 from tests.multimodal.prompts import DEPTH, KINDS, LENGTH, MORE, PROMPTS, T, V
 from tokjax import budgets, matching, recipes
 from tokjax.models import decoder_slots
-from tokjax.recipes.multimodal.pruning import SPARSEVLM, raters
+from tokjax.recipes.multimodal.pruning import SPARSEVLM, SPARSEVLM_PLUS, raters
 from tokjax.reduce.site import Site
-from tokjax.signals import Answers
+from tokjax.signals import Answers, Rows
 from tokjax.tokens import Tokens
 
 RECIPES = tuple(prompts.OPTIONS)
@@ -37,6 +37,12 @@ OFFICIAL = {
       [4, 7, 9, 10, 11, 13, 21],
     ],
     [[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1], [2, 4, 5, 6, 7, 1, 11]],
+  ),
+  # Its number of heads, 14, set to 2 of 4 (2026-11-30).
+  "sparsevlm_plus": (
+    reference.SparseVLMPlus((1, 2), (12, 6), heads=2),
+    [[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16], [2, 3, 4, 8, 9, 10]],
+    [[1, 2, 3, 4, 5, 7, 8, 9, 10, 11], [1, 2, 3, 4, 8, 9]],
   ),
 }
 
@@ -117,6 +123,28 @@ def test_sparsevlm_counts(average, counts, mean):
   )
   blocks = np.array([2, 4, 9, 17]) @ [576, *counts]
   np.testing.assert_allclose(blocks / 32, mean, atol=0.05)
+
+
+def test_sparsevlm_plus_counts_and_rates_by_the_best_heads_alone():
+  found = SPARSEVLM_PLUS[64].counts(576, 32)
+  assert {i: n for i, n in enumerate(found) if n} == {2: 66, 6: 34, 15: 20}
+  few = budgets.Recycled({0: 300}, pooled=0.0)
+  assert [few.count(n, 0, 1) for n in (0, 1, 2, 300, 301)] == [
+    0, 1, 1, 299, 300,
+  ]  # fmt: skip
+  (reduce,) = recipes.get("sparsevlm_plus", heads=1).reduce
+  (question,) = (q for q in reduce.rule.asks if isinstance(q, Rows))
+  rows = jnp.asarray([[0.1, 0.1, 0.9], [0.4, 0.5, 0.3], [0.0, -9.0, 9.0]])
+  tokens = Tokens.create(jnp.zeros((3, 2)), mask=jnp.asarray([1, 1, 0], bool))
+  site = Site(tokens, Answers((question.answered(0),), (rows,)), 2)
+  # Head 1 gives the two real tokens the most.
+  np.testing.assert_allclose(
+    reduce.rule.score(site), [0.4, 0.5, 0.0], rtol=1e-6
+  )
+  with pytest.raises(ValueError, match="heads=0"):
+    recipes.get("sparsevlm_plus", heads=0)
+  with pytest.raises(ValueError, match="by_rotation"):
+    Rows(form="by_rotation")
 
 
 def test_where_few_arrive_one_is_recycled_and_none_is_lost():

@@ -264,7 +264,13 @@ def test_greedy_selections_of_their_cards():
   """E4: the farthest points, and a determinant with relevance."""
   x = jnp.asarray([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]], jnp.float32)
   distance = 1 - scores.cosine(x, x)
-  first = jnp.sort(distance, axis=0)[1]
+  first = diversity.nearest_other(distance)
+  np.testing.assert_array_equal(first, jnp.sort(distance, axis=0)[1])
+  double = jnp.asarray([[0, 0, 2.0], [0, 0, 1], [2, 1, 0]])
+  np.testing.assert_array_equal(diversity.nearest_other(double), [0, 0, 1])
+  some = diversity.nearest_other(double, jnp.asarray([True, False, True]))
+  np.testing.assert_array_equal(some, [2, 1, 2])
+  np.testing.assert_array_equal(diversity.nearest_other(double[:1, :1]), [0])
   found = diversity.max_min(distance, 3, first=first)
   np.testing.assert_array_equal(found.index, [3, 0, 2])
   start = jnp.asarray([0.0, 1, 0, 0])

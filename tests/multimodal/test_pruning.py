@@ -17,6 +17,7 @@ SLOW = {
   "fastv": lambda: reference.FastV(2, 0.5),
   "pyramiddrop": lambda: reference.PyramidDrop((1, 2, 3), (0.5, 0.25, 0.125)),
   "sparsevlm": lambda: reference.SparseVLM((1, 2), (12, 6)),
+  "sparsevlm_plus": lambda: reference.SparseVLMPlus((1, 2), (12, 6), heads=2),
 }
 RECIPE = pytest.mark.parametrize("recipe", SLOW)
 
@@ -32,7 +33,9 @@ def slow(recipe: str, example: str) -> reference.Result:
 def rated(recipe: str) -> tuple[str, ...]:
   """Examples in which the official rule is defined."""
   # PyramidDrop takes 0 of 3 tokens, SparseVLM has no text to rate an image.
-  without = {"pyramiddrop": {"few"}, "sparsevlm": {"image"}}
+  without = {
+    "pyramiddrop": {"few"}, "sparsevlm": {"image"}, "sparsevlm_plus": {"image"}
+  }  # fmt: skip
   return tuple(n for n in NAMES if n not in without.get(recipe, ()))
 
 
@@ -83,7 +86,7 @@ def test_kept_sets_and_caches_are_those_of_a_slow_decoder(recipe):
 def test_alone_is_as_in_a_padded_batch_also_where_nothing_is_official(recipe):
   made = prompts.generator(prompts.slots_of(recipe))
   batch = prompts.prefilled(made)
-  names = ["few"] + ["image"] * (recipe == "sparsevlm")
+  names = ["few"] + ["image"] * recipe.startswith("sparsevlm")
   for name in names:
     alone = prompts.prefilled(made, (name,))
     np.testing.assert_allclose(

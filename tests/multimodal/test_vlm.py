@@ -11,7 +11,7 @@ from tests.contract.case import compilations
 from tests.multimodal import vlm_models
 from tests.multimodal.vlm_models import DECODE, IMAGE, PROMPTS
 from tokjax import budgets, recipes
-from tokjax.models import ViT
+from tokjax.models import ViT, any_resolution
 from tokjax.models.any_resolution import Crops
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_slots import stages_of
@@ -108,6 +108,34 @@ def test_one_compilation_for_each_bucket_of_text_and_images():
   other = [[IMAGE, 5, IMAGE, 8], [3], [9, 9, 9, IMAGE], [4, 4]]
   jax.block_until_ready(made.prefill(other, vlm_models.images_of(other)))
   assert compilations() == before
+
+
+def test_what_is_compiled_for_follows_from_buckets_alone():
+  """Also where text has what images leave: here a bucket holds more."""
+  points = ((12, 24), (24, 12), (24, 24))
+  made = dataclasses.replace(
+    vlm_models.generator(pinpoints=points), buckets=(256,), capacity=256
+  )
+
+  def static(texts, sizes):
+    prompts = [[*range(1, n), IMAGE, 2] for n in texts]
+    images = []
+    for high, wide in sizes:
+      best = any_resolution.best_size((high, wide), points)
+      crops = 1 + best[0] * best[1] // 144
+      pixels = np.zeros((crops, 12, 12, 3), np.float32)
+      images.append([any_resolution.Crops(pixels, (high, wide))])
+    packed, room = made.pack(prompts, images)
+    shapes = [x.shape for x in jax.tree.leaves(packed)]
+    return room, shapes, packed.length.tolist()
+
+  room, shapes, length = static((3, 9), ((24, 24), (24, 20)))
+  assert dict(room)[Kind.TEXT] < 256
+  for texts, sizes in (
+    ((7, 2), ((24, 23), (21, 24))), ((12, 12), ((22, 24), (24, 24)))
+  ):  # fmt: skip
+    again = static(texts, sizes)
+    assert again[:2] == (room, shapes) and again[2] != length
 
 
 def test_text_alone_is_what_the_language_model_says():

@@ -110,6 +110,20 @@ def test_what_remains_is_what_the_last_token_looks_at(tmp_path):
     assert kept == set(order[: len(kept)].tolist()) and len(kept) in (8, 9)
 
 
+def test_what_comes_back_as_copies_remains(tmp_path):
+  """DyMU's encoder merges, its language model computes members once."""
+  subject = sweep.load(config()).prepare(tmp_path)
+  asked = subject.model.asked[:2]
+  stages = question_views.stages_of(subject.model, Job("dymu", 0.75), asked)
+  assert [s.name for s in stages] == ["vision, block 1", "language, block 1"]
+  merged, inside = (s.groups((4, 4)) for s in stages)
+  assert all(s.remains.all() for s in stages)
+  np.testing.assert_array_equal(merged.num_tokens, inside.num_tokens)
+  for a, b in zip(merged.index, inside.index, strict=True):
+    same = lambda x: x.reshape(-1, 1) == x.reshape(1, -1)
+    np.testing.assert_array_equal(same(a), same(b))
+
+
 def test_a_file_of_questions(tmp_path, monkeypatch):
   """A published model, its tokenizer and preprocessing are used."""
   subject = sweep.load(config()).prepare(tmp_path)

@@ -23,14 +23,15 @@ class Recycled(Budget):
   best `pool(g)` = floor(0.3 g) + 1 form floor(pool / 10) + 1 clusters, one
   token each (SparseVLM). At least one token always goes, so that a block
   where fewer arrive than it may keep turns the worst into a cluster of its
-  own: the number of tokens stays, their order changes.
+  own: the number of tokens stays, their order changes. With `pooled=0` nothing
+  is recycled: the others are dropped, all but the last token.
 
   Attributes:
     kept: blocks, as an index or a fraction of the depth, and how many of the
       arriving tokens are best there, as a number or a fraction; a dict or
       pairs. A fraction of 1.0 removes nothing. Of several entries for one
       block the last one counts.
-    pooled: share of what goes that is clustered.
+    pooled: share of what goes that is clustered; 0: nothing is.
     each: tokens of a cluster, on average.
   """
 
@@ -47,7 +48,8 @@ class Recycled(Budget):
         check_keep(n, f"kept[{at}]")
       else:
         check_count(n, f"kept[{at}]")
-    check_keep(self.pooled, "pooled")
+    if self.pooled != 0:
+      check_keep(self.pooled, "pooled")
     if self.each < 1:
       raise BudgetError(f"each={self.each}: must be 1 or more")
 
@@ -59,11 +61,12 @@ class Recycled(Budget):
       return None
     if isinstance(found, float):
       found = round(tokens * exact(found))
-    return max(min(found, tokens - 1), 0)
+    least = 0 if self.pooled else min(tokens, 1)
+    return max(min(found, tokens - 1), least)
 
   def pool(self, gone: int) -> int:
     """How many of the tokens that go are clustered; none of none."""
-    return min(int(gone * self.pooled) + 1, gone)
+    return min(int(gone * self.pooled) + 1, gone) if self.pooled else 0
 
   def clusters(self, gone: int) -> int:
     """How many clusters they form."""

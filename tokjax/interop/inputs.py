@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.prismatic_images import Stacked
 from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.any_resolution import Crops, Size, best_size
+from tokjax.models.native_patches import Clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,13 @@ class AnyResolution:
 
 @dataclasses.dataclass(frozen=True)
 class OneOrMany(AnyResolution):
-  """The only image of a prompt in crops, others seen once (LLaVA-OneVision)."""
+  """The only image of a prompt in crops, others seen once (LLaVA-OneVision).
+
+  Attributes:
+    frame: resize and normalisation of a frame of a video; None: as of a crop.
+  """
+
+  frame: Preprocessing | None = None
 
   def once(self, image: np.ndarray | Image.Image) -> Crops:
     """An image of a prompt with several: padded to a square, then resized.
@@ -67,6 +75,14 @@ class OneOrMany(AnyResolution):
     canvas.paste(image, (left, top))
     size = (image.height, image.width)
     return Crops(self.crop(canvas)[None], size)
+
+  def video(self, frames: Sequence[np.ndarray | Image.Image]) -> Clip:
+    """A video of one placeholder; frames are resized to a square each.
+
+    See `images.to_pillow` for errors.
+    """
+    made = self.frame or self.crop
+    return Clip(tuple(made(frame) for frame in frames))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -226,8 +226,11 @@ class Llava(Towers):
     """What makes its inputs; a part is None where the folder lacks it."""
     pixels = preprocessing_files.read(folder, config.vision.channels)
     if pixels is not None and config.pinpoints:
-      kind = AnyResolution if config.most_crops is None else OneOrMany
-      pixels = kind(pixels, config.pinpoints)
+      if config.most_crops is None:
+        pixels = AnyResolution(pixels, config.pinpoints)
+      else:
+        frame = preprocessing_files.read_video(folder, config.vision.channels)
+        pixels = OneOrMany(pixels, config.pinpoints, frame)
     return ImagesAndText(
       Tokenizer.find(folder, config.language.vocabulary), pixels
     )

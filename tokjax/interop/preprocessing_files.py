@@ -8,6 +8,7 @@ from tokjax.interop import fields, files, preprocessing_timm
 from tokjax.interop.fields import Json, Problems
 from tokjax.interop.preprocessing import Preprocessing, fraction
 
+VIDEO_FILE = "video_preprocessor_config.json"
 HF_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 # Pillow's numbers, as transformers stores them.
 RESAMPLE = {
@@ -65,6 +66,9 @@ PROCESSORS: dict[str, Json] = {
     "do_pad": True,
     "image_grid_pinpoints": None,
   },
+  "LlavaOnevisionVideo": {
+    **CLIP, "size": {"height": 384, "width": 384}, "do_center_crop": False
+  },
   # The number of tiles is read with the model.
   "GotOcr2": {
     **CLIP,
@@ -96,6 +100,11 @@ OF_MODEL = {
   "dinov2": "Bit",
   "dinov2_with_registers": "Bit",
 }
+# Which frames are taken, which is done before.
+SAMPLING = {
+  "video_processor_type", "do_sample_frames", "num_frames", "fps",
+  "return_metadata", "video_metadata",
+}  # fmt: skip
 # Keys that do not change the pixels a model gets.
 WITHOUT_EFFECT = {
   "image_processor_type", "feature_extractor_type", "processor_class",
@@ -123,16 +132,44 @@ def read(folder: pathlib.Path, channels: int = 3) -> Preprocessing | None:
   return None
 
 
-def stated(folder: pathlib.Path) -> tuple[Json, str] | None:
-  """What a folder of `transformers` states of images, and in which file."""
-  if (folder / HF_FILE).exists():
-    return files.read_json(folder / HF_FILE), HF_FILE
+def read_video(folder: pathlib.Path, channels: int = 3) -> Preprocessing | None:
+  """What a folder states of frames of LLaVA-OneVision; None: nothing.
+
+  Raises:
+    ConfigError: it asks for something that `Preprocessing` does not do.
+  """
+  found = stated(folder, VIDEO_FILE, "video_processor")
+  if found is None:
+    return None
+  part, file = found
+  with fields.problems_of(file):
+    kind = part.get("video_processor_type")
+    if kind not in (None, "LlavaOnevisionVideoProcessor"):
+      raise fields.wrong(
+        "video_processor_type", kind, "LlavaOnevisionVideoProcessor"
+      )
+    own = {k: v for k, v in part.items() if k not in SAMPLING}
+    own["image_processor_type"] = "LlavaOnevisionVideo"
+    return from_hf(own, channels=channels)
+
+
+def stated(
+  folder: pathlib.Path, own: str = HF_FILE, name: str = "image_processor"
+) -> tuple[Json, str] | None:
+  """What a folder of `transformers` states of images, and in which file.
+
+  Args:
+    folder: of a checkpoint.
+    own: the file that states it alone.
+    name: of the part in the file of transformers 5, which has all of them.
+  """
+  if (folder / own).exists():
+    return files.read_json(folder / own), own
   if not (folder / PROCESSOR_FILE).exists():
     return None
-  # transformers 5 saves the parts of a processor in one file.
   parts = files.read_json(folder / PROCESSOR_FILE)
   with fields.problems_of(PROCESSOR_FILE):
-    part = fields.mapping(parts, "image_processor")
+    part = fields.mapping(parts, name)
   return (part, PROCESSOR_FILE) if part else None
 
 

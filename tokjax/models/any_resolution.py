@@ -3,7 +3,8 @@
 LLaVA-NeXT: an image is seen once as a whole and once in crops of the encoder's
 size. The tokens of the crops stand as one grid, without those of the padding,
 and every row of it ends in a newline. LLaVA-OneVision also brings a large grid
-down to fewer tokens, each of which is a mean of four.
+down to fewer tokens, each of which is a mean of four; frames of a video have
+half of a grid's sides, and one newline ends them all.
 """
 
 import math
@@ -24,10 +25,12 @@ class Crops(NamedTuple):
   Attributes:
     pixels: the whole image, then its crops row by row, `[p, h, w, c]`.
     size: height and width of the image, in pixels.
+    frames: they are frames of a video instead.
   """
 
   pixels: np.ndarray
   size: Size
+  frames: bool = False
 
 
 def best_size(size: Size, pinpoints: tuple[Size, ...]) -> Size:
@@ -109,21 +112,47 @@ def mixed_layout(
     Rows as in `layout`, and their weights, which sum to one.
   """
   inside = crops_as_grid(size, pinpoints, side, grid)
-  new = brought_down(inside.shape, most * grid[0] ** 2)
-  (row, of_row), (column, of_column) = map(linear_taps, inside.shape, new)
-  taken = inside[row[:, None, :, None], column[None, :, None, :]]
-  weight = of_row[:, None, :, None] * of_column[None, :, None, :]
+  taken, weight = resized(
+    inside, brought_down(inside.shape, most * grid[0] ** 2)
+  )
   one = np.array([1.0, 0, 0, 0], np.float32)
   ends = np.full((len(taken), 1, 4), NEWLINE)
-  rows = np.concatenate([taken.reshape(*new, 4), ends], axis=1)
-  weights = np.concatenate(
-    [weight.reshape(*new, 4), np.broadcast_to(one, ends.shape)], axis=1
-  )
+  rows = np.concatenate([taken, ends], axis=1)
+  weights = np.concatenate([weight, np.broadcast_to(one, ends.shape)], axis=1)
   whole = np.repeat(np.arange(grid[0] * grid[1])[:, None], 4, axis=1)
   return (
     np.concatenate([whole, rows.reshape(-1, 4)]),
     np.concatenate([np.tile(one, (len(whole), 1)), weights.reshape(-1, 4)]),
   )
+
+
+def video_layout(frames: int, grid: Size) -> tuple[np.ndarray, np.ndarray]:
+  """Where each token of a video comes from, and weights, as `mixed_layout`.
+
+  Args:
+    frames: how many there are.
+    grid: rows and columns of tokens of a frame. It is brought to half of each,
+      rounded up, by bilinear interpolation.
+  """
+  count = grid[0] * grid[1]
+  half = (math.ceil(grid[0] / 2), math.ceil(grid[1] / 2))
+  taken, weight = (
+    x.reshape(-1, 4) for x in resized(np.arange(count).reshape(grid), half)
+  )
+  rows = np.concatenate([taken + i * count for i in range(frames)])
+  end = np.array([[1.0, 0, 0, 0]], np.float32)
+  return (
+    np.concatenate([rows, np.full((1, 4), NEWLINE)]),
+    np.concatenate([np.tile(weight, (frames, 1)), end]),
+  )
+
+
+def resized(inside: np.ndarray, new: Size) -> tuple[np.ndarray, np.ndarray]:
+  """Entries and weights of a grid of tokens in another size, `[*new, 4]`."""
+  (row, of_row), (column, of_column) = map(linear_taps, inside.shape, new)
+  taken = inside[row[:, None, :, None], column[None, :, None, :]]
+  weight = of_row[:, None, :, None] * of_column[None, :, None, :]
+  return taken.reshape(*new, 4), weight.reshape(*new, 4)
 
 
 def brought_down(grid: Size, tokens: int) -> Size:

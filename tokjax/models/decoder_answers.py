@@ -7,6 +7,7 @@ the whole map.
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from tokjax import signals
 from tokjax.attention import core
 from tokjax.layer import Arrivals, Layer
 from tokjax.models.answers import query_weights
+from tokjax.models.decoder_slots import split_position
 from tokjax.signals import Answers, By, Last, Question
 from tokjax.tokens import Kind, Tokens
 
@@ -99,7 +101,8 @@ class DecoderAnswers:
     if isinstance(of, By):
       mass = jnp.where(self.tokens.mask, self.known[of.signal], 0.0)
       total = mass.sum(axis=-1, keepdims=True)
-      return self._weighted(mass / jnp.where(total > 0, total, 1.0))
+      mass = mass / jnp.where(total > 0, total, 1.0)
+      return self._weighted(mass, divided=question.form == "by_rotation")
     return self._weighted(query_weights(of, self.tokens))
 
   def _last(self, of: Last):
@@ -117,6 +120,17 @@ class DecoderAnswers:
   def _keys(self) -> Float[Array, "b g n d"]:
     a = self.arrivals
     return core.heads_first(self.layer.rotate(a.k, a.position))
+
+  @property
+  def _rotated_ones(self) -> Float[Array, "b n d"]:
+    """A head of ones at the place of every token."""
+    a = self.arrivals
+    ones = jnp.ones((*a.position.shape, 1, a.k.shape[-1]), jnp.float32)
+    _, offset = split_position(self.tokens.position)
+    if offset is not None:
+      rotary: Any = self.layer.rotary
+      ones = rotary.by_axis(ones, offset)
+    return self.layer.rotate(ones, a.position)[:, :, 0]
 
   def _products(self, q: Float[Array, "b w h d"]) -> Float[Array, "b h w n"]:
     """Scaled products with all keys, without soft cap and mask."""
@@ -138,15 +152,27 @@ class DecoderAnswers:
     weight = self._softmax(q, a.position[:, at], a.valid[:, at])
     return jnp.moveaxis(weight, 1, 2)
 
-  def _weighted(self, weight: Float[Array, "b n"]) -> Float[Array, "b h n"]:
-    """Rows of all queries, summed by weight, a block of queries at a time."""
+  def _weighted(
+    self, weight: Float[Array, "b n"], divided: bool = False
+  ) -> Float[Array, "b h n"]:
+    """Rows of all queries, summed by weight, a block of queries at a time.
+
+    Args:
+      weight: of each query.
+      divided: rows are divided by what rotation alone makes of them.
+    """
     n = weight.shape[1]
+    ones = self._rotated_ones if divided else None
 
     def step(total, at):
       # Beyond the last query the weight is zero.
       inside = jnp.minimum(at, n - 1)
       own = jnp.where(at < n, weight[:, inside], 0.0)
       rows = self._rows_at(inside)
+      if ones is not None:
+        alone = jnp.einsum("bcd,bnd->bcn", ones[:, inside], ones)
+        alone = alone[:, :, None] * self.layer.factor
+        rows = jnp.where(rows > 0, rows / alone, 0.0)
       return total + jnp.einsum("bchn,bc->bhn", rows, own), None
 
     zero = jnp.zeros((weight.shape[0], self.layer.heads, n))

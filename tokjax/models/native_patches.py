@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -127,12 +127,13 @@ class Clip(NamedTuple):
 
   Attributes:
     parts: its frames in order, as images of one size; where a patch spans two
-      frames, each part is two of them.
+      frames, each part is two of them. `Patches`, or `[height, width, c]`
+      (LLaVA-OneVision).
     step: how far positions advance in time from one part to the next, rounded
       down: 1 (Qwen2-VL), positions a second times seconds (Qwen2.5-VL).
   """
 
-  parts: tuple[Patches, ...]
+  parts: tuple[Any, ...]
   step: float = 1.0
 
   @property

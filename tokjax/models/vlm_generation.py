@@ -1,7 +1,8 @@
 """Prompts with images to text, over ragged batches.
 
 There is one compilation for each set of buckets: of the padded length of a
-prompt, of the images of the batch and of those of one prompt.
+prompt, of the images of the batch, and of those of the prompt that has most and
+of the one that has fewest.
 """
 
 import dataclasses
@@ -166,8 +167,12 @@ class VisionLanguageGenerator:
       room[Kind.VISUAL] = count * self.image_bucket(max(sizes))
     if Kind.TEXT in room:
       # Text has no more places than images leave in the prompt that has least.
+      # Counted in images, of which there are few numbers: those that are cut
+      # leave another number of tokens for every size.
       visual = real & (np.asarray(packed.kind) == Kind.VISUAL)
-      rest = tokens.shape[1] - int(visual.sum(axis=1).min())
+      least = int(visual.sum(axis=1).min()) // count
+      least = max([n for n in (0, *self.image_buckets) if n <= least])
+      rest = tokens.shape[1] - least * count
       room[Kind.TEXT] = min(room[Kind.TEXT], rest)
     return packed, tuple(room.items())
 

@@ -25,15 +25,44 @@ Ids = Sequence[int]
 Images = Sequence[np.ndarray | Crops | Patches | Clip]
 
 
-def crops_of(image: np.ndarray | Crops, config: VisionLanguageConfig) -> Crops:
+def frames_of(clip: Clip, config: VisionLanguageConfig) -> Crops:
+  """A video as crops that are its frames.
+
+  Raises:
+    ValueError: a model that pools no frames, no frames, frames of several
+      sizes, or a step in time, which positions of one axis do not have.
+  """
+  cfg = config.vision
+  assert isinstance(cfg, ViTConfig)
+  if config.most_crops is None:
+    raise ValueError(
+      "images: got Clip; this model has no rule for videos: give a placeholder"
+      " and an image for each frame"
+    )
+  parts = [np.asarray(part) for part in clip.parts]
+  shapes = sorted({part.shape for part in parts})
+  if len(shapes) != 1 or clip.step != 1:
+    raise ValueError(
+      f"images: a Clip has {len(parts)} parts of the shapes {shapes} and"
+      f" step={clip.step}; must be one or more of one shape, and 1, since"
+      " positions of this model have no axis of time"
+    )
+  return Crops(np.stack(parts), cfg.image_sides, frames=True)
+
+
+def crops_of(
+  image: np.ndarray | Crops | Clip, config: VisionLanguageConfig
+) -> Crops:
   """An image as crops; one that is seen once is its own only crop.
 
   Raises:
     ValueError: an image of another size or dtype than the model's, or not in
-      the crops that its size asks for.
+      the crops that its size asks for; see `frames_of`.
   """
   cfg = config.vision
   assert isinstance(cfg, ViTConfig)
+  if isinstance(image, Clip):
+    image = frames_of(image, config)
   shape = (*cfg.image_sides, config.channels)
   cut, crops = isinstance(image, Crops), config.pinpoints or config.tiled
   if cut != bool(crops):
@@ -58,7 +87,7 @@ def crops_of(image: np.ndarray | Crops, config: VisionLanguageConfig) -> Crops:
       " the preprocessing of the checkpoint does"
     )
   single = config.most_crops is not None and len(made.pixels) == 1
-  if config.pinpoints and not single:
+  if config.pinpoints and not single and not made.frames:
     size = any_resolution.best_size(made.size, config.pinpoints)
     many = 1 + size[0] * size[1] // shape[0] ** 2
     if len(made.pixels) != many:
@@ -78,7 +107,7 @@ def layout_of(
 
   Where a recipe leaves fewer than a grid of tokens of a crop, there are no rows
   to end: the tokens of the crops stand one after the other, without newlines,
-  and those of the padding stay.
+  and those of the padding stay. Frames of a video are not pooled then.
 
   Args:
     crops: the image.
@@ -156,9 +185,11 @@ def weights_of(
 def _mixed(
   crops: Crops, config: VisionLanguageConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-  """`any_resolution.mixed_layout`, also of an image that is seen once."""
+  """`any_resolution.mixed_layout`, also of videos and of what is seen once."""
   cfg = config.vision
   assert isinstance(cfg, ViTConfig) and config.most_crops is not None
+  if crops.frames:
+    return any_resolution.video_layout(len(crops.pixels), cfg.grid)
   if len(crops.pixels) == 1:
     rows = [*range(cfg.num_patches), any_resolution.NEWLINE]
     weight = np.tile(np.array([1.0, 0, 0, 0], np.float32), (len(rows), 1))

@@ -227,10 +227,7 @@ def fopru(rows: bool = False, budget: Budget = Share(0.25)) -> Slots:
 def farthest(site: Site) -> Plan:
   """Farthest points by cosine; the first has the farthest nearest neighbour."""
   distance = 1 - scores.cosine(*2 * (site.x.astype(jnp.float32),))
-  near = distance
-  if site.mask is not None:
-    near = jnp.where(site.mask[:, None], distance, jnp.inf)
-  first = jnp.sort(near, axis=0)[min(1, site.num_free - 1)]
+  first = diversity.nearest_other(distance, site.mask)
   picked = diversity.max_min(
     distance, site.keep, first=first, mask=site.mask, count=site.due
   )

@@ -5,6 +5,8 @@ kinds of the tokens are given with the prompt: `Generator.prefill(prompts,
 kinds=...)` or `Decoder.apply(tokens, kind=...)`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from tokjax.plan import Assignment
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.free import Free
 from tokjax.reduce.reduction import Reduce
-from tokjax.reduce.rules import keep_top
+from tokjax.reduce.rules import KeepTop, keep_top
 from tokjax.reduce.site import Site
 from tokjax.signals import Block, By, Derived, Last, Rows
 from tokjax.slots import Slots
@@ -32,6 +34,18 @@ SPARSEVLM = {
     128: (303, 110, 36),
     96: (238, 48, 26),
     64: (66, 30, 17),
+  }.items()
+}
+# Of version 2, which recycles nothing.
+SPARSEVLM_PLUS = {
+  average: Recycled(
+    tuple(zip((1 / 16, 3 / 16, 15 / 32), best, strict=True)), pooled=0.0
+  )
+  for average, best in {
+    192: (300, 200, 118),
+    128: (238, 108, 60),
+    96: (246, 54, 28),
+    64: (66, 34, 20),
   }.items()
 }
 
@@ -190,6 +204,48 @@ def sparsevlm(
   return Slots(
     Reduce(rule, budget, at="output", free=VISUAL, position="renumber")
   )
+
+
+def priority(
+  site: Site, *, question: Rows, heads: int
+) -> Float[Array, "f"]:
+  """Mean over the heads whose answers about free tokens sum to the most."""
+  answer = site[question].astype(jnp.float32)
+  if site.mask is not None:
+    answer = jnp.where(site.mask, answer, 0.0)
+  _, best = jax.lax.top_k(answer.sum(axis=-1), min(heads, len(answer)))
+  return answer[best].mean(axis=0)
+
+
+@recipe(
+  "sparsevlm_plus",
+  family="vlm",
+  paper="SparseVLM+: Visual Token Sparsification with Improved Text-Visual"
+  " Attention Pattern",
+  arxiv="2410.04417",
+  code="Gumpest/SparseVLMs",
+  evidence="Gumpest/SparseVLMs:llava/model/language_model (72cd202, branch"
+  " v2.0, USE_VERSION=2_0)",
+  deviations="blocks are fractions of the depth (2, 6 and 15 of 32); a single"
+  " text token behind the image rates it; at least one visual token stays; a"
+  " model with fewer heads than `heads` takes all (the official code fails)",
+)
+def sparsevlm_plus(
+  budget: Budget = SPARSEVLM_PLUS[192], heads: int = 14
+) -> Slots:
+  """SparseVLM's raters without the pull of near places, by their best heads.
+
+  Attention of the raters is divided by what rotary positions alone give.
+
+  Args:
+    budget: how many tokens stay, and behind which blocks.
+    heads: so many of the heads count that give the image most of what is left.
+  """
+  if heads < 1:
+    raise ValueError(f"heads={heads}: must be 1 or more")
+  question = dataclasses.replace(RATED, form="by_rotation", over=None)
+  rule = KeepTop(bind(priority, question=question, heads=heads))
+  return Slots(Reduce(rule, budget, at="output", free=VISUAL))
 
 
 def followers(tokens: Tokens, *, last: int) -> Float[Array, "n"]:
