@@ -151,7 +151,8 @@ def product_and_sum(
   """
   if staged is not None or not overlap:
     (total,) = accumulate((total,), (weighted,), staged)
-    return use(product(*scores, issued)), total
+    queries, keys = scores
+    return use(product(queries, keys, issued)), total
 
   like, tree = jax.tree.flatten(like)
 

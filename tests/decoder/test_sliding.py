@@ -8,7 +8,7 @@ import pytest
 from tests.interop.language_references import make, torch
 from tokjax import interop
 from tokjax.models import generation
-from tokjax.models.decoder import cache_of
+from tokjax.models.decoder_block import cache_of
 
 # All have a window of 4: a prompt of several windows, and one within the first.
 LENGTHS, PADDED, STEPS, WINDOW = np.array([11, 3]), 11, 10, 4

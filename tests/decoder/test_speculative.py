@@ -10,7 +10,7 @@ from tests.decoder.models import SLIDING, config, decoder, params_of
 from tokjax import recipes
 from tokjax.cache import several
 from tokjax.models import Generator, Speculative
-from tokjax.models.decoder import attend_of, cache_of
+from tokjax.models.decoder_block import attend_of, cache_of
 from tokjax.models.decoder_programs import programs_of
 from tokjax.slots import Slots
 

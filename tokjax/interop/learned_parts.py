@@ -20,7 +20,8 @@ from flax import traverse_util
 from tokjax import budgets
 from tokjax.interop import convert, files
 from tokjax.interop.convert import Config, Header
-from tokjax.models.decoder import attend_of, cache_of, layers_of
+from tokjax.models.decoder import layers_of
+from tokjax.models.decoder_block import attend_of, cache_of
 from tokjax.models.decoder_config import DecoderConfig
 from tokjax.slots import Slots, parameters
 

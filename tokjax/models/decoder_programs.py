@@ -22,11 +22,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tokjax.attention import core
 from tokjax.layer import Layer
-from tokjax.models.decoder import (
+from tokjax.models.decoder import Decoder, States
+from tokjax.models.decoder_block import (
   Block,
-  Decoder,
   Rows,
-  States,
   cache_of,
   positions_of,
   rows_of,

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from tokjax.models import prefill as prompting
-from tokjax.models.decoder import Decoder, States, cache_of
+from tokjax.models.decoder import Decoder, States
+from tokjax.models.decoder_block import cache_of
 from tokjax.models.decoder_programs import programs_of
 from tokjax.models.decoder_slots import Capacities, kind_capacities
 from tokjax.models.passage import Passage

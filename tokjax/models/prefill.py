@@ -15,14 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tokjax.attention import core
-from tokjax.models.decoder import (
-  Decoder,
-  Rows,
-  States,
-  attend_of,
-  cache_of,
-  positions_of,
-)
+from tokjax.models.decoder import Decoder, States
+from tokjax.models.decoder_block import Rows, attend_of, cache_of, positions_of
 from tokjax.models.decoder_programs import Call, outside_blocks, programs_of
 from tokjax.models.decoder_slots import (
   Capacities,

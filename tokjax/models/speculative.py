@@ -27,7 +27,8 @@ from jaxtyping import Array, Bool, Int
 
 from tokjax.attention import core
 from tokjax.cache import several
-from tokjax.models.decoder import Decoder, attend_of, cache_of
+from tokjax.models.decoder import Decoder
+from tokjax.models.decoder_block import attend_of, cache_of
 from tokjax.models.decoder_programs import programs_of
 from tokjax.models.drafts import (
   AnyGenerator,

@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from tokjax import signals
 from tokjax.attention.padding import RealFirst
 from tokjax.models import vlm_fused, vlm_places, vlm_seen
-from tokjax.models.decoder import Decoder, Rows, positions_of
+from tokjax.models.decoder import Decoder
+from tokjax.models.decoder_block import Rows, positions_of
 from tokjax.models.native_patches import NativeResolutionConfig, Patches
 from tokjax.models.projector import Projector
 from tokjax.models.vit import ViT, ViTConfig
