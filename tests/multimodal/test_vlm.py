@@ -294,7 +294,8 @@ def test_bad_input_is_one_clear_error():
 
 
 def test_text_has_no_more_room_than_images_leave():
-  made = vlm_models.generator()
+  coarse = vlm_models.generator()
+  made = dataclasses.replace(coarse, image_buckets=(1, 2, 4))
   prompts = [[1, IMAGE, 7], [1, IMAGE, 7, 9, 3, 5]]
   packed, room = made.pack(prompts, vlm_models.images_of(prompts))
   # Padded to 128; 5 words would be given 32 places, and 36 are patches.
@@ -305,3 +306,6 @@ def test_text_has_no_more_room_than_images_leave():
   both = [*prompts, [2, 5]]
   _, room = short.pack(both, vlm_models.images_of(both))
   assert dict(room)[Kind.TEXT] == 41, "a text without images fills its prompt"
+  short = dataclasses.replace(coarse, buckets=(41,))
+  _, room = short.pack(prompts, vlm_models.images_of(prompts))
+  assert dict(room)[Kind.TEXT] == 41, "fewer images than the smallest bucket"
