@@ -16,7 +16,8 @@ before and after training, of this text or of another.
 
 sentinels: the model goes on learning, with a token behind each of 6 spans of
 the first telling (`sentinel_tokens`). The second one sees all of the first, as
-published, or (alone) nothing but those 6; next to it, as many other tokens.
+published, or (alone) nothing but those 6; next to it, as many other tokens. All
+seeds go on from one model.
 """
 
 import argparse
@@ -68,10 +69,13 @@ def sentences() -> tuple[np.ndarray, np.ndarray]:
   return rows, np.array(length, np.int32)
 
 
-def trained(loss, params, rows, length, seed: int, steps: int, lr: float):
+def trained(
+  loss, params, rows, length, seed: int, steps: int, lr: float,
+  batch: int = BATCH,
+):  # fmt: skip
   """Parameters after so many steps of Adam on random batches."""
   rng = np.random.default_rng(seed)
-  draws = (rng.integers(0, len(rows), BATCH) for _ in range(steps))
+  draws = (rng.integers(0, len(rows), batch) for _ in range(steps))
   batches = ((rows[at], length[at]) for at in draws)
   return fitting.fitted(
     loss, params, batches, steps=steps, lr=lr, warmup=50, clip=1.0
@@ -247,7 +251,7 @@ def sentinels(kind: str, decoder, data, test, seed: int, steps: int):
 
   run = jax.jit(told)
   loss = lambda *a: told(*a)[0]
-  after = trained(loss, decoder, *data, seed, steps, 2e-3)
+  after = trained(loss, decoder, *data, seed, steps, 2e-3, BATCH // 2)
   return [100 * float(run(params, *test)[1]) for params in (decoder, after)]
 
 
@@ -292,21 +296,20 @@ def main() -> None:
   test = rows[held], length[held]
   data = rows[~held], length[~held]
   print(f"{len(rows)} texts, {held.sum()} of them held out", flush=True)
-  models = [
-    language_model(*data, seed, args.steps) for seed in range(args.seeds)
-  ]
+  first = language_model(*data, 0, args.steps)
   if "aoc" in args.methods:
+    more = (language_model(*data, i, args.steps) for i in range(1, args.seeds))
     found = [
       compressed(model, data, test, seed, args.steps)
-      for seed, model in enumerate(models)
+      for seed, model in enumerate([first, *more])
     ]
     for name in found[0]:
       tell(name, [x[name] for x in found])
   if "sentinels" in args.methods:
     for kind in args.kinds:
       tell(kind, [
-        sentinels(kind, model, data, test, seed, args.steps)
-        for seed, model in enumerate(models)
+        sentinels(kind, first, data, test, seed, args.steps)
+        for seed in range(args.seeds)
       ])  # fmt: skip
 
 
