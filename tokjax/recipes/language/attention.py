@@ -402,7 +402,8 @@ def attamba(
   " Models with Sentinel Tokens",
   arxiv="2406.10985",
   training="learned",
-  evidence="weak: the abstract and the mask of Figure 1; no code was found",
+  evidence="weak: the abstract, summaries and the mask of Figure 1; no code was"
+  " found in repositories that name the paper",
   deviations="how long chunks are is up to the data, and whether a sentinel"
   " sees earlier ones an option, as neither is told; a sentinel that is"
   " generated sees everything",
