@@ -6,9 +6,10 @@ Trains a dense decoder (`configs/recall.py`, texts of 64 tokens), on it what
 each method selects by and then, where the paper does so, the model with the
 method (`configs/learned/selected_keys.py`). Prints the accuracy of answers on
 held-out texts in percent, over seeds with 95 % intervals: on the frozen model
-with as many last keys, with as many at random, with the method untrained and
-trained; then of the model trained with the untrained method, and with the
-trained one. Runs that are there are not made again.
+with as many last keys, with as many at random (LeMo: blocks), with the method
+untrained and trained, and what it gains by that over its own draw; then of the
+model trained with the untrained method, and with the trained one. Runs that are
+there are not made again.
 """
 
 import argparse
@@ -26,15 +27,15 @@ from experiments.sweeps import intervals
 from experiments.training import config as config_lib
 from scripts.learned_recall import accuracy, params_of
 from tokjax import budgets
+from tokjax.attention.eliminated import Eliminated
 from tokjax.attention.matched_codes import MatchedCodes
 
 METHODS = ("spt", "lemo", "dhsa")
-# Keys that a query sees of a text, as pairs are counted: LeMo passes half of
-# the queries by as well.
+# Keys that a query sees of a text, as pairs are counted.
 READS = {"spt": 1 / 32, "lemo": 1 / 8, "dhsa": 1 / 4}
 FINE_TUNED = ("spt", "lemo")
 COLUMNS = (
-  "window", "random", "untrained", "learned", "tuned, unlearned",
+  "window", "random", "untrained", "learned", "gain", "tuned, unlearned",
   "tuned, learned",
 )  # fmt: skip
 
@@ -48,6 +49,18 @@ class RandomKeys(MatchedCodes):
       jax.random.key(2 * seed + i), x.shape, 0, self.words
     )
     return super()._chosen(layer, drawn(0, q), drawn(1, k), a, memory)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomBlocks(Eliminated):
+  """Blocks are drawn at random for each text."""
+
+  predicts: bool = False
+  seed: int = 0
+
+  def scores(self, layer, a, made):
+    key = jax.random.fold_in(jax.random.key(self.seed), layer.index)
+    return jax.random.uniform(key, self._real(a).shape)
 
 
 def with_fresh(config, params, seed: int):
@@ -82,12 +95,15 @@ def at_equal_cost(method: str, seed: int, plain) -> list[float]:
   """Accuracy with the last keys, and with random ones, as many."""
   use = config_of(method, seed, stage="use")
   keep = READS[method]
-  use.recipe = dict(
-    name="minference_a_shape", keep=keep, options=dict(first=0)
-  )
+  use.recipe = dict(name="minference_a_shape", keep=keep, options=dict(first=0))
   window = accuracy(use, plain)
   config = config_lib.load(use)
-  attend = RandomKeys(budgets.Share(keep), bound=100.0 + 10 * seed)
+  if method == "lemo":
+    options = {**selected_keys.OPTIONS["lemo"], "predicts": False}
+    share = budgets.Share(selected_keys.KEEP["lemo"])
+    attend = RandomBlocks(share, **options, seed=seed)
+  else:
+    attend = RandomKeys(budgets.Share(keep), bound=100.0 + 10 * seed)
   slots = dataclasses.replace(config.recipe.slots(), attend=attend)
   model = config.build_model(slots)
   batches = pipeline.heldout_batches(config.data, config.eval_batch_size, 1)
@@ -110,6 +126,7 @@ def measured(method: str, seed: int, root: pathlib.Path, plain):
   row.append(accuracy(use, with_fresh(use, plain, seed)))
   learn = config_of(method, seed, backbone=start)
   row.append(accuracy(use, params_of(learn, run("learn"))))
+  row.append(row[-1] - row[-2])
   if method not in FINE_TUNED:
     return [*row, None, None]
   row.append(tuned("unlearned", start))

@@ -45,6 +45,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     keep=KEEP[values.method],
     options=dict(OPTIONS[values.method], learns=learns),
   )
+  if values.method == "spt" and learns:
+    config.recipe["options"]["dense"] = True
   config.optimizer.update(lr=3e-3 if learns else 1e-3, warmup=10)
   if learns:
     config.optimizer.update(freeze=base.only("slots"), weight_decay=0.0)

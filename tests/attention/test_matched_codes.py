@@ -1,5 +1,6 @@
 """SPT: codes, what their codewords learn from, and whom queries see."""
 
+import dataclasses
 import functools
 
 import jax
@@ -59,7 +60,7 @@ def test_agreement_is_counted_and_earlier_keys_win():
     assert np.flatnonzero(seen[0, 0, 3]).tolist() == want
 
 
-def test_it_learns_while_it_is_dense():
+def test_it_learns_while_it_is_dense_or_chooses():
   draw = lambda h: jnp.asarray(RNG.normal(size=(1, 6, h, 4)), jnp.float32)
   real = jnp.ones((1, 6), bool)
   a = Arrivals(draw(2), draw(1), draw(1), jnp.arange(6)[None], real)
@@ -69,9 +70,14 @@ def test_it_learns_while_it_is_dense():
   def run(attend, carry):
     return attend(LAYER, a, Memory.of(a), params=params, carry=carry)
 
-  attend = MatchedCodes(part=2, words=3, learns=True)
+  attend = MatchedCodes(part=2, words=3, learns=True, dense=True)
   out, carry = run(attend, {})
   np.testing.assert_array_equal(out, run(Causal(), {})[0])
+  few = MatchedCodes(budgets.Count(2), part=2, words=3, learns=True)
+  out, few_carry = run(few, {})
+  use = dataclasses.replace(few, learns=False)
+  np.testing.assert_array_equal(out, run(use, {})[0])
+  assert few_carry[LOSSES] == carry[LOSSES]
   _, carry = run(attend, carry)
   told = carry[LOSSES]
   view = View(*[None] * 6, {"losses": told})
@@ -82,6 +88,8 @@ def test_options_are_refused():
   for name in ("part", "words"):
     with pytest.raises(ValueError, match=f"{name}=0: must be 1 or more"):
       recipes.get("spt", **{name: 0})
+  with pytest.raises(ValueError, match="dense=True: is a stage of training"):
+    recipes.get("spt", dense=True)
   with pytest.raises(ValueError, match="bound=0.0: must be positive"):
     recipes.get("spt", bound=0.0)
   with pytest.raises(ValueError, match="part=8: must divide the 4 features"):

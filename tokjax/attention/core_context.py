@@ -5,15 +5,15 @@ by the attention of the group's last query, for each query head. A query sees
 the cores of early groups and, exactly, the tokens of the groups behind them, in
 one softmax; every token is seen once, itself or in its core.
 
-Chen et al., 2024 (arXiv 2412.12465), from the text of the paper's second
-version and its project page; no code is released. A core token there is a mean
-of the layer's inputs, which is then projected. Here it is a mean of keys and
-values: the same where the projection has no norm behind it, as weights sum to
-one. What position a core's key has is not told: `place` says it.
+Chen et al., 2024 (arXiv 2412.12465); checked against chenyaofo/CCA-Attention:
+codebase/core/cca_attn.py, cca_pooling.py (052cc8e; later commits hold a page
+alone). As there, a core is a mean of rotated keys and of values, each query
+head's own; the paper has a mean of inputs, which is projected. Not copied: the
+first two layers of the official cache hold all tokens, of which it makes each
+further core of the first ones again.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,24 +40,16 @@ class CoreContext(Causal):
     group: tokens a group.
     local: last tokens that a query sees exactly, at least; up to `group - 1`
       more complete the group that they begin in.
-    place: "last" and "first": a core's key is turned to the position of that
-      token of its group; "own": tokens' keys are turned to their own positions
-      before they are averaged.
     weighted: cores are weighted means; False: plain ones, to compare with.
   """
 
   group: int = 16
   local: Budget = budgets.Count(1024)
-  place: Literal["last", "first", "own"] = "last"
   weighted: bool = True
 
   def __post_init__(self):
     if self.group < 1:
       raise ValueError(f"group={self.group}: must be 1 or more")
-    if self.place not in ("last", "first", "own"):
-      raise ValueError(
-        f"place={self.place!r}: must be 'last', 'first' or 'own'"
-      )
 
   @property
   def whole(self) -> bool:
@@ -79,7 +71,7 @@ class CoreContext(Causal):
     self, place: Int[Array, "..."], local: Int[Array, "..."]
   ) -> Int[Array, "..."]:
     """Groups that queries at these places see as cores."""
-    return jnp.maximum((place - local) // self.group, 0)
+    return jnp.maximum((place + 1 - local) // self.group, 0)
 
   def cores(
     self,
@@ -89,7 +81,7 @@ class CoreContext(Causal):
     v: Float[Array, "b m s g d"],
     position: Int[Array, "b m s"],
   ) -> Cores:
-    """Keys, turned to where they are, and values of complete groups.
+    """Rotated keys, and values, of complete groups.
 
     Args:
       layer: where it is.
@@ -105,16 +97,8 @@ class CoreContext(Causal):
     )
     x = core.cap(layer, x * layer.factor)
     weight = jax.nn.softmax(x if self.weighted else jnp.zeros_like(x), axis=-1)
-    mean = lambda x: jnp.einsum(
-      "bgrms,bmsgd->bgrmd", weight.astype(x.dtype), x
-    )
-    if self.place == "own":
-      return mean(turned), mean(v)
-    at = position[:, :, -1 if self.place == "last" else 0]
-    keys = mean(k).transpose(0, 3, 1, 2, 4)
-    b, m, g, r, d = keys.shape
-    keys = layer.rotate(keys.reshape(b, m, g * r, d), at)
-    return keys.reshape(b, m, g, r, d).transpose(0, 2, 3, 1, 4), mean(v)
+    mean = lambda x: jnp.einsum("bgrms,bmsgd->bgrmd", weight.astype(x.dtype), x)
+    return mean(turned), mean(v)
 
   def attended(
     self,

@@ -68,7 +68,8 @@ class MatchedCodes(Causal):
     part: features of a codeword, which divide a head's.
     words: codewords of a part.
     bound: scaled logits are clipped to this on either side.
-    learns: attention is dense and leaves the loss of its codewords.
+    learns: attention leaves the loss of its codewords.
+    dense: every key is seen, which is the first stage of training.
   """
 
   budget: Budget = budgets.Share(1 / 8)
@@ -76,8 +77,11 @@ class MatchedCodes(Causal):
   words: int = 16
   bound: float = 10.0
   learns: bool = False
+  dense: bool = False
 
   def __post_init__(self):
+    if self.dense and not self.learns:
+      raise ValueError("dense=True: is a stage of training; needs learns=True")
     for name in ("part", "words"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
@@ -111,6 +115,7 @@ class MatchedCodes(Causal):
       loss = quantisation_loss(words, q, a.valid)
       loss += quantisation_loss(words, k, memory.valid)
       carry = with_loss(carry, LOSS, loss)
+    if self.dense:
       return DENSE(layer, arrivals, memory, params=params, carry=carry)
     chosen = self._chosen(layer, codes(words, q), codes(words, k), a, memory)
     q, k = core.split(q, layer.kv_heads), core.heads_first(k)

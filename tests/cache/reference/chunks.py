@@ -9,7 +9,6 @@ from tests.cache.reference.layer_input import (
   half,
   kept_then_all,
   masked_prompt,
-  rope,
   softmax,
 )
 
@@ -83,13 +82,14 @@ def cca(s, group=4):
 
   def row(i, h):
     g = h // GROUP
-    early = max((i - local) // group, 0)
+    early = max((i + 1 - local) // group, 0)
     keys, values = [], []
     for m in range(early):
       members = range(m * group, (m + 1) * group)
       weight = s.weights(h, members[-1], members)
-      mean = sum(w * s.k[j, g] for w, j in zip(weight, members, strict=True))
-      keys.append(rope(mean, members[-1]))
+      keys.append(
+        sum(w * s.rk[j, g] for w, j in zip(weight, members, strict=True))
+      )
       values.append(
         sum(w * s.v[j, g] for w, j in zip(weight, members, strict=True))
       )

@@ -199,6 +199,7 @@ def spt(
   words: int = 16,
   bound: float = 10.0,
   learns: bool = False,
+  dense: bool = False,
 ) -> Slots:
   """Queries see the keys whose codewords agree most with theirs.
 
@@ -207,11 +208,13 @@ def spt(
     part: features of a codeword; divides those of a head.
     words: codewords of a part.
     bound: scaled logits are clipped to this on either side.
-    learns: the first stage of training: attention is dense, and codewords are
-      fitted to queries and keys.
+    learns: codewords are fitted to queries and keys, and these, where they are
+      trained, to codewords.
+    dense: while they learn, every key is seen, as in the first stage of the
+      paper; the release begins with the keys that codewords choose.
   """
   losses = (Told(CODEWORDS, 0.01),) if learns else ()
-  attend = MatchedCodes(budget, part, words, bound, learns)
+  attend = MatchedCodes(budget, part, words, bound, learns, dense)
   return Slots(attend=attend, losses=losses)
 
 
@@ -270,18 +273,17 @@ def lemo(
   paper="Core Context Aware Attention for Long Context Language Modeling",
   arxiv="2412.12465",
   training="both",
-  evidence="the text of the paper (version 2) and its project page; no code is"
-  " released",
-  deviations="indices count from 0, so that every token is seen once (literally"
-  " one is seen twice); what position the keys of cores have is not told, here"
-  " that of their group's last token; cores are means of keys and values, which"
-  " differ from projected means of inputs where keys are normed; query heads"
-  " that share a key head have cores of their own",
+  code="chenyaofo/CCA-Attention",
+  evidence="chenyaofo/CCA-Attention:codebase/core/cca_attn.py, cca_pooling.py"
+  " (052cc8e; later commits have no code), run next to this one on the same"
+  " arrays",
+  deviations="while decoding, cores of the first two layers are those of the"
+  " groups that leave the window, as in other layers (the official cache makes"
+  " them of the first tokens)",
 )
 def cca(
   local: Budget = budgets.Count(1024),
   group: int = 16,
-  place: Literal["last", "first", "own"] = "last",
   weighted: bool = True,
 ) -> Slots:
   """A window, and one weighted mean for each group of tokens before it.
@@ -292,11 +294,9 @@ def cca(
   Args:
     local: last tokens that a query sees exactly, at least.
     group: tokens a group.
-    place: position of a mean's key: "last" or "first" token of its group;
-      "own": it is a mean of keys at their own positions.
     weighted: False for plain means, to compare with.
   """
-  attend = CoreContext(group, local, place, weighted)
+  attend = CoreContext(group, local, weighted)
   return Slots(attend=attend, cache=Cores())
 
 
@@ -402,7 +402,8 @@ def attamba(
   " Models with Sentinel Tokens",
   arxiv="2406.10985",
   training="learned",
-  evidence="weak: the abstract and the mask of Figure 1; no code was found",
+  evidence="weak: the abstract, summaries and the mask of Figure 1; no code was"
+  " found in repositories that name the paper",
   deviations="how long chunks are is up to the data, and whether a sentinel"
   " sees earlier ones an option, as neither is told; a sentinel that is"
   " generated sees everything",
