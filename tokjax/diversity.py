@@ -35,7 +35,7 @@ def nearest_other(
     distance = jnp.where(mask[:, None], distance, jnp.inf)
   if len(distance) == 1:
     return distance[0]
-  nearest = jnp.arange(len(distance))[:, None] == distance.argmin(axis=0)
+  nearest = jnp.arange(len(distance))[:, None] == distance.argmin(axis=0)[None]
   return jnp.where(nearest, jnp.inf, distance).min(axis=0)
 
 
