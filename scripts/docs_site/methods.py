@@ -22,8 +22,9 @@ ABOUT = {
   " what the full cache reads.",
   ("gemfilter", "promptdistill"): "It shortens the prompt between layers, which"
   " a map of one layer does not show.",
-  ("fastv", "pyramiddrop", "sparsevlm"): "It acts inside a language model that"
-  " was trained to look at images; no such model is at hand.",
+  ("fastv", "pyramiddrop", "sparsevlm", "sparsevlm_plus"): "It acts inside a"
+  " language model that was trained to look at images; no such model is at"
+  " hand.",
 }
 
 

@@ -9,16 +9,25 @@ those here. Towers are those of `timm_reference`, the decoder is that of
 import numpy as np
 
 from tests.interop.language_references import torch, transformers
-from tests.interop.timm_reference import Scale, VisionTransformer
+from tests.interop.timm_reference import Mlp, Scale, VisionTransformer
 
 nn = torch.nn
+
+
+def quickly(x):
+  return x * torch.sigmoid(1.702 * x)
 
 
 class Featurizer(VisionTransformer):
   """Patches behind the last block but one, without the final norm."""
 
-  def __init__(self, **options):
+  def __init__(self, quick=False, epsilon=1e-6, **options):
     super().__init__(**options, num_classes=None, global_pool="")
+    for module in self.modules():
+      if isinstance(module, nn.LayerNorm):
+        module.eps = epsilon
+      if quick and isinstance(module, Mlp):
+        module.forward = lambda x, own=module: own.fc2(quickly(own.fc1(x)))
     for module in list(self.modules()):
       if isinstance(module, Scale):
         # Names with gamma in them are changed by some versions.
@@ -35,6 +44,7 @@ class Featurizer(VisionTransformer):
       x = torch.cat([*front, x + self.pos_embed], dim=1)
     else:
       x = torch.cat([*front, x], dim=1) + self.pos_embed
+    x = self.norm_pre(x)
     for block in self.blocks[:-1]:
       x = block(x)
     return x[:, self.front :]

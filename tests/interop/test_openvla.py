@@ -185,6 +185,46 @@ def test_one_encoder_has_a_projector_of_two_layers(tmp_path):
   np.testing.assert_allclose(tokens.x, expected, atol=1e-5)
 
 
+def test_clip_joined_to_dino(tmp_path):
+  """Norms of CLIP are others, and its activation is overridden."""
+  clip = dict(
+    embed_dim=16, depth=3, num_heads=2, mlp_ratio=2.0, patch_size=4,
+    pre_norm=True,
+  )  # fmt: skip
+  size = dict(img_size=SIDE)
+  # An epsilon that matters needs small features.
+  theirs = randomise(
+    Prismatic(
+      {**DINO, **size}, {**clip, **size, "quick": True, "epsilon": 1e-5}, TEXT
+    )
+  )
+  fused = theirs.vision_backbone.fused_featurizer
+  fused.pos_embed.data *= 1e-3
+  fused.patch_embed.proj.weight.data *= 1e-3
+  fused.cls_token.data *= 1e-3
+  config = {
+    **OPENVLA, "architectures": ["PrismaticForConditionalGeneration"],
+    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m",
+                       "vit_large_patch14_clip_336.openai"],
+    "timm_model_args": [DINO, clip],
+    "timm_override_act_layers": [None, "quick_gelu"],
+  }  # fmt: skip
+  write(tmp_path, theirs, config)
+  model, params, _ = interop.load(tmp_path)
+  image = np.random.default_rng(0).normal(size=(1, SIDE, SIDE, 6))
+  pixels = torch.tensor(image, dtype=torch.float32).permute(0, 3, 1, 2)
+  with torch.no_grad():
+    expected = theirs.projector(theirs.vision_backbone(pixels)).numpy()
+  tokens = see(model, params, image)
+  np.testing.assert_allclose(tokens.x, expected, atol=2e-5)
+  assert model.config.fused.epsilon == 1e-5
+  # Sizes that no argument changes are those of the published encoder.
+  made = interop.prismatic.encoder(
+    "vit_large_patch14_clip_336.openai", 336, "quick_gelu", None
+  )
+  assert (made.width, made.depth, made.num_patches) == (1024, 23, 576)
+
+
 def test_letterbox_pads_with_the_mean_of_the_last_encoder(tmp_path):
   files.write_json(tmp_path / "config.json", OPENVLA)
   files.write_json(

@@ -44,12 +44,19 @@ SIGLIP = {
   "embed_dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 3.7362,
   "class_token": False,
 }  # fmt: skip
+BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
 LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+CLIP = {"pre_norm": True}
+# Of the norms of CLIP; all others have 1e-6.
+CLIP_EPSILON = 1e-5
 ENCODERS: dict[str, Json] = {
   "vit_large_patch14_reg4_dinov2": {**LARGE, **DINO, "patch_size": 14},
   "vit_so400m_patch14_siglip_224": {**SIGLIP, "patch_size": 14},
   "vit_so400m_patch14_siglip_384": {**SIGLIP, "patch_size": 14},
   "vit_large_patch16_224": {**LARGE, "patch_size": 16},
+  "vit_base_patch16_clip_224": {**BASE, **CLIP, "patch_size": 16},
+  "vit_large_patch14_clip_224": {**LARGE, **CLIP, "patch_size": 14},
+  "vit_large_patch14_clip_336": {**LARGE, **CLIP, "patch_size": 14},
 }
 ROWS = tuple(
   dataclasses.replace(
@@ -118,6 +125,8 @@ def encoder(
   problems.check()
   embedded = values["position_on_class"] and values["registers"] > 0
   values |= {"position_on_registers": embedded, "head_norm": "none"}
+  values["patch_bias"] = not values["pre_norm"]
+  values["epsilon"] = CLIP_EPSILON if "_clip_" in name else 1e-6
   depth = values.pop("depth")
   if depth < 2:
     problems.found.append(f"depth={depth}: must be 2 or more")
