@@ -24,6 +24,8 @@ def merge(
   total = jnp.sum(weight, axis=axis, keepdims=True)
   # Not total > 0: NaN stays.
   some = jnp.where(total == 0, 1, total)
-  out = jnp.sum(outs * (weight / some)[..., None].astype(outs.dtype), axis=axis)
+  out = jnp.sum(
+    outs * (weight / some)[..., None].astype(outs.dtype), axis=axis
+  )
   lse = jnp.where(total == 0, -jnp.inf, jnp.log(some) + safe)
   return out, jnp.squeeze(lse, axis)
