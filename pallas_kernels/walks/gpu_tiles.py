@@ -151,17 +151,16 @@ def product_and_sum(
   """
   if staged is not None or not overlap:
     (total,) = accumulate((total,), (weighted,), staged)
-    queries, keys = scores
-    return use(product(queries, keys, issued)), total
+    return use(product(*scores, issued=issued)), total
 
   like, tree = jax.tree.flatten(like)
 
   def multiply(refs):
-    acc, product, found = refs
-    plgpu.wgmma(product, *scores)
+    acc, fresh, found = refs
+    plgpu.wgmma(fresh, *scores)
     plgpu.wgmma(acc, *weighted)
     issued()
-    made = use(plgpu.wgmma_accumulator_load(product, wait_n=1))
+    made = use(plgpu.wgmma_accumulator_load(fresh, wait_n=1))
     made = lax.optimization_barrier(jax.tree.leaves(made))
     for ref, value in zip(found, made, strict=True):
       ref[...] = value
