@@ -78,7 +78,7 @@ BUILT = {
   ),
   "no such signal": (
     lambda: Rows(form="attn"),
-    r"form='attn': must be one of \('softmax', 'logits'\)",
+    r"form='attn': must be one of \('softmax', 'logits', 'by_rotation'\)",
   ),
   "a block to come": (
     lambda: Keys(layer=1),
