@@ -44,6 +44,7 @@ RESULTS = [
   {"Speed": "speed.md"},
   {"GPU kernels": "gpu_kernels.md"},
   {"Accelerators": "measured/accelerators.md"},
+  {"TPU schedules": "measured/tpu_schedules.md"},
 ]
 
 
