@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from pallas_kernels import layout as layouts
 from tests.decoder import models
 from tokjax import budgets
 from tokjax.attention import core
@@ -15,6 +16,7 @@ from tokjax.attention.causal import Causal
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear
 from tokjax.attention.static import Band
+from tokjax.layer import Layer
 from tokjax.slots import Slots
 
 ATTENDS = {
@@ -59,3 +61,13 @@ def test_padding_may_stand_anywhere(name, n):
   alone = jax.jit(lambda t: model.apply({"params": params}, t)[0])(text)[0]
   for got, real in zip(logits(padded, mask), mask, strict=True):
     np.testing.assert_allclose(got[real], alone, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  ("window", "size"),
+  [(None, 512), (1, 128), (2, 128), (511, 128), (512, 256), (1024, 512)],
+)
+def test_blocks_are_half_of_a_window_at_most(window, size):
+  layer = Layer(heads=2, kv_heads=1, head_dim=8, window=window)
+  assert core.block_size(layer, layouts.Causal()) == size
+  assert core.block_size(layer, layouts.Full()) == 128

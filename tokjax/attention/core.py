@@ -183,9 +183,8 @@ def block_size(layer: Layer, pattern: layouts.Pattern) -> int:
   """
   if aot.platform() != "cpu" or pattern != layouts.Causal():
     return 128
-  if layer.window is None:
-    return 512
-  return max(128, min(512, 1 << (layer.window // 2).bit_length() - 1))
+  within = lambda n: layer.window is None or 2 * n <= layer.window
+  return next(filter(within, (512, 256)), 128)
 
 
 def over_rows(
