@@ -249,29 +249,26 @@ def answer(
   ids = [one.encode(lm.tokenizer, config.chat) for one in asked]
   made = build(lm, config, sys.stderr.write)
   made.pack(ids)  # Refused before anything is compiled.
-  Stream(made, config)
-  out = []
+  stream, out = Stream(made, config), []
   for i in range(0, len(asked), config.batch):
     part = ids[i : i + config.batch]
-    out += answer_batch(config, lm, made, asked[i:], part, show)
+    out += answer_batch(lm, stream, asked[i:], part, show)
   return out
 
 
 def answer_batch(
-  config: Generate,
   lm: LanguageModel,
-  made: Generator,
+  stream: Stream,
   asked: Sequence[Prompt],
   ids: Sequence[Sequence[int]],
   show: Show | None,
 ) -> list[Generated]:
   """Prompts that are taken together."""
-  stream = Stream(made, config)
   with working("compiling", sys.stderr):
     compiled, sizes = warm_up(stream, ids)
   answers, first, rate = run(stream, lm, ids, show)
   logical = np.broadcast_to(np.asarray(sizes.logical), len(ids))
-  full = full_bytes(made, ids)
+  full = full_bytes(stream.generator, ids)
   return [
     Generated(
       text.text,

@@ -82,6 +82,8 @@ def decode_attention(
     ValueError: for shapes that do not fit, or an unknown implementation.
     NotImplementedError: if the named implementation cannot run this call.
   """
+  if splits is not None and splits < 1:
+    raise ValueError(f"splits={splits}, must be at least 1, or None")
   given = forms.Operands(q, k, v, lengths, bias, blocks, tokens, counts)
   operands = forms.canonical(given, heads_first)
   n = k.shape[-2 if heads_first else -3]
@@ -93,8 +95,6 @@ def decode_attention(
     splits or 1,
     heads_first,
   )
-  if splits is not None and splits < 1:
-    raise ValueError(f"splits={splits}, must be at least 1, or None")
   if blocks is not None and block_size > n:
     raise ValueError(
       f"block_size={block_size} exceeds the cache of {n} entries"

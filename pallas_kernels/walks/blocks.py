@@ -215,15 +215,13 @@ def add_to_keys(cells, blocks, sums, parts):
   if not _in_order():
     return _scatter_to_keys(cells, blocks, sums, parts)
 
-  def place(cell, j, rank, size):
+  def window(cell, j, rank, rows, size):
+    """Where a part of one key block goes, and its shape there."""
     if rank == 5:
-      return cell.b, cell.g, j, 0, 0
-    return (cell.b, cell.h, j * size) if rank == 3 else (*cell[:2], cell.i, j)
-
-  def shape(part, rank):
-    if rank == 5:
-      return 1, 1, 1, *part.shape
-    return (1, *part.shape) if rank == 3 else (1, *part.shape[:1], 1, 1)
+      return (cell.b, cell.g, j, 0, 0), (1, 1, 1, rows, size)
+    if rank == 3:
+      return (cell.b, cell.h, j * size), (1, rows, size)
+    return (cell.b, cell.h, cell.i, j), (1, rows, 1, 1)
 
   def one(u, sums):
     n, t = u // count, u % count
@@ -232,10 +230,9 @@ def add_to_keys(cells, blocks, sums, parts):
       if total is not None:
         size = part.shape[-1] // count
         part = lax.dynamic_slice_in_dim(part[n], t * size, size, -1)
-        part = part.reshape(shape(part, total.ndim))
-        start = place(cell, j, total.ndim, size)
-        old = int32.read(total, start, part.shape)
-        total = int32.write(total, old + part, start)
+        start, shape = window(cell, j, total.ndim, *part.shape)
+        old = int32.read(total, start, shape)
+        total = int32.write(total, old + part.reshape(shape), start)
       new.append(total)
     return tuple(new)
 
@@ -372,9 +369,7 @@ def logits(operands, params, cells, q, blocks, k, mask, marks=None):
   """
   s = params.scale * jnp.matmul(q, k.mT, precision=params.precision)
   capped = numerics.capped(s, params.soft_cap)
-  value = capped
-  if marks is not None or operands.bias is not None:
-    value = by_head(operands, value)
+  value = by_head(operands, capped)
   if marks is not None:
     value = value + take_keys(operands, marks, cells, blocks)
   if operands.bias is not None:

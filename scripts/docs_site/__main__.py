@@ -43,8 +43,6 @@ RESULTS = [
   {"Dense prediction": "dense.md"},
   {"Speed": "speed.md"},
   {"GPU kernels": "gpu_kernels.md"},
-  {"Accelerators": "measured/accelerators.md"},
-  {"TPU schedules": "measured/tpu_schedules.md"},
 ]
 
 
@@ -58,9 +56,15 @@ def write_pages(pictures: bool) -> list:
   return [
     *GUIDE,
     {"Methods": methods.write(PAGES / "methods", pictures)},
-    {"Results": RESULTS},
+    {"Results": [*RESULTS, *map(titled, sorted(measured.glob("*.md")))]},
     {"API": reference.write(PAGES / "api")},
   ]
+
+
+def titled(page: pathlib.Path) -> dict[str, str]:
+  """A page in the navigation, by its first heading."""
+  heading = page.read_text().partition("\n")[0].removeprefix("# ")
+  return {heading: page.relative_to(PAGES).as_posix()}
 
 
 def write_config(nav: list, out: pathlib.Path) -> None:

@@ -26,27 +26,27 @@ from tokjax.slots import Slots
 from tokjax.tokens import Kind, Tokens
 
 VISUAL = Free((Kind.VISUAL,))
+
+
+def recycled(*best: int, **options: float) -> Recycled:
+  """So many of the arriving tokens are best, behind SparseVLM's blocks."""
+  blocks = (1 / 16, 3 / 16, 15 / 32)
+  return Recycled(tuple(zip(blocks, best, strict=True)), **options)
+
+
 # SparseVLM's tables, by how many of 576 tokens 32 blocks see on average.
 SPARSEVLM = {
-  average: Recycled(tuple(zip((1 / 16, 3 / 16, 15 / 32), best, strict=True)))
-  for average, best in {
-    192: (300, 200, 110),
-    128: (303, 110, 36),
-    96: (238, 48, 26),
-    64: (66, 30, 17),
-  }.items()
+  192: recycled(300, 200, 110),
+  128: recycled(303, 110, 36),
+  96: recycled(238, 48, 26),
+  64: recycled(66, 30, 17),
 }
 # Of version 2, which recycles nothing.
 SPARSEVLM_PLUS = {
-  average: Recycled(
-    tuple(zip((1 / 16, 3 / 16, 15 / 32), best, strict=True)), pooled=0.0
-  )
-  for average, best in {
-    192: (300, 200, 118),
-    128: (238, 108, 60),
-    96: (246, 54, 28),
-    64: (66, 34, 20),
-  }.items()
+  192: recycled(300, 200, 118, pooled=0.0),
+  128: recycled(238, 108, 60, pooled=0.0),
+  96: recycled(246, 54, 28, pooled=0.0),
+  64: recycled(66, 34, 20, pooled=0.0),
 }
 
 
