@@ -11,10 +11,11 @@ from tokjax.budgets import Budget
 from tokjax.cache import scores as importance
 from tokjax.cache.answers import Observed, Remembered
 from tokjax.cache.cores import Cores
-from tokjax.cache.evict import Trim, evicting
+from tokjax.cache.evict import evicting
 from tokjax.cache.kv import KV
 from tokjax.cache.multi_token import MultiTokenCache
 from tokjax.cache.stores import Exact
+from tokjax.cache.trim import Trim
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.rules import KeepTop, answer
 from tokjax.slots import Slots
