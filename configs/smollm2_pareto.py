@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     known=False,
   )  # fmt: skip
   if values.every:
-    # Eight times the rows, most of which need a prefill of their own: it answers
+    # Ten times the rows, most of which need a prefill of their own: it answers
     # all questions about a context. Common words, which would need one more, are
     # beyond this model.
     count = 2
@@ -58,8 +58,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       together=count, also_known=count, texts=0, several=0, values=0,
       tracking=0, words=0,
     )  # fmt: skip
-    config.tokens = 4096  # So that contexts with many questions go together.
   config.batch_size, config.texts, config.rounds = 4, count, 2
+  if values.every:
+    config.tokens, config.rounds = 4096, 1  # Contexts with all facts together.
   config.context, config.steps = values.length, 32
   if values.runlocal:
     config.recipes = ("random_kv",)
