@@ -51,8 +51,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   )  # fmt: skip
   if values.every:
     # Ten times the rows, most of which need a prefill of their own: it answers
-    # all questions about a context. Common words, which would need one more, are
-    # beyond this model.
+    # all questions about a context. Common words, which would need one more,
+    # are beyond this model.
     count = 2
     config.grid.update(
       together=count, also_known=count, texts=0, several=0, values=0,

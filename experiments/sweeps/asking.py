@@ -240,7 +240,8 @@ class Asker:
           full = ahead, whole.of[group].answer(params, state, first)[1]
         for program, answers in zip(own, found, strict=True):
           state, prefill = self._start(program, group, params, first, record)
-          for turn, (numbers, batch) in enumerate(asked[:1] if again else asked):
+          part = asked[:1] if again else asked
+          for turn, (numbers, batch) in enumerate(part):
             said, decode = program.answer(params, state, batch)
             if is_timed and turn == 0:
               answers.prefill.append((prefill, full[0]))

@@ -93,17 +93,11 @@ class HeadChunks(Retrieval):
     there = jnp.stack([own >= 2, own >= 1, own >= 0])
     number = jnp.maximum(number, 0)
     gap = jnp.stack([total - 1, jnp.ones_like(total), jnp.zeros_like(total)])
-    x = jnp.concatenate(
-      [
-        core.logits(
-          layer,
-          core.split(q[None], layer.kv_heads),
-          core.heads_first(one[None]),
-        )
-        for q, one in zip(self.turned(layer, chunk, gap), k[number], strict=True)
-      ],
-      axis=-1,
+    of = lambda q, k: core.logits(
+      layer, core.split(q[None], layer.kv_heads), core.heads_first(k[None])
     )
+    turned = self.turned(layer, chunk, gap)
+    x = jnp.concatenate([*map(of, turned, k[number])], axis=-1)
     place = (number[:, None] * w + jnp.arange(w)[None]).reshape(-1)
     seen = jnp.repeat(there, w)[None] & (place[None] <= chunk.place[:, None])
     values = v[number].reshape(1, -1, *v.shape[2:])
