@@ -1,12 +1,14 @@
 """XLA's options for CPUs, one by one, on what this project spends its time in.
 
     python -m scripts.bench_xla_options [--rounds 3] [--only rows,vit]
+      [--options "oneDNN,one thread"] [--keep FILE]
 
 Every option is a process of its own (XLA reads them once), which times each
 workload; options take turns, so that a busy machine hits all alike. Prints
 milliseconds with XLA's defaults, and of every option how many times as fast it
-is (medians over rounds). An option that this XLA does not know, or that fails,
-says so.
+is as the defaults in the same round (medians over rounds). An option that this
+XLA does not know, or that fails, says so. A round of everything takes minutes;
+with `--keep` several calls add their rounds to a file, and each prints all.
 
 *   rows: one and eight rows times 60 matrices of 576 x 1536, as in decoding
     SmolLM2, float32 and bfloat16; weights are arguments.
@@ -19,6 +21,7 @@ says so.
 import argparse
 import json
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -42,6 +45,8 @@ OPTIONS = {
   "LIBRARY_FUSION_TYPE_DOT",
   "YNNPACK for products": "--xla_cpu_experimental_ynn_fusion_type="
   "LIBRARY_FUSION_TYPE_DOT",
+  "YNNPACK for sums only": "--xla_cpu_experimental_ynn_fusion_type="
+  "LIBRARY_FUSION_TYPE_REDUCE",
   "oneDNN": "--xla_cpu_use_onednn=true",
   "oneDNN for products": "--xla_cpu_experimental_onednn_fusion_type="
   "LIBRARY_FUSION_TYPE_DOT",
@@ -53,6 +58,8 @@ OPTIONS = {
   "concurrent": "--xla_cpu_enable_concurrency_optimized_scheduler=true",
 }
 Call = Callable[[], Any]
+# By option: milliseconds of each workload, or why there are none.
+Round = dict[str, Any]
 
 
 def rows() -> dict[str, Call]:
@@ -148,44 +155,56 @@ def main() -> None:
   )
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--only", default=",".join(WORKLOADS))
+  parser.add_argument("--options", default=",".join(OPTIONS))
+  parser.add_argument("--keep", type=pathlib.Path, help="file of the rounds")
   parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
   given = parser.parse_args()
-  names = given.only.split(",")
-  if unknown := set(names) - set(WORKLOADS):
-    parser.error(f"--only {min(unknown)}: one of {', '.join(WORKLOADS)}")
+  names, options = given.only.split(","), given.options.split(",")
+  for flag, found, known in (
+    ("--only", names, WORKLOADS), ("--options", options, OPTIONS)
+  ):  # fmt: skip
+    if unknown := set(found) - set(known):
+      parser.error(f"{flag} {min(unknown)}: one of {', '.join(known)}")
   if given.one:
     print(json.dumps(measured(names)))
     return
-  found: dict[str, list[Any]] = {name: [] for name in OPTIONS}
-  for n in range(given.rounds):
-    for name, option in OPTIONS.items():
-      found[name].append(in_process(option, names))
-      if name == "default" and isinstance(found[name][-1], str):
-        sys.exit(f"error: {found[name][-1]}")
-      print(f"round {n + 1}: {name}", file=sys.stderr, flush=True)
-  show(found)
+  kept: list[Round] = []
+  if given.keep and given.keep.exists():
+    kept = json.loads(given.keep.read_text())
+  for _ in range(given.rounds):
+    kept.append({})
+    for name in dict.fromkeys(["default", *options]):
+      kept[-1][name] = found = in_process(OPTIONS[name], names)
+      if name == "default" and isinstance(found, str):
+        sys.exit(f"error: {found}")
+      if given.keep:
+        given.keep.write_text(json.dumps(kept))
+      print(f"round {len(kept)}: {name}", file=sys.stderr, flush=True)
+  show(kept)
 
 
-def show(found: dict[str, list[Any]]) -> None:
+def show(rounds: list[Round]) -> None:
   """A table in Markdown."""
-  base = found["default"]
-  labels = list(base[0])
+  tried = dict.fromkeys(name for one in rounds for name in one)
+  labels = dict.fromkeys(x for one in rounds for x in one["default"])
   print("| option |", " | ".join(labels), "|")
   print("| --- |" + " ---: |" * len(labels))
-  each = (f"{statistics.median(r[x] for r in base):.1f} ms" for x in labels)
-  print("| default |", " | ".join(each), "|")
-  for name, runs in found.items():
-    if name == "default":
-      continue
-    if failed := [run for run in runs if isinstance(run, str)]:
+  for name in tried:
+    runs = [(one["default"], one[name]) for one in rounds if name in one]
+    if failed := [own for _, own in runs if isinstance(own, str)]:
       print(f"| {name} | {failed[0]} |" + " |" * (len(labels) - 1))
       continue
-    pairs = list(zip(base, runs, strict=True))
-    each = (
-      f"{statistics.median(one[x] / own[x] for one, own in pairs):.2f}"
-      for x in labels
-    )
-    print(f"| {name} |", " | ".join(each), "|")
+    print(f"| {name} |", " | ".join(_cell(name, x, runs) for x in labels), "|")
+
+
+def _cell(name: str, label: str, runs: list[tuple[Any, Any]]) -> str:
+  """Milliseconds of the defaults, how many times as fast an option is."""
+  pairs = [(one[label], own[label]) for one, own in runs if label in own]
+  if not pairs:
+    return ""
+  if name == "default":
+    return f"{statistics.median(own for _, own in pairs):.1f} ms"
+  return f"{statistics.median(one / own for one, own in pairs):.2f}"
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ whose lists are equally long go together, so that hardly anything beyond the
 lists is computed. Full blocks go several at a time (longer products), then
 fewer, then one by one.
 
-XLA on a CPU (JAX 0.10) gives a batched product to one thread, and one of a cell
-alone to several if it has some 500 rows: heads that share lists, and large
-blocks, are faster there.
+XLA on a CPU gives a batched product of few keys to one thread in JAX 0.10 (not
+in 0.11), and one of a cell alone to several if it has some 500 rows: heads that
+share lists, and large blocks, are faster there.
 """
 
 import math
@@ -26,8 +26,8 @@ from pallas_kernels.walks import hidden, int32, numerics
 # Full blocks visited together while the lists are that long. Shorter lists than
 # the first number says are visited at once.
 _TOGETHER = (8, 3, 1)
-# Rows in a bundle: on a CPU what the caches hold with their scores.
-_CPU_ROWS, _ROWS = 512, 8192
+# Most rows in a bundle; and its scores, which a CPU's caches have to hold.
+_CPU_ROWS, _ROWS, _CPU_SCORES = 1024, 8192, 2**19
 
 
 class Cells(NamedTuple):
@@ -64,7 +64,9 @@ def bundles(operands):
   together = shared(operands)
   sets = heads // together
   total = batch * sets * rows
-  most = _CPU_ROWS if _in_order() else _ROWS
+  # On a CPU more rows where lists are short.
+  fitting = min(_CPU_ROWS, _CPU_SCORES // (layout.block_k * _at_once(layout)))
+  most = fitting if _in_order() else _ROWS
   width = min(total, max(1, most // (layout.block_q * together)))
   longest = layout.full_count * (layout.partial_index.shape[-1] + 1)
   longest = jnp.repeat(
@@ -82,6 +84,11 @@ def bundles(operands):
     return Cells(cell // (rows * sets), h, h // group, cell % rows, at >= fill)
 
   return order.shape[0] // width, bundle
+
+
+def _at_once(layout):
+  """How many full blocks are visited together while lists are long."""
+  return max(1, min(_TOGETHER[0], layout.full_index.shape[-1]))
 
 
 def take(operands, x, cells):
@@ -140,16 +147,9 @@ def by_head(operands, x):
 
 
 def put(operands, x, cells, rows):
-  """Writes what belongs to the cells' rows.
+  """x, `[B, Q, H, D]` or `[B, H, Q]`, with the cells' rows in their place.
 
-  Args:
-    operands: the call.
-    x: `[B, Q, H, D]` or `[B, H, Q]`.
-    cells: whose rows these are.
-    rows: `[W, rows, D]` or `[W, rows]`.
-
-  Returns:
-    x with them.
+  Rows are `[W, rows, D]` or `[W, rows]`.
   """
   size, heads = operands.layout.block_q, shared(operands)
   rows = rows.reshape(rows.shape[0], size, heads, *rows.shape[2:])
@@ -288,7 +288,7 @@ def walk(operands, cells, visit, state):
     return visit(state, blocks, mask if shown is None else mask & shown)
 
   start = 0
-  most = max(1, min(_TOGETHER[0], index.shape[1]))
+  most = _at_once(layout)
   for n in (most, *(n for n in _TOGETHER if n < most)):
 
     def several(t, state, start=start, n=n):
