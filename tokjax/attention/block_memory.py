@@ -97,9 +97,12 @@ class BlockMemory(Retrieval):
     q = layer.rotate(chunk.q, chunk.place)
     x = of(q, layer.rotate(k[m:], near))
     if n > self.local:
-      distant = of(far_q, k)
-      x = jnp.where(local[None, None], x, distant[..., m:])
-      x = jnp.concatenate([distant[..., :m], x], axis=-1)
+      # Later tokens than these are in the window of all queries.
+      old = min(max(self.block, self.first) + c, width)
+      distant = of(far_q, k[: m + old])
+      past = jnp.where(local[None, None, :, :old], x[..., :old],
+                       distant[..., m:])  # fmt: skip
+      x = jnp.concatenate([distant[..., :m], past, x[..., old:]], axis=-1)
     weight = core.softmax(x, seen[None, None])
     out = core.join(core.mix(weight[None], core.heads_first(v[None])))[0]
     own = local & chunk.valid[:, None]
