@@ -17,6 +17,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention import core
@@ -60,6 +61,13 @@ def convolved(
   return out
 
 
+def part(x: Array, start: Int[Array, ""] | int, n: int) -> Array:
+  """Some rows; a known start spares the gathers that `vmap` makes of others."""
+  if isinstance(start, int):
+    return x[start : start + n]
+  return jax.lax.dynamic_slice_in_dim(x, start, n)
+
+
 def recurrence(
   values: Float[Array, "n h p"],
   step: Float[Array, "n h"],
@@ -67,7 +75,7 @@ def recurrence(
   write: Float[Array, "n s"],
   read: Float[Array, "n s"],
   chunk: Int[Array, "n"],
-  first: Int[Array, ""],
+  first: Int[Array, ""] | int,
   length: int,
 ) -> Float[Array, "n h p"]:
   """What states hold for each token, as products within blocks of a chunk.
@@ -90,7 +98,7 @@ def recurrence(
     """Rows as blocks `[m, length, ...]`."""
     ends = [(length, blocks * length - n)] + [(0, 0)] * (x.ndim - 1)
     x = jnp.pad(x, ends, constant_values=fill)
-    x = jax.lax.dynamic_slice_in_dim(x, length - before, blocks * length)
+    x = part(x, length - before, blocks * length)
     return x.reshape(blocks, length, *x.shape[1:])
 
   values, step, write, read = map(laid, (values, step, write, read))
@@ -101,10 +109,10 @@ def recurrence(
   total = jnp.cumsum(step, axis=1)
   behind = jnp.where(same, total[:, :, None] - total[:, None], 0.0)
   weight = jnp.where(same, jnp.exp(behind * rate[None, None, None]) * step[:, None], 0.0)
-  fit = jnp.einsum("mts,mks->mtk", read, write)[..., None]
-  out = jnp.einsum("mtkh,mkhp->mthp", weight * fit, values)
-  out = out.reshape(blocks * length, *out.shape[2:])
-  return jax.lax.dynamic_slice_in_dim(out, before, n)
+  fit = (read[:, :, None] * write[:, None]).sum(axis=-1)
+  weight = (weight * fit[..., None])[..., None]
+  out = (weight * values[:, None]).sum(axis=2)
+  return part(out.reshape(blocks * length, *out.shape[2:]), before, n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +132,7 @@ class MultiTokenStates(Causal):
   lead: int = 1
   state: int = 128
   hidden: int | None = None
-  heads: int = 1
+  heads: int = 8
   kernel: int = 4
 
   def __post_init__(self):
@@ -219,7 +227,9 @@ class MultiTokenStates(Causal):
       mixed, [hidden, hidden + self.state], axis=-1
     )
     values = values.reshape(len(x), heads, -1)
-    first = place[0] + layer.ask(self.shift)
+    first = layer.ask(self.shift) + (
+      int(place[0]) if isinstance(place, np.ndarray) else place[0]
+    )
     rate = -jnp.exp(params["rate"])
     y = recurrence(values, step, rate, write, read, chunk, first, self.chunk)
     y = (y + params["skip"][None, :, None] * values).reshape(len(x), -1)
@@ -231,13 +241,15 @@ class MultiTokenStates(Causal):
   def keys_and_values(
     self, layer: Layer, params, x: Float[Array, "b n w"], place
   ) -> tuple[Float[Array, "b n g d"], Float[Array, "b n g d"]]:
-    """Rotated keys, and values; `place [b, n]`, or `[n]` if all texts agree."""
-    of = lambda name: jax.vmap(
-      lambda x, place: self.states(layer, params[name], x, place),
-      in_axes=(0, 0 if place.ndim == 2 else None),
-    )(x, place)
-    place = jnp.broadcast_to(place, x.shape[:2])
-    return layer.rotate(of("k"), jnp.maximum(place, 0)), of("v")
+    """Rotated keys, and values; `place [b, n]`, or NumPy's `[n]` of all."""
+    states = lambda name, x, at: self.states(layer, params[name], x, at)
+    if place.ndim == 1:
+      of = lambda name: jax.vmap(lambda x: states(name, x, place))(x)
+    else:
+      of = lambda name: jax.vmap(lambda x, at: states(name, x, at))(x, place)
+    at = jnp.maximum(place, 0).reshape(-1, x.shape[1])
+    at = jnp.broadcast_to(at, x.shape[:2])
+    return layer.rotate(of("k"), at), of("v")
 
   # Attention.
 
@@ -274,7 +286,7 @@ class MultiTokenStates(Causal):
     a = arrivals.clean()
     need_whole(self, a, memory)
     b, t = a.q.shape[:2]
-    k, v = self.keys_and_values(layer, params["attend"], a.x, jnp.arange(t))
+    k, v = self.keys_and_values(layer, params["attend"], a.x, np.arange(t))
     many = -(-t // self.chunk) + 1
     end = jnp.minimum(self.end(layer, jnp.arange(many)), t - 1)
     few = lambda x: core.heads_first(x[:, end])
