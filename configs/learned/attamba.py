@@ -2,9 +2,9 @@
 
 python -m experiments.train --workdir DIR --config configs/learned/attamba.py
 
-A context is pairs and nothing else, and values are ids of keys. A decoder of one
-block is trained from scratch, as the paper trains its models: what a pair says
-has to be in the one key and value that stand for it. With other kinds, what
+A context is pairs and nothing else, and each key is also a value. A decoder of
+one block is trained from scratch, as the paper trains its models: what a pair
+says has to be in the one key and value that stand for it. Other kinds are what
 reads as many keys or all of them; `scripts/learned_recall.py` trains them all.
 """
 
@@ -37,7 +37,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.update(width=32, mlp_dim=64)
     config.steps, config.checkpoint.every = 400, 400
   config.model.head_dim = config.model.width // heads
-  config.data.update(ordered=True, keys=ids, values=1, fillers=ids - 1)
+  config.data.update(
+    ordered=True, keys=ids, values=1, fillers=ids - 1, least=8
+  )  # fmt: skip
   if not values.runlocal:
     config.data.pairs = ids
   config.optimizer.lr, config.batch_size = 1e-2, 32

@@ -47,8 +47,8 @@ class Recall:
     keys, values, fillers: ids of each sort; the separator is id 0.
     least: the shortest context.
     heldout: texts that are evaluated.
-    ordered: contexts are pairs and nothing else, and values are ids of keys:
-      only the order within pairs tells which id is the other's value.
+    ordered: contexts are pairs and nothing else, and each key is another's
+      value: which of two neighbours is the key, only their order tells.
   """
 
   length: int = 128
@@ -97,7 +97,8 @@ class Recall:
       raise ValueError(f"pairs={pairs}: {context} tokens hold {context // 2}")
     keys = 1 + rng.permutation(self.keys)[:pairs]
     if self.ordered:
-      values = 1 + rng.integers(0, self.keys, pairs)
+      # One cycle: without the order, two values are as likely for each key.
+      values = np.roll(keys, 1)
     else:
       values = 1 + self.keys + rng.integers(0, self.values, pairs)
     noise = rng.integers(0, self.fillers, context)

@@ -28,6 +28,9 @@ EPSILON = 1e-5
 # Of decay at first: of all configurations of the release. The default of its
 # code, 1 to 16, lets a state forget a token before the next one is read.
 RATES = (0.01, 2.0)
+# Tokens a block up to which sums are faster than products of matrices on a CPU,
+# which takes one call for each block.
+SMALL = 16
 
 
 def model_parameters(
@@ -57,7 +60,8 @@ def convolved(
   for back in range(1, min(len(filters), len(x))):
     earlier = jnp.pad(x, [(back, 0), (0, 0)])[: len(x)]
     same = jnp.pad(chunk, (back, 0), constant_values=-2)[: len(x)] == chunk
-    out = out + jnp.where(same[:, None], earlier, 0.0) * filters[-1 - back][None]
+    earlier = jnp.where(same[:, None], earlier, 0.0)
+    out = out + earlier * filters[-1 - back][None]
   return out
 
 
@@ -108,10 +112,15 @@ def recurrence(
   # What is left of a token: the decay of all steps behind it.
   total = jnp.cumsum(step, axis=1)
   behind = jnp.where(same, total[:, :, None] - total[:, None], 0.0)
-  weight = jnp.where(same, jnp.exp(behind * rate[None, None, None]) * step[:, None], 0.0)
-  fit = (read[:, :, None] * write[:, None]).sum(axis=-1)
-  weight = (weight * fit[..., None])[..., None]
-  out = (weight * values[:, None]).sum(axis=2)
+  left = jnp.exp(behind * rate[None, None, None]) * step[:, None]
+  weight = jnp.where(same, left, 0.0)
+  if length > SMALL:
+    weight = weight * jnp.einsum("mts,mks->mtk", read, write)[..., None]
+    out = jnp.einsum("mtkh,mkhp->mthp", weight, values)
+  else:
+    fit = (read[:, :, None] * write[:, None]).sum(axis=-1)
+    weight = weight * fit[..., None]
+    out = (weight[..., None] * values[:, None]).sum(axis=2)
   return part(out.reshape(blocks * length, *out.shape[2:]), before, n)
 
 
@@ -206,7 +215,7 @@ class MultiTokenStates(Causal):
     layer: Layer,
     params: dict[str, Array],
     x: Float[Array, "n w"],
-    place: Int[Array, "n"],
+    place: Int[Array, "n"] | Int[np.ndarray, "n"],
   ) -> Float[Array, "n g d"]:
     """Inputs plus what a model makes of them and their chunk so far.
 
