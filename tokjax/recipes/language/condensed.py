@@ -132,7 +132,7 @@ def attamba(
   lead: int = 1,
   state: int = 128,
   hidden: int | None = None,
-  heads: int = 1,
+  heads: int = 8,
   kernel: int = 4,
 ) -> Slots:
   """Queries see one key for each chunk, made by a state-space model.
