@@ -12,6 +12,7 @@ calls; with --out also a plot, `decode.png`.
 """
 
 import argparse
+import functools
 import pathlib
 import time
 import zlib
@@ -61,13 +62,20 @@ def states_like(shapes, context: int):
   return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
+@functools.cache
+def params_of(config, dtype):
+  """Random parameters, made once: no method here has any of its own."""
+  model = Decoder(config, recipes.get("full"), dtype)
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  return jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+
+
 def program(
   name: str, context: int, config=CONFIG, batch: int = 1, dtype=jnp.float32
 ):
   """The model, its compiled step, its state and the number of its bytes."""
   model = Decoder(config, recipes.get(name, **METHODS[name]), dtype)
-  first_tokens = jnp.zeros((1, 2), jnp.int32)
-  params = jax.jit(model.init)(jax.random.key(0), first_tokens)["params"]
+  params = params_of(config, dtype)
   # Refuses what the method cannot do at this size.
   generator = Generator(model, params, capacity=context, decode=DECODE)
   prompt = jax.ShapeDtypeStruct((batch, context), jnp.int32)
