@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments import typed
+from experiments.request import Generate
 from tokjax.models import Generator, Speculative, VisionLanguageGenerator
 
 
@@ -17,7 +18,7 @@ class Stream:
 
   Attributes:
     generator: of the model.
-    config: an `experiments.generate.Generate`.
+    config: how tokens are drawn.
     steps: of the model since the last prompts.
     tokens: that came out of them.
 
@@ -26,7 +27,7 @@ class Stream:
   """
 
   generator: Generator | VisionLanguageGenerator
-  config: Any
+  config: Generate
   steps: int = 0
   tokens: int = 0
 

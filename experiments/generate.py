@@ -16,81 +16,26 @@ one that is trained first, once for each workdir, until then.
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
-import jax
-import numpy as np
-
-from experiments import image_prompts, typed
+from experiments import image_prompts, text_prompts, typed
 from experiments import prompts as prompting
-from experiments.drafted import Stream
 from experiments.generated import Generated
-from experiments.prompts import Answer, Prompt
-from experiments.small_prompts import fitted
+from experiments.prompts import Prompt
+from experiments.request import Generate
 from experiments.sweeps.language_models import (
-  LANGUAGE_MODELS,
   LanguageModel,
   Pretrained,
   Trained,
 )
+from experiments.timed_answers import Show
 from experiments.training import rundir
-from experiments.training.config import DTYPES, Recipe
-from experiments.training.eta import working
-from tokjax import interop, zoo
-from tokjax.models import Decoder, Generator, Sampler, generation, prefill
-from tokjax.slots import Bytes, Slots
+from tokjax import zoo
 
 DEFAULT = "smollm2"
-Show = Callable[[str], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Generate:
-  """What is generated.
-
-  Attributes:
-    language_model: the model; "trained" or "pretrained".
-    recipe: fills its slots.
-    prompt: text that is continued.
-    tokens: the largest number of tokens to generate.
-    capacity: the longest prompt, in tokens; None: the model's length.
-    chunk: tokens of the prompt taken at a time; None: all.
-    sampler: how tokens are drawn.
-    seed: of the draws.
-    chat: the prompt is a user's message, put by the model's chat template.
-    stop: texts that end the generated one; they are not part of it.
-    batch: prompts of a file that are taken together.
-    dataset: of a model of actions, the data set whose scale they have; None:
-      there is one only.
-  """
-
-  language_model: Annotated[Any, typed.OneOf(LANGUAGE_MODELS)]
-  recipe: Recipe = Recipe()
-  prompt: str = ""
-  tokens: int = 128
-  capacity: int | None = None
-  chunk: int | None = None
-  sampler: Sampler = Sampler()
-  seed: int = 0
-  chat: bool = False
-  stop: tuple[str, ...] = ()
-  batch: int = 8
-  dataset: str | None = None
-
-  def __post_init__(self):
-    for name in ("tokens", "capacity", "chunk", "batch"):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f"{name}={value}: must be 1 or more")
-    if not 0 <= self.seed < 2**32:
-      raise ValueError(f"seed={self.seed}: must be in [0, 2**32)")
-    if "" in self.stop:
-      raise ValueError(f"stop={self.stop}: a stop string must not be empty")
 
 
 def load(config: Any) -> Generate:
@@ -145,7 +90,7 @@ def main(
     asked = prompting.read(pathlib.Path(prompts))
   config.recipe.slots()  # Refused before a model is trained or read.
   if isinstance(config.language_model, Trained):
-    refuse_early(config, config.language_model, asked)
+    text_prompts.refuse_early(config, config.language_model, asked)
   # Progress of training is no part of what a program reads.
   with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
     lm = config.language_model.prepare(workdir)
@@ -156,7 +101,7 @@ def main(
     )
   say_model(config, lm)
   alone = prompts is None and not as_json
-  out = answer(config, lm, asked, show if alone else None)
+  out = text_prompts.answer(config, lm, asked, show if alone else None)
   if as_json:
     for one in out:
       show(one.record(lm.origin, config.recipe.name) + "\n")
@@ -237,166 +182,6 @@ def say_model(config: Generate, lm: LanguageModel) -> None:
   if isinstance(config.language_model, Trained) and zoo.find(DEFAULT) is None:
     hint = f" (a real one: --model {DEFAULT} --yes)"
   print(f"model: {lm.origin}{hint}", file=sys.stderr, flush=True)
-
-
-def answer(
-  config: Generate,
-  lm: LanguageModel,
-  asked: Sequence[Prompt],
-  show: Show | None = None,
-) -> list[Generated]:
-  """What follows each prompt; of a single one, `show` is given the pieces."""
-  ids = [one.encode(lm.tokenizer, config.chat) for one in asked]
-  made = build(lm, config, sys.stderr.write)
-  made.pack(ids)  # Refused before anything is compiled.
-  stream, out = Stream(made, config), []
-  for i in range(0, len(asked), config.batch):
-    part = ids[i : i + config.batch]
-    out += answer_batch(lm, stream, asked[i:], part, show)
-  return out
-
-
-def answer_batch(
-  lm: LanguageModel,
-  stream: Stream,
-  asked: Sequence[Prompt],
-  ids: Sequence[Sequence[int]],
-  show: Show | None,
-) -> list[Generated]:
-  """Prompts that are taken together."""
-  with working("compiling", sys.stderr):
-    compiled, sizes = warm_up(stream, ids)
-  answers, first, rate = run(stream, lm, ids, show)
-  logical = np.broadcast_to(np.asarray(sizes.logical), len(ids))
-  full = full_bytes(stream.generator, ids)
-  return [
-    Generated(
-      text.text,
-      tuple(text.ids),
-      first,
-      rate,
-      compiled,
-      float(logical[i]),
-      sizes.physical // len(ids),
-      full // len(ids),
-      asked[i].text,
-      len(ids[i]),
-      text.stopped,
-      per_step=stream.per_step,
-    )
-    for i, text in enumerate(answers)
-  ]
-
-
-def refuse_early(
-  config: Generate, source: Trained, asked: Sequence[Prompt]
-) -> None:
-  """Traces the model with its slots and prompts, before it is trained.
-
-  Raises:
-    ValueError: what `answer` would raise once the model is there.
-  """
-  train = source.train
-  if train.data.num_classes != 256:
-    return
-  example = jax.ShapeDtypeStruct((1, min(64, train.model.length)), "int32")
-  init = train.build_model().init
-  shapes = jax.eval_shape(init, jax.random.key(0), example)["params"]
-  lm = LanguageModel(
-    train.model, shapes, DTYPES[train.precision], interop.Bytes(), train.data,
-    "",
-  )  # fmt: skip
-  ids = [one.encode(lm.tokenizer, config.chat) for one in asked]
-  made = build(lm, config)
-  made.pack(ids)
-  state_shapes(made, made.model, ids)
-
-
-def build(
-  lm: LanguageModel, config: Generate, say: Show = lambda text: None
-) -> Generator:
-  """The language model with the recipe's slots, and room.
-
-  Args:
-    lm: the model.
-    config: with a recipe whose windows may be too large for the capacity.
-    say: is told if smaller ones are used.
-  """
-  capacity = config.capacity or lm.config.length
-
-  def check(slots):
-    prefill.check(lm.build(slots), capacity, config.tokens, config.chunk)
-
-  recipe, changed = fitted(config.recipe, check)
-  if changed:
-    say(f"note: {changed}\n")
-  model = lm.build(recipe.slots())
-  return Generator(
-    model,
-    lm.params_for(model),
-    capacity=capacity,
-    decode=config.tokens,
-    chunk=config.chunk,
-  )
-
-
-def warm_up(
-  stream: Stream, ids: Sequence[Sequence[int]]
-) -> tuple[float, Bytes]:
-  """Runs both compiled functions once: seconds, and sizes of the cache."""
-  began = time.perf_counter()
-  made = stream.generator
-  sizes = made.bytes(made.prefill(ids))
-  for _ in zip(stream(ids), range(2), strict=False):
-    pass
-  return time.perf_counter() - began, sizes
-
-
-def run(
-  stream: Stream,
-  lm: LanguageModel,
-  ids: Sequence[Sequence[int]],
-  show: Show | None,
-) -> tuple[list[Answer], float, float]:
-  """Answers, seconds to the first token, tokens per second."""
-  tokenizer, times, later = lm.tokenizer, [], 0
-  stop = stream.config.stop
-  answers = [Answer(tokenizer.decode, tokenizer.ends, stop) for _ in ids]
-  show = show or (lambda text: None)
-  began = time.perf_counter()
-  for tokens in stream(ids, ends=tokenizer.ends):
-    times.append(time.perf_counter() - began)
-    for one, token in zip(answers, tokens, strict=True):
-      if token >= 0 and not one.done:
-        later += len(times) > 1
-        show(one.add(int(token)))
-    sys.stdout.flush()
-    if all(one.done for one in answers):
-      break
-  show(answers[-1].rest())
-  rate = later / (times[-1] - times[0]) if len(times) > 1 else math.nan
-  return answers, times[0], rate
-
-
-def full_bytes(made: Generator, ids: Sequence[Sequence[int]]) -> int:
-  """Bytes of the full cache in place of the recipe's; nothing is computed."""
-  leaves = state_shapes(made, made.model.clone(slots=Slots()), ids)
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-
-
-def state_shapes(
-  made: Generator, model: Decoder, ids: Sequence[Sequence[int]]
-) -> list[jax.ShapeDtypeStruct]:
-  """Of the caches after the prompts; nothing is computed."""
-  length = made.bucket(max(len(one) for one in ids))
-  shape = jax.ShapeDtypeStruct((len(ids), length), "int32")
-
-  def states(params, tokens, length):
-    going = generation.prefill(model, params, tokens, length, made.decode)
-    return jax.tree.leaves(going.states)
-
-  lengths = jax.ShapeDtypeStruct((len(ids),), "int32")
-  return jax.eval_shape(states, made.params, shape, lengths)
 
 
 def from_command_line(given: Any) -> None:

@@ -1,11 +1,9 @@
 """Text from a prompt with images, with any recipe, and what it costs."""
 
 import dataclasses
-import math
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +16,8 @@ from experiments.drafted import Stream
 from experiments.evaluate import restore_run
 from experiments.generated import Generated
 from experiments.prompts import Answer, Prompt
+from experiments.request import Generate
+from experiments.timed_answers import Show, run, warm_up
 from experiments.training import config as config_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import published, trees
@@ -33,7 +33,6 @@ from tokjax.slots import Slots
 PLACEHOLDER = "<image>"
 # An empty word, as tokenizers of Llama write it.
 EMPTY = "\N{LOWER ONE EIGHTH BLOCK}"
-Show = Callable[[str], Any]
 Path = str | pathlib.Path
 
 
@@ -172,7 +171,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def answer(
-  config: Any,
+  config: Generate,
   source: Path,
   prompt: str,
   images: Sequence[Path],
@@ -181,7 +180,7 @@ def answer(
   """What follows a prompt.
 
   Args:
-    config: an `experiments.generate.Generate`.
+    config: how.
     source: see `load`.
     prompt: with a placeholder for each image, or with none.
     images: files, in the order of the placeholders.
@@ -204,12 +203,10 @@ def answer(
   packed, _ = generator.pack([ids], [pixels])
   stream = Stream(generator, config)
   inputs = ([ids], [pixels], jax.random.key(config.seed))
-  began = time.perf_counter()
-  sizes = generator.bytes(generator.prefill(*inputs))
-  for _ in zip(stream(*inputs), range(2), strict=False):
-    pass
-  compiled = time.perf_counter() - began
-  text, first, rate = _run(stream, lm, inputs, show)
+  ends = lm.tokenizer.ends if lm.actions is None else ()
+  text = Answer(lm.tokenizer.decode, ends, config.stop)
+  compiled, sizes = warm_up(stream, *inputs)
+  first, rate = run(stream, [text], show, *inputs)
   action = ()
   if lm.actions is not None:
     action = tuple(lm.actions.decode(text.ids, config.dataset).tolist())
@@ -221,7 +218,7 @@ def answer(
   )  # fmt: skip
 
 
-def for_actions(config: Any, lm: ImageModel) -> Any:
+def for_actions(config: Generate, lm: ImageModel) -> Generate:
   """The configuration, of a model of actions with one token a dimension.
 
   Raises:
@@ -244,26 +241,6 @@ def for_actions(config: Any, lm: ImageModel) -> Any:
   return dataclasses.replace(
     config, tokens=lm.actions.dimensions(config.dataset)
   )
-
-
-def _run(
-  stream: Stream, lm: ImageModel, inputs: tuple[Any, ...], show: Show | None
-) -> tuple[Answer, float, float]:
-  """The answer, seconds to the first token, tokens per second."""
-  ends = lm.tokenizer.ends if lm.actions is None else ()
-  show = show or (lambda text: None)
-  text, times = Answer(lm.tokenizer.decode, ends, stream.config.stop), []
-  began = time.perf_counter()
-  for (token,) in stream(*inputs, ends=ends):
-    times.append(time.perf_counter() - began)
-    show(text.add(int(token)))
-    sys.stdout.flush()
-    if text.done:
-      break
-  show(text.rest())
-  later = len(times) - 1
-  rate = later / (times[-1] - times[0]) if later else math.nan
-  return text, times[0], rate
 
 
 def full_bytes(

@@ -89,6 +89,7 @@ class Answer:
   """A text that grows by tokens, and ends at a token or a string.
 
   Attributes:
+    ends: tokens that complete it.
     ids: so far.
     text: so far, without the string that it stopped at.
     stopped: why it ended: "end" (a token), "stop" (a string), or "length".
@@ -102,7 +103,7 @@ class Answer:
   ):
     self.ids: list[int] = []
     self.text, self.stopped = "", "length"
-    self._decode, self._ends, self._stops = decode, ends, stops
+    self.ends, self._decode, self._stops = tuple(ends), decode, stops
     self._shown = 0
 
   @property
@@ -122,7 +123,7 @@ class Answer:
     found = min((place for place in places if place >= 0), default=None)
     if found is not None:
       self.text, self.stopped = self.text[:found], "stop"
-    elif token in self._ends:
+    elif token in self.ends:
       self.stopped = "end"
     if self.done:
       return self.rest()

@@ -5,9 +5,10 @@
 
 One layer (16 query heads, 4 key heads of 64), random queries, keys and values.
 Seconds of all cores together are counted, not those that pass: other programs
-on the machine change them little. Each query reads `--budget` tokens; `lemo`
-keeps half of the blocks, which its networks choose. Prints one tab-separated
-row for each length; with --out also a plot, `layer.png`.
+on the machine change them little. Each query reads `--budget` tokens and those
+that a method always reads; `lemo` keeps half of the blocks, which its networks
+choose. Prints one tab-separated row for each length; with --out also a plot,
+`layer.png`.
 """
 
 import argparse
@@ -25,13 +26,21 @@ from tokjax.attention.causal import Causal
 from tokjax.attention.core_context import CoreContext
 from tokjax.attention.dynamic_chunks import DynamicChunks
 from tokjax.attention.eliminated import Eliminated
+from tokjax.attention.estimated import Antidiagonal, VerticalSlash
+from tokjax.attention.head_chunks import HeadChunks
 from tokjax.attention.matched_codes import MatchedCodes
 from tokjax.attention.probe_query import ProbeQuery
+from tokjax.attention.soft_vote import SoftVote
+from tokjax.attention.static import Band
 from tokjax.layer import Arrivals, Layer, Memory
 
 LAYER = Layer(0, 1, heads=16, kv_heads=4, head_dim=64)
 WIDTH = 16 * 64
-ALL = ("full", "cca", "lemo", "dhsa", "infllm", "actqkv", "spt")
+ALL = (
+  "full", "streaming_llm", "minference_a_shape", "minference_vertical_slash",
+  "xattention", "tokenselect", "longheads", "cca", "lemo", "dhsa", "infllm",
+  "actqkv", "spt",
+)  # fmt: skip
 
 
 def arrivals(tokens: int) -> Arrivals:
@@ -74,9 +83,15 @@ def main() -> None:
   parser.add_argument("--methods", nargs="+", choices=ALL, default=[*ALL])
   parser.add_argument("--out", type=pathlib.Path)
   args = parser.parse_args()
-  budget = budgets.Count(args.budget)
+  budget, half = (budgets.Count(n) for n in (args.budget, args.budget // 2))
   methods = {
     "full": Causal(),
+    "streaming_llm": Band(4, budget, reindexed=True),
+    "minference_a_shape": Band(128, budget),
+    "minference_vertical_slash": VerticalSlash(half, half),
+    "xattention": Antidiagonal(0.9),
+    "tokenselect": SoftVote(128, 512, half),
+    "longheads": HeadChunks(budget),
     "cca": CoreContext(local=budget),
     "lemo": Eliminated(budgets.Share(0.5), from_layer=0, to_end=True),
     "dhsa": DynamicChunks(budget),

@@ -3,7 +3,7 @@
     python -m scripts.learned_recall --workdir DIR [--methods cca attamba]
       [--kinds states means] [--seeds 3]
 
-Prints the accuracy of answers on held-out texts (64 tokens) in percent, before
+Prints the accuracy of answers on held-out texts in percent, before
 and after training, over seeds with a 95 % interval. cca: a dense decoder
 (`configs/recall.py`) is trained, then each kind of `configs/learned/cca.py`
 from it. attamba: each kind of `configs/learned/attamba.py` is trained from
@@ -27,7 +27,7 @@ from experiments.training import mesh as mesh_lib
 
 KINDS = {
   "cca": ("weighted", "plain", "window", "dense"),
-  "attamba": ("states", "frozen", "means", "window", "dense"),
+  "attamba": ("states", "means", "frozen", "window", "dense", "deep"),
 }
 
 
@@ -52,7 +52,7 @@ def untrained(config):
   """Parameters that training begins with."""
   config = config_lib.load(config)
   model = config.build_model(config.recipe.slots())
-  ids = jnp.zeros((1, 64), jnp.int32)
+  ids = jnp.zeros((1, config.data.length), jnp.int32)
   return jax.jit(model.init)(jax.random.key(config.seed), ids)["params"]
 
 

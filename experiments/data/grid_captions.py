@@ -8,29 +8,19 @@ import dataclasses
 
 import numpy as np
 
-from experiments.data.grid_questions import SPLITS, GridQuestions, Scene
-from experiments.data.questions import NOTHING, Element
+from experiments.data.grid_scenes import Element, GridScenes, Scene
+from experiments.data.questions import NOTHING
 from experiments.data.words import END, IMAGE, START
 
 NO_DIGIT = "?"
 
 
 @dataclasses.dataclass(frozen=True)
-class GridCaptions(GridQuestions):
-  """The images of `GridQuestions`, read aloud; `turns` and `asking` are none.
+class GridCaptions(GridScenes):
+  """Images of digits that are read aloud, another one at every turn.
 
-  Attributes: see `GridQuestions`.
+  Attributes: see `GridScenes`.
   """
-
-  turns: int = 1
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.turns != 1 or self.asking:
-      raise ValueError(
-        f"turns={self.turns}, asking={self.asking}: are of questions; must be"
-        " 1 and False"
-      )
 
   @property
   def length(self) -> int:
@@ -51,8 +41,7 @@ class GridCaptions(GridQuestions):
     return scene.image, self._ids(scene)
 
   def _heldout(self, number: int) -> Scene:
-    rng = np.random.default_rng((SPLITS["test"], number))
-    return self.scene("test", rng)
+    return self.scene("test", self.heldout_rng(number))
 
   def _ids(self, scene: Scene) -> list[int]:
     said = (NO_DIGIT if x < 0 else str(x) for x in scene.label.ravel())

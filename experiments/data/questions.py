@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.words import END, IMAGE, START, Words
+from experiments.data.words import END, IMAGE, START, InWords, Words
 
 Element = dict[str, Any]
 # Instead of an expected id: nothing is asked.
@@ -49,23 +49,16 @@ class Question:
     return np.outer(rows, (column > left) & (column < right)).ravel()
 
 
-class Conversations:
+class Conversations(InWords):
   """What data sets of conversations about images have in common.
 
   Attributes:
-    words: the language of questions and answers.
     turns: questions about one image in training.
     longest: ids of a question with its answer and the end.
   """
 
-  words: Any
   turns: int
   longest: int
-
-  @property
-  def num_classes(self) -> int:
-    """Ids there are."""
-    return len(self.words.vocabulary)
 
   @property
   def length(self) -> int:

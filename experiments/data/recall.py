@@ -47,6 +47,8 @@ class Recall:
     keys, values, fillers: ids of each sort; the separator is id 0.
     least: the shortest context.
     heldout: texts that are evaluated.
+    ordered: contexts are pairs and nothing else, and each key is another's
+      value: which of two neighbours is the key, only their order tells.
   """
 
   length: int = 128
@@ -56,6 +58,7 @@ class Recall:
   fillers: int = 63
   least: int = 8
   heldout: int = 256
+  ordered: bool = False
 
   def __post_init__(self):
     for name in ("pairs", "keys", "values", "fillers", "heldout"):
@@ -93,7 +96,11 @@ class Recall:
     if 2 * pairs > context:
       raise ValueError(f"pairs={pairs}: {context} tokens hold {context // 2}")
     keys = 1 + rng.permutation(self.keys)[:pairs]
-    values = 1 + self.keys + rng.integers(0, self.values, pairs)
+    if self.ordered:
+      # One cycle: without the order, two values are as likely for each key.
+      values = np.roll(keys, 1)
+    else:
+      values = 1 + self.keys + rng.integers(0, self.values, pairs)
     noise = rng.integers(0, self.fillers, context)
     ids = 1 + self.keys + self.values + noise
     # Places of pairs among pairs and noise, each pair being one.
@@ -126,7 +133,10 @@ class Recall:
     low, high = np.log(self.least), np.log(self.length - 1)
     context = int(np.exp(rng.uniform(low, high)))
     most = min(self.pairs, context // 2)
-    text = self.text(rng, context, int(rng.integers(1, most + 1)))
+    pairs = int(rng.integers(1, most + 1))
+    if self.ordered:
+      pairs, context = most, 2 * most
+    text = self.text(rng, context, pairs)
     asked = rng.integers(0, len(text.keys), self.length - context - 1)
     tokens = np.concatenate([text.context, text.keys[asked]])
     target = np.full(self.length, -1)

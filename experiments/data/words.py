@@ -53,3 +53,18 @@ class Words:
     """The words with spaces between them; ids of `SPECIAL` are left out."""
     words = [self.vocabulary[i] for i in ids if i >= len(SPECIAL)]
     return " ".join(words)
+
+
+class InWords:
+  """What data sets have in common whose texts are in a small language.
+
+  Attributes:
+    words: the language.
+  """
+
+  words: Words
+
+  @property
+  def num_classes(self) -> int:
+    """Ids there are."""
+    return len(self.words.vocabulary)

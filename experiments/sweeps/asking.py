@@ -1,14 +1,15 @@
 """Questions and texts in batches, and what models answer with each recipe.
 
 Prompts of about one length are a group, with programs of its own, so that short
-ones do not cost what the longest do.
+ones do not cost what the longest do. Questions about the same prompt are asked
+of one state: it is prefilled and compressed once.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.sweeps.count import Told
@@ -27,6 +28,8 @@ from experiments.sweeps.subject import Job
 
 # Prompts are padded to a multiple of this at least.
 LEAST = 8
+# Prompts of a batch: for each, the numbers of the probes that begin with it.
+Rows = tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +39,12 @@ class Group:
   Attributes:
     model: "recall" or "text".
     shape: of its batches.
-    batches: numbers of the probes in each.
+    batches: the prompts of each, and what is asked about them.
   """
 
   model: str
   shape: Shape
-  batches: tuple[tuple[int, ...], ...]
+  batches: tuple[Rows, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,28 +139,46 @@ def groups_of(
     buckets: see `bucket`.
   """
   asked = "text" if models.recall is models.text else "recall"
-  found: dict[tuple[str, int], list[int]] = {}
+  found: dict[tuple[str, int], dict[tuple[int, ...], list[int]]] = {}
   probes = [*questions, *texts]
   for number, probe in enumerate(probes):
     model = asked if number < len(questions) else "text"
     key = (model, bucket(len(probe.prompt), buckets))
-    found.setdefault(key, []).append(number)
+    prompts = found.setdefault(key, {})
+    prompts.setdefault(tuple(probe.prompt), []).append(number)
+  steps_of = lambda number: len(probes[number].asked)
   groups = []
   for model, length in sorted(found, key=lambda key: (-len(key[0]), key[1])):
     # Those of as many steps together.
-    numbers = sorted(
-      found[model, length], key=lambda i: -len(probes[i].asked)
-    )
-    steps = len(probes[numbers[0]].asked)
-    wide = max(1, min(size, tokens // length, len(numbers)))
-    parts = [
-      tuple(numbers[begin : begin + wide])
-      for begin in range(0, len(numbers), wide)
+    rows = [
+      tuple(sorted(numbers, key=steps_of, reverse=True))
+      for numbers in found[model, length].values()
     ]
-    groups.append(Group(model, Shape(wide, length, steps), tuple(parts)))
+    rows.sort(key=lambda row: -steps_of(row[0]))
+    wide = max(1, min(size, tokens // length, len(rows)))
+    parts = [
+      tuple(rows[begin : begin + wide]) for begin in range(0, len(rows), wide)
+    ]
+    shape = Shape(wide, length, steps_of(rows[0][0]))
+    groups.append(Group(model, shape, tuple(parts)))
   return sorted(
     groups, key=lambda group: (group.model != "text", -group.shape.prompt)
   )
+
+
+class Turn(NamedTuple):
+  """A batch that is run.
+
+  Attributes:
+    group, rows: the batch.
+    timed: whether its time is taken, next to that of the full cache.
+    again: whether it has been answered already.
+  """
+
+  group: Group
+  rows: Rows
+  timed: bool
+  again: bool
 
 
 class Asker:
@@ -190,7 +211,6 @@ class Asker:
     self._dense, self._kept, self._rounds = dense, kept, rounds
     # The best time of a dense prefill of each group.
     self._ahead: dict[Group, float] = {}
-    self._warm: set[tuple[Group, tuple[str, ...]]] = set()
 
   def __call__(
     self, programs: Sequence[Programs], whole: Programs, told: Told
@@ -200,92 +220,109 @@ class Asker:
     `told` is called with the number of batches that are done, and of all.
     """
     seeds = self._models.weights
-    self._warm_up([*programs, whole])
     found = [
       Answers.empty(len(seeds), self._questions, self._texts) for _ in programs
     ]
     total, done = sum(len(self._turns(n)) for n in range(len(seeds))), 0
     for seed, weights in enumerate(seeds):
-      for i, (group, numbers) in self._turns(seed):
+      for group, rows, is_timed, again in self._turns(seed):
         params = weights[group.model == "text"]
-        probes = [self._probes[number] for number in numbers]
-        batch = Batch.of(probes, group.shape)
+        asked = self._asked(group, rows)
+        first = asked[0][1]
         own = [program.of[group] for program in programs]
-        is_timed = seed == 0 and i < self._rounds
-        again = is_timed and not all(program.shared for program in own)
-        key = (seed, numbers)
-        record = self._record(key, group, params, batch, again)
-        full: list[float] = []
+        beside = is_timed and not all(program.shared for program in own)
+        record = self._record((seed, rows), group, params, first, beside)
+        full = (0.0, 0.0)
         if is_timed:
-          _, _, *full = self._run(whole.of[group], group, params, batch, record)
-        for program, answers in zip(own, found, strict=True):
-          state, said, *seconds = self._run(
-            program, group, params, batch, record
+          state, ahead = self._start(
+            whole.of[group], group, params, first, record
           )
-          if is_timed:
-            answers.prefill.append((seconds[0], full[0]))
-            answers.decode.append((seconds[1], full[1]))
-            answers.steps.append(batch.count)
-          if i < len(self._batches):
-            self._note(answers, program, seed, numbers, state, said)
+          full = ahead, whole.of[group].answer(params, state, first)[1]
+        for program, answers in zip(own, found, strict=True):
+          state, prefill = self._start(program, group, params, first, record)
+          part = asked[:1] if again else asked
+          for turn, (numbers, batch) in enumerate(part):
+            said, decode = program.answer(params, state, batch)
+            if is_timed and turn == 0:
+              answers.prefill.append((prefill, full[0]))
+              answers.decode.append((decode, full[1]))
+              answers.steps.append(batch.count)
+            if not again:
+              self._note(answers, program, seed, numbers, state, said)
         done += 1
         told(done, total)
     return found
 
-  def _warm_up(self, every: Sequence[Programs]) -> None:
-    """Compiles what the batches that are timed run."""
-    timed_ones = itertools.islice(itertools.cycle(self._batches), self._rounds)
-    first = dict(reversed(list(timed_ones)))
-    for group, numbers in first.items():
-      params = self._models.weights[0][group.model == "text"]
-      probes = [self._probes[number] for number in numbers]
-      batch = Batch.of(probes, group.shape)._replace(count=1)
-      if group not in self._ahead:
-        jax.block_until_ready(self._dense[group](params, batch))
-      record = self._record((0, numbers), group, params, batch, again=False)
-      for program in (programs.of[group] for programs in every):
-        if (group, program.identity) not in self._warm:
-          self._run(program, group, params, batch, record)
-          self._warm.add((group, program.identity))
+  def _asked(
+    self, group: Group, rows: Rows
+  ) -> list[tuple[list[int | None], Batch]]:
+    """What prompts are asked, a question of each at a time, and its number.
 
-  def _turns(
-    self, seed: int
-  ) -> list[tuple[int, tuple[Group, tuple[int, ...]]]]:
-    """Batches by number; more of them where more have to be timed."""
-    count = len(self._batches)
-    if seed == 0:
-      count = max(count, self._rounds)
-    turns = itertools.islice(itertools.cycle(self._batches), count)
-    return list(enumerate(turns))
+    Where others have more questions, the first one is asked again (None).
+    """
+    found = []
+    for turn in range(max(map(len, rows))):
+      numbers = [row[turn] if turn < len(row) else None for row in rows]
+      probes = [
+        self._probes[row[0] if number is None else number]
+        for row, number in zip(rows, numbers, strict=True)
+      ]
+      found.append((numbers, Batch.of(probes, group.shape)))
+    return found
 
-  def _record(self, key, group, params, batch, again: bool) -> State:
-    """What the dense prefill of a batch left; its time is noted."""
+  def _turns(self, seed: int) -> list[Turn]:
+    """All batches; of the first seed as many as `rounds` are timed.
+
+    The first batch of a group compiles its programs and is not. Where there are
+    too few others, batches are run again.
+    """
+    seen: set[Group] = set()
+    turns: list[Turn] = []
+    left = self._rounds if seed == 0 else 0
+    for i, (group, rows) in enumerate(itertools.cycle(self._batches)):
+      again = i >= len(self._batches)
+      if again and not left:
+        return turns
+      is_timed = bool(left) and group in seen
+      turns.append(Turn(group, rows, is_timed, again))
+      seen.add(group)
+      left -= is_timed
+    return turns  # There are no batches.
+
+  def _record(self, key, group, params, batch, beside: bool) -> State:
+    """What the dense prefill of a batch left; its time is noted.
+
+    `beside`: it is run now, next to prefills that are timed.
+    """
 
     def make():
+      if group not in self._ahead:  # The first run compiles.
+        timed(self._dense[group], params, batch)
       record, seconds = timed(self._dense[group], params, batch)
       best = self._ahead.get(group, seconds)
-      self._ahead[group] = seconds if again else min(best, seconds)
+      self._ahead[group] = seconds if beside else min(best, seconds)
       return record
 
-    return make() if again else self._kept.get(key, make)
+    return make() if beside else self._kept.get(key, make)
 
-  def _run(self, program: Program, group, params, batch, record):
-    """State, answers, and seconds of prefill and decoding."""
+  def _start(self, program: Program, group, params, batch, record):
+    """State after the prompts, and the seconds of all of the prefill."""
     state, prefill = program.start(params, batch, record)
     if program.shared:
       prefill += self._ahead[group]
-    answers, decode = program.answer(params, state, batch)
-    return state, answers, prefill, decode
+    return state, prefill
 
   def _note(self, answers: Answers, program, seed, numbers, state, said):
     """Writes down what a batch gave."""
     tokenizer = self._models.recall.tokenizer
-    text = [number >= self._questions for number in numbers]
+    text = [n is not None and n >= self._questions for n in numbers]
     if any(text):
       logical, physical = program.bytes(state)
       answers.logical.extend(logical[: len(numbers)][np.array(text)].tolist())
       answers.physical.extend([physical] * sum(text))
     for row, number in enumerate(numbers):
+      if number is None:
+        continue
       probe = self._probes[number]
       if number < self._questions:
         share = probe.share_of(said.token[row], tokenizer)

@@ -49,7 +49,8 @@ class Language(OptionsSweep):
       most. Each has programs of its own.
     memory: GiB for what dense prefills left; what does not fit is computed once
       for every few recipes.
-    rounds: batches whose time is taken, of the longest prompts.
+    rounds: batches whose time is taken, of the longest prompts; none is the
+      first of its length, which compiles.
     picture_keep: keep ratio of the heat maps.
   """
 

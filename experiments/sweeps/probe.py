@@ -10,7 +10,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -112,7 +112,7 @@ class Grid:
   Attributes:
     lengths: of contexts, in tokens.
     depths: of a single needle.
-    texts: questions for each length and depth.
+    texts: questions for each length and depth, each in a text of its own.
     pairs: needles of the questions with several.
     several: questions with several needles, for each length.
     known: the question is in the prompt too, as with query-aware methods;
@@ -125,6 +125,10 @@ class Grid:
     values: questions for all of several values of one name.
     tracking: questions for all names of a chain of assignments.
     words: questions for the most common words of a list.
+    together: contexts with everything at once: a needle at each depth, `pairs`
+      keys of which `turns` are asked for, as many values of one name, and a
+      chain. Each question is put to the same compressed context, so that one
+      prefill answers all of them.
     files: JSON lines of LongBench or RULER, see
       `experiments.sweeps.task_files`.
     limit, longest, steps: of each file, the most questions and tokens of a
@@ -145,19 +149,29 @@ class Grid:
   values: int = 0
   tracking: int = 0
   words: int = 0
+  together: int = 0
   files: tuple[str, ...] = ()
   limit: int = 32
   longest: int = 8192
   steps: int = 32
   judge: Judge = "contains"
 
+  OF_TEXT: ClassVar[tuple[str, ...]] = (
+    "also_known", "values", "tracking", "words", "together"
+  )  # fmt: skip
+
   def __post_init__(self):
-    for name in ("texts", "pairs", "turns", "limit", "longest", "steps"):
+    for name in ("pairs", "turns", "limit", "longest", "steps"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
-    for name in ("several", "also_known", "values", "tracking", "words"):
+    for name in ("texts", "several", *self.OF_TEXT):
       if getattr(self, name) < 0:
         raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more")
+    if self.known and self.together:
+      raise ValueError(
+        f"together={self.together}: questions about one context cannot stand in"
+        " the prompt; take known=False"
+      )
     if self.turns > self.pairs:
       raise ValueError(
         f"turns={self.turns}: there are pairs={self.pairs} to ask for"
@@ -178,7 +192,7 @@ class Grid:
 
   def only_text(self) -> list[str]:
     """Settings that ask for tasks which only a model of text can do."""
-    names = ("also_known", "values", "tracking", "words", "files")
+    names = (*self.OF_TEXT, "files")
     return [name for name in names if getattr(self, name)] + (
       ["turns"] if self.turns > 1 else []
     )

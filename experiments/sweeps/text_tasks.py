@@ -10,7 +10,7 @@ words      a list of words; those that stand in it most often
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,22 @@ NAMES = (
 HOPS, COMMON, PERCENT, STEPS = 3, 3, 12, 24
 
 
+class Fact(NamedTuple):
+  """What is put into a text, and asked about it.
+
+  Attributes:
+    task: what kind of question it is.
+    needles: sentences, in their order.
+    said: pieces of question and answer, see `pieces_of`.
+    depth: of the needles, between 0 and 1; None: anywhere.
+  """
+
+  task: str
+  needles: Sequence[str]
+  said: Sequence[tuple[str, bool]]
+  depth: float | None = None
+
+
 def of_text(tokenizer: Any, corpus: bytes, grid: Grid) -> list[Probe]:
   """Probes for a model of text, in a text.
 
@@ -54,6 +70,8 @@ def of_text(tokenizer: Any, corpus: bytes, grid: Grid) -> list[Probe]:
       (grid.words, tasks.words),
     ):
       probes += [make(length) for _ in range(count)]
+    for _ in range(grid.together):
+      probes += tasks.together(length)
   for path in grid.files:
     probes += task_files.probes_of(path, tokenizer, grid)
   return probes
@@ -76,8 +94,54 @@ class TextTasks:
   def needles(self, length: int, pairs: int, depth: float | None) -> Probe:
     """One needle at a depth (None: anywhere), or several."""
     names = self._rng.permutation(NAMES)[:pairs]
-    numbers = self._rng.integers(10_000, 99_999, pairs)
-    turns = 1 if pairs == 1 else self.grid.turns
+    return self._probe(length, self._keys(names, depth), self.grid.known)
+
+  def known(self, length: int) -> Probe:
+    """One needle anywhere; the question stands in the prompt."""
+    fact = self._keys([self._rng.choice(NAMES)], None)
+    return self._probe(length, fact._replace(task="known"), True)
+
+  def values(self, length: int) -> Probe:
+    """Several numbers of one name, in the order in which they stand there."""
+    fact = self._values(self._rng.choice(NAMES))
+    return self._probe(length, fact, self.grid.known)
+
+  def tracking(self, length: int) -> Probe:
+    """A chain: a value, a name that has it, names that have its value."""
+    fact = self._chain(self._rng.permutation(NAMES)[:HOPS])
+    return self._probe(length, fact, self.grid.known)
+
+  def together(self, length: int) -> list[Probe]:
+    """All of these in one context, and a question about each.
+
+    A needle at each depth, several keys, several values of one name, a chain.
+
+    Raises:
+      ValueError: there are not as many names.
+    """
+    sizes = [*[1] * len(self.grid.depths), self.grid.pairs, 1, HOPS]
+    if sum(sizes) > len(NAMES):
+      raise ValueError(
+        f"grid.together={self.grid.together}: needs {sum(sizes)} names with"
+        f" {len(self.grid.depths)} depths and pairs={self.grid.pairs}; there"
+        f" are {len(NAMES)}"
+      )
+    names = self._rng.permutation(NAMES)
+    *single, several, one, chain, _ = np.split(names, np.cumsum(sizes))
+    facts = [
+      *map(self._keys, single, self.grid.depths),
+      self._keys(several, None), self._values(one[0]), self._chain(chain),
+    ]  # fmt: skip
+    context = self._context(length, facts)
+    return [
+      self._asked(length, fact, context, *pieces_of(self.tokenizer, fact.said))
+      for fact in facts
+    ]
+
+  def _keys(self, names: Sequence[str], depth: float | None) -> Fact:
+    """A number for each name; some are asked for in turn."""
+    numbers = self._rng.integers(10_000, 99_999, len(names))
+    turns = 1 if len(names) == 1 else self.grid.turns
     said = [
       part
       for name, number in zip(names[:turns], numbers, strict=False)
@@ -87,33 +151,21 @@ class TextTasks:
       NEEDLE.format(name=name, number=number)
       for name, number in zip(names, numbers, strict=True)
     ]
-    task = "single" if pairs == 1 else "keys"
-    return self._probe(task, length, needles, said, depth, self.grid.known)
+    return Fact("single" if len(names) == 1 else "keys", needles, said, depth)
 
-  def known(self, length: int) -> Probe:
-    """One needle anywhere; the question stands in the prompt."""
-    name, number = self._rng.choice(NAMES), self._rng.integers(10_000, 99_999)
-    said = [(QUESTION.format(name=name), False), (f" {number}", True)]
-    needle = NEEDLE.format(name=name, number=number)
-    return self._probe("known", length, [needle], said, None, True)
-
-  def values(self, length: int) -> Probe:
-    """Several numbers of one name, in the order in which they stand there."""
-    name = self._rng.choice(NAMES)
+  def _values(self, name: str) -> Fact:
     numbers = self._rng.integers(10_000, 99_999, self.grid.pairs)
     needles = [NEEDLE.format(name=name, number=number) for number in numbers]
     said = [(VALUES.format(name=name), False), *_listed(numbers)]
-    return self._probe("values", length, needles, said, None, self.grid.known)
+    return Fact("values", needles, said)
 
-  def tracking(self, length: int) -> Probe:
-    """A chain: a value, a name that has it, names that have its value."""
-    names = self._rng.permutation(NAMES)[:HOPS]
+  def _chain(self, names: Sequence[str]) -> Fact:
     value = self._rng.integers(10_000, 99_999)
     chain = [ASSIGNED.format(name=names[0], value=value)]
     for other, name in zip(names, names[1:], strict=False):
       chain.append(SAME.format(name=name, other=other))
     said = [(TRACKING.format(value=value), False), *_listed(names)]
-    return self._probe("tracking", length, chain, said, None, self.grid.known)
+    return Fact("tracking", chain, said)
 
   def words(self, length: int) -> Probe:
     """A list of words; the text is no other."""
@@ -135,33 +187,48 @@ class TextTasks:
       task="words", wanted=tuple(common),
     )  # fmt: skip
 
-  def _probe(
-    self, task: str, length: int, needles: Sequence[str],
-    said: Sequence[tuple[str, bool]], depth: float | None, known: bool,
-  ) -> Probe:  # fmt: skip
-    """Needles in a part of the text, in their order where that matters."""
-    ids, expected, turn = pieces_of(self.tokenizer, said)
-    first = expected.index(True) if known else 0
-    lead = ids[: first - 1] if known else []
-    hidden = [self.tokenizer.encode(needle) for needle in needles]
-    room = max(length - sum(map(len, hidden)) - len(lead), 0)
+  def _probe(self, length: int, fact: Fact, known: bool) -> Probe:
+    """One fact in a text, whose question may stand in the prompt."""
+    ids, expected, turn = pieces_of(self.tokenizer, fact.said)
+    lead = expected.index(True) - 1 if known else 0
+    context = self._context(length - lead, [fact])
+    return self._asked(
+      length, fact, [*context, *ids[:lead]], ids[lead:], expected[lead:],
+      turn[lead:],
+    )  # fmt: skip
+
+  def _context(self, length: int, facts: Sequence[Fact]) -> list[int]:
+    """A part of the text with needles; those of a fact are in their order."""
+    placed = []
+    for fact in facts:
+      spots = np.full(len(fact.needles), fact.depth)
+      if fact.depth is None:
+        spots = np.sort(self._rng.random(len(fact.needles)))
+      hidden = map(self.tokenizer.encode, fact.needles)
+      placed += zip(spots.tolist(), hidden, strict=True)
+    room = max(length - sum(len(needle) for _, needle in placed), 0)
     begin = int(self._rng.integers(0, max(len(self._ids) - room, 1)))
     text = self._ids[begin : begin + room]
-    spots = np.full(len(hidden), depth)
-    if depth is None:
-      spots = np.sort(self._rng.random(len(hidden)))
-    for spot, needle in reversed([*zip(spots, hidden, strict=True)]):
-      at = round(spot * len(text))
+    size = len(text)
+    for spot, needle in sorted(placed, key=lambda one: one[0])[::-1]:
+      at = round(spot * size)
       text = [*text[:at], *needle, *text[at:]]
-    asked, then, of = ids[len(lead) :], expected[len(lead) :], turn[len(lead) :]
+    return text
+
+  @staticmethod
+  def _asked(
+    length: int, fact: Fact, prompt: Sequence[int], ids: Sequence[int],
+    expected: Sequence[bool], turn: Sequence[int],
+  ) -> Probe:  # fmt: skip
+    """The question about a fact after a prompt."""
     answer = [
       id if right else NOTHING
-      for id, right in zip(asked[1:], then[1:], strict=True)
+      for id, right in zip(ids[1:], expected[1:], strict=True)
     ]
     return Probe(
-      [*text, *lead], asked[:-1], answer, length,
-      -1.0 if depth is None else depth, len(hidden), whole=True, task=task,
-      turn=of[1:],
+      prompt, ids[:-1], answer, length,
+      -1.0 if fact.depth is None else fact.depth, len(fact.needles),
+      whole=True, task=fact.task, turn=turn[1:],
     )  # fmt: skip
 
 

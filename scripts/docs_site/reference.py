@@ -22,9 +22,10 @@ PAGES = {
     "tokjax.attention.estimated", "tokjax.attention.recalibrate",
   ),
   "Cache": (
-    "tokjax.cache.kv", "tokjax.cache.evict", "tokjax.cache.answers",
-    "tokjax.cache.scores", "tokjax.cache.reads", "tokjax.cache.stores",
-    "tokjax.cache.persistent", "tokjax.cache.combine",
+    "tokjax.cache.kv", "tokjax.cache.evict", "tokjax.cache.trim",
+    "tokjax.cache.tally", "tokjax.cache.answers", "tokjax.cache.scores",
+    "tokjax.cache.reads", "tokjax.cache.stores", "tokjax.cache.persistent",
+    "tokjax.cache.combine",
   ),
   "Recipes": ("tokjax.recipes",),
   "Models": ("tokjax.models",),

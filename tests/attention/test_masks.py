@@ -5,18 +5,21 @@ kernels (`core.LONG`), which cut them into blocks by place.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pallas_kernels import layout as layouts
 from tests.decoder import models
 from tokjax import budgets
-from tokjax.attention import core
+from tokjax.attention import causal, core
 from tokjax.attention.causal import Causal
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear
-from tokjax.attention.static import Band
-from tokjax.layer import Layer
+from tokjax.attention.sentinel import Sentinels
+from tokjax.attention.static import Band, Separators
+from tokjax.layer import Arrivals, Layer, Memory
+from tokjax.models.rotary import Rotary
 from tokjax.slots import Slots
 
 ATTENDS = {
@@ -61,6 +64,45 @@ def test_padding_may_stand_anywhere(name, n):
   alone = jax.jit(lambda t: model.apply({"params": params}, t)[0])(text)[0]
   for got, real in zip(logits(padded, mask), mask, strict=True):
     np.testing.assert_allclose(got[real], alone, rtol=2e-4, atol=2e-5)
+
+
+SHOWN = {
+  "share": Band(first=4, budget=budgets.Share(0.25)),
+  "reindexed": Band(first=4, budget=budgets.Share(0.25), reindexed=True),
+  "tri_shape": Band(first=4, budget=budgets.Count(40), dense=9),
+  "separators": Separators(tokens=(1, 2), window=budgets.Share(0.1)),
+  "sentinels": Sentinels(tokens=(1, 2)),
+}
+
+
+@pytest.mark.parametrize("window", [None, 90])
+@pytest.mark.parametrize("name", SHOWN)
+def test_masks_that_depend_on_the_prompt_are_listed(name, window, monkeypatch):
+  """By rows and by blocks; two texts, one of which is shorter."""
+  attend, n = SHOWN[name], 300
+  layer = Layer(
+    heads=4, kv_heads=2, head_dim=8, window=window, rotary=Rotary(100.0)
+  )
+  rng = np.random.default_rng(0)
+  draw = lambda heads: jnp.asarray(rng.normal(size=(2, n, heads, 8)), "f4")
+  real = jnp.arange(n)[None] < jnp.array([[n], [171]])
+  position = jnp.broadcast_to(jnp.arange(n), (2, n))
+  token = jnp.asarray(rng.integers(0, 20, (2, n)))
+  a = Arrivals(draw(4), draw(2), draw(2), position, real, token=token)
+
+  def run(long):
+    monkeypatch.setattr(core, "LONG", long)
+    call = lambda a: attend(layer, a, Memory.of(a), params={}, carry={})[0]
+    return np.where(real[:, :, None, None], jax.jit(call)(a), 0)
+
+  monkeypatch.setattr(causal, "MASK", 2 * n * n)
+  listed = run(256)
+  np.testing.assert_allclose(listed, run(1024), atol=2e-5)
+  layout = attend.layout(layer, a.clean(), Memory.of(a))
+  assert layout is not None and (layout.density() < 0.9).all()
+  # Masks of longer prompts are not held.
+  monkeypatch.setattr(causal, "MASK", 2 * n * n - 1)
+  assert attend.layout(layer, a.clean(), Memory.of(a)) is None
 
 
 @pytest.mark.parametrize(

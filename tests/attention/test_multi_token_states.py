@@ -46,7 +46,8 @@ def test_keep_turns_the_length_of_chunks():
 
 def test_what_reaches_a_query():
   """Ends of chunks, which hold their own chunk alone, and the newest."""
-  attend = MultiTokenStates(4, lead=1, state=2)
+  # With one tap the states alone bring tokens together, as they are drawn.
+  attend = MultiTokenStates(4, lead=1, state=2, kernel=1)
   params = {"attend": attend.parameters(LAYER, 8, jax.random.key(0))}
 
   def loss(x, place):

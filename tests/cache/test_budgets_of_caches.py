@@ -5,7 +5,7 @@ import pytest
 
 from tests.cache import cases
 from tokjax import budgets, recipes
-from tokjax.cache.evict import Limits
+from tokjax.cache.limits import Limits
 
 LENGTHS = np.arange(65)
 EVICTING = [

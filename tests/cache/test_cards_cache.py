@@ -32,8 +32,9 @@ from tokjax.cache import scores as importance
 from tokjax.cache.adaptive import shares
 from tokjax.cache.convolved import Convolved
 from tokjax.cache.entries import Entries
-from tokjax.cache.evict import evicting, limits
+from tokjax.cache.evict import evicting
 from tokjax.cache.kivi import Kivi
+from tokjax.cache.limits import Limits
 from tokjax.cache.mixed import Mixed
 from tokjax.cache.prompt import Prompt, over_prompts
 from tokjax.layer import LSE, Arrivals, Layer, Memory
@@ -286,7 +287,7 @@ def test_lococo_weights():
 
 def test_streaming_keeps_the_first_and_the_last():
   reduce = evicting(KEEP_NEWEST, budgets.Count(12), first=4, last=1)
-  count, _ = limits(reduce, LAYER, 20, jnp.asarray([20]))
+  count, _ = Limits.of(reduce, LAYER, 20).at(jnp.asarray([20]))
   kept = keep(np.arange(20.0), int(count[0]), first=4, last=1)
   assert kept == [0, 1, 2, 3, *range(12, 20)]
 

@@ -22,12 +22,12 @@ from tokjax.attention.soft_vote import SoftVote
 from tokjax.attention.static import Band
 from tokjax.cache.combine import ByHead, ByLayer
 from tokjax.cache.entries import physical_bytes
-from tokjax.cache.evict import Trim
 from tokjax.cache.kivi import Kivi
 from tokjax.cache.kv import KV
 from tokjax.cache.reads import Pages
 from tokjax.cache.retriever import Retriever
 from tokjax.cache.shared_pages import SharedPages
+from tokjax.cache.trim import Trim
 from tokjax.layer import Memory
 from tokjax.slots import Slots
 

@@ -9,8 +9,9 @@ from tests.cache import cases
 from tests.cache.cases import LENGTHS, Case
 from tokjax import budgets, recipes
 from tokjax.binding import bind
-from tokjax.cache.evict import Trim, evicting
+from tokjax.cache.evict import evicting
 from tokjax.cache.kv import KV
+from tokjax.cache.trim import Trim
 from tokjax.recipes.vision.merging import tome_rule
 from tokjax.reduce.reduction import Reduce
 from tokjax.reduce.rules import KeepTop, keep_top, key_norm

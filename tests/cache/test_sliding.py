@@ -20,12 +20,12 @@ from tests.cache.reference.layer_input import (
 from tests.cache.test_forms import ALL
 from tokjax import budgets, recipes
 from tokjax.attention.block_memory import BlockMemory
-from tokjax.cache import evict as evict_lib
 from tokjax.cache.adaptive import Adaptive
 from tokjax.cache.combine import ByHead
 from tokjax.cache.entries import physical_bytes
 from tokjax.cache.kivi import Kivi
 from tokjax.cache.kv import KV
+from tokjax.cache.limits import Limits
 from tokjax.cache.mixed import Mixed
 from tokjax.cache.persistent import Persistent
 from tokjax.cache.reads import Pages
@@ -170,10 +170,11 @@ def test_a_fraction_is_one_of_the_window(keep, window, held):
   options = cases.options_of("snapkv")
   evict = recipes.get("snapkv", keep=keep, **options).cache.evict
   layer = dataclasses.replace(cases.layers()[0], window=window)
-  count, last = evict_lib.limits(evict, layer, 32, jnp.array([32, 2]))
+  limits = Limits.of(evict, layer, 32)
+  count, last = limits.at(jnp.array([32, 2]))
   sight = min(32, window or 32)
   assert min(int(count[0]), sight) == held
-  assert evict_lib.room(evict, layer, 32) == held
+  assert limits.room == held
   assert (last == 4).all() and min(int(count[1]), 2) == 2
 
 

@@ -99,7 +99,7 @@ def test_a_draft_says_what_the_model_says(folder, files, tmp_path, monkeypatch):
     lm.build(recipe.slots())  # Its weights are not in the folder.
   shapes = jax.eval_shape(
     VisionLanguage(lm.config, recipe.slots()).init, jax.random.key(0),
-    interop.convert.specimen(lm.config)[1],
+    interop.model_shapes.specimen(lm.config)[1],
   )["params"]  # fmt: skip
   draft = draw_params(shapes["language"]["draft"])
   language = {**lm.params["language"], "draft": draft}

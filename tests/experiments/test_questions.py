@@ -12,11 +12,8 @@ from PIL import Image
 from configs import vlm_grid
 from experiments.data import DataError, digit_grid, pipeline
 from experiments.data.grid_captions import GridCaptions
-from experiments.data.grid_questions import (
-  COLOURS,
-  KINDS,
-  GridQuestions,
-)
+from experiments.data.grid_questions import KINDS, GridQuestions
+from experiments.data.grid_scenes import COLOURS
 from experiments.data.questions import NOTHING, Question, conversation
 from experiments.data.words import END, IMAGE, START, Words
 from experiments.tasks import Questions
@@ -205,5 +202,5 @@ def test_captions_read_what_cells_show():
   assert example["length"] == data.length == len(example["tokens"]) == 12
   np.testing.assert_array_equal(example["target"][1:-1], example["tokens"][2:])
   assert example["target"][0] == example["target"][-1] == -1
-  with pytest.raises(ValueError, match="turns=2"):
+  with pytest.raises(TypeError, match="turns"):
     GridCaptions(turns=2)

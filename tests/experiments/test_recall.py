@@ -38,6 +38,20 @@ def test_examples_ask_for_planted_values_only():
     assert target[i] == tokens[at + 1]
 
 
+def test_only_order_tells_key_and_value():
+  data = Recall(length=34, pairs=16, keys=16, values=1, fillers=1, ordered=True)
+  element = data.prepare(data.source("test")[3])
+  tokens, target = element["tokens"], element["target"]
+  (separator,) = np.nonzero(tokens == 0)[0]
+  assert separator % 2 == 0 and ((tokens > 0) & (tokens <= 16)).sum() == 33
+  pairs = tokens[:separator].reshape(-1, 2)
+  assert set(pairs[:, 1]) & set(pairs[:, 0])
+  for asked, answer in zip(
+    tokens[separator + 1 :], target[separator + 1 :], strict=True
+  ):
+    assert pairs[pairs[:, 0] == asked, 1].tolist() == [answer]
+
+
 def test_probes_ask_what_the_context_holds():
   grid = probes.Grid(
     lengths=(16, 32), depths=(0.0, 1.0), texts=2, pairs=5, several=3

@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.contract.case import draw_params
 from tests.decoder.models import config as language
-from tokjax.interop import convert
+from tokjax.interop import model_shapes
 from tokjax.models import (
   VisionLanguage,
   VisionLanguageConfig,
@@ -39,7 +39,7 @@ def config(**changes) -> VisionLanguageConfig:
 @functools.cache
 def params_of(config: VisionLanguageConfig):
   """Parameters that are all drawn, and different from each other."""
-  made, prompts = convert.specimen(config)
+  made, prompts = model_shapes.specimen(config)
   shapes = jax.eval_shape(made.init, jax.random.key(0), prompts)
   return draw_params(shapes["params"])
 

@@ -141,4 +141,4 @@ def test_a_dense_model_refuses_what_leaves_holes():
     DenseViTConfig(SMALL)
   with pytest.raises(ValueError, match="widths=.*outputs=0|outputs=0.*widths="):
     dataclasses.replace(DENSE, widths=(0,), outputs=0)
-  assert "DenseViT" in str(interop.convert.specimen(DENSE)[0])
+  assert "DenseViT" in str(interop.model_shapes.specimen(DENSE)[0])

@@ -124,12 +124,59 @@ def test_short_prompts_do_not_cost_what_the_longest_do():
   questions = [ask(n, s) for n, s in ((500, 3), (64, 9), (512, 5), (60, 2))]
   groups = asking.groups_of(pair, questions, [], 4, 700, ())
   assert [(g.shape, g.batches) for g in groups] == [
-    (Shape(1, 512, 5), ((2,), (0,))), (Shape(2, 64, 9), ((1, 3),)),
-  ]  # fmt: skip
+    (Shape(1, 512, 5), (((2,),), ((0,),))),
+    (Shape(2, 64, 9), (((1,), (3,)),)),
+  ]
   (one,) = asking.groups_of(pair, questions, [], 4, 9999, (600,))
   assert one.shape == Shape(4, 600, 9)
   for n in (1, 9, 100, 1024, 1025, 5000):
     assert n <= asking.bucket(n, ()) <= max(9 * n / 8, n + asking.LEAST)
+
+
+def test_questions_about_one_prompt_are_asked_of_one_state(shared):
+  """As if each had a prompt of its own; rows may have fewer questions."""
+  lm, dense = shared
+  model = lm.build(UNREDUCED.slots())
+  generator = Generator(model, lm.params, capacity=13, decode=4)
+  fed = [(0, 3), (1, 4), (0, 6), (0, 7)]
+  texts = [[*PROMPTS[row], token] for row, token in fed]
+  said = np.array(generator.generate(texts, most=1))[:, 0]
+  # One is wrong.
+  asked = [
+    Probe(PROMPTS[row], [token], [int(own) + (token == 6)], 12, 0.0, 1)
+    for (row, token), own in zip(fed, said, strict=True)
+  ]
+
+  def answers(grouped):
+    pair = RecallAndText(lm, lm, asked, np.zeros((0, 4)), "here")
+    groups = asking.groups_of(pair, asked, [], 2, 99, (12,))
+    if not grouped:
+      one = lambda row: [((number,),) for number in row]
+      parts = [part for rows in groups[0].batches for row in rows
+               for part in one(row)]  # fmt: skip
+      shape = groups[0].shape._replace(batch=1)
+      groups = [dataclasses.replace(groups[0], batches=tuple(parts),
+                                    shape=shape)]  # fmt: skip
+    (group,) = groups
+    dense = {group: decoding.Dense.of(lm, group.shape)}
+    made = asking.Programs(
+      UNREDUCED,
+      {group: decoding.build(lm, UNREDUCED, group.shape, dense[group])},
+    )
+    ask = asking.Asker(
+      pair, asked, [], groups, dense, dense_prefill.Kept(2**20), 1
+    )
+    told = []
+    (found,) = ask([made], made, lambda *count: told.append(count))
+    return found.right, told
+
+  right, told = answers(grouped=True)
+  # One prefill, and another one that is timed.
+  assert told == [(1, 2), (2, 2)]
+  alone, told = answers(grouped=False)
+  assert told[-1] == (4, 4)
+  np.testing.assert_array_equal(right, alone)
+  np.testing.assert_array_equal(right, [[1, 1, 0, 1]])
 
 
 def test_records_are_kept_as_far_as_there_is_room():

@@ -52,6 +52,36 @@ def test_several_questions_about_one_context_are_judged_one_by_one(made):
   assert probe.share_of(wrong) == pytest.approx(2 / 3)
 
 
+def test_all_facts_stand_in_one_context_that_every_question_is_about():
+  tokenizer, length = Digits(), 400
+  grid = Grid((length,), (0.0, 1.0), 0, 3, 0, turns=2, together=2)
+  found = probes.of_text(tokenizer, TEXT, grid)
+  assert [probe.task for probe in found] == 2 * [
+    "single", "single", "keys", "values", "tracking"
+  ]  # fmt: skip
+  first, second = found[:5], found[5:]
+  assert {tuple(probe.prompt) for probe in first} == {tuple(first[0].prompt)}
+  assert first[0].prompt != second[0].prompt
+  assert len(first[0].prompt) == length
+  context = tokenizer.decode(first[0].prompt)
+  for probe in first:
+    fed = tokenizer.decode([*probe.asked, probe.answer[-1]])
+    said = fed[fed.index("Answer: ") :]
+    assert probe.share_of(np.array(probe.answer)) == 1
+    if probe.task in ("single", "keys"):
+      for sentence in said.split("\nAnswer: "):
+        assert sentence.removeprefix("Answer: ") in context
+    else:
+      names = re.findall(r"\d{5}|\b[A-Z][a-z]+\b", said.split(" are")[1])
+      assert all(name in context for name in names) and len(names) == 3
+  assert context.startswith("\nThe secret number")  # at depth 0
+  assert re.search(r"secret number of \w+ is \d{5}\.\n$", context)
+  with pytest.raises(ValueError, match=r"grid.together=1: needs 18 names"):
+    probes.of_text(tokenizer, TEXT, Grid((length,), pairs=9, together=1))
+  with pytest.raises(ValueError, match="together=1: .*take known=False"):
+    Grid(known=True, together=1)
+
+
 def test_values_and_chains_name_all_that_belongs(made):
   tokenizer, found = made
   context = tokenizer.decode(found["values"].prompt)

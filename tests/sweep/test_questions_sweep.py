@@ -22,7 +22,7 @@ from experiments.sweeps import (
 from experiments.sweeps.subject import Job
 from tests.contract.case import draw_params
 from tokjax import interop
-from tokjax.interop import convert
+from tokjax.interop import model_shapes
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def random_weights(monkeypatch):
 
   def trained(config, folder):
     calls.append(folder.name)
-    made, prompts = convert.specimen(config.model)
+    made, prompts = model_shapes.specimen(config.model)
     shapes = jax.eval_shape(made.init, jax.random.key(0), prompts)["params"]
     return draw_params(shapes)
 

@@ -74,6 +74,8 @@ class BlockMemory(Retrieval):
     score, *more = self.relevance(layer, chunk, far_q, reps, blocks, *more)
     picked, valid = self.retrieve(layer, chunk, score, blocks)
     place = jnp.arange(self.first)
+    if n <= self.local:  # Nothing can have left the window.
+      place, picked, valid = place[:0], picked[:0], valid[:0]
     # Places that are read at the constant distance, and the window.
     far = jnp.concatenate([place, picked])
     far_ok = jnp.concatenate([place < first, valid])
@@ -93,10 +95,14 @@ class BlockMemory(Retrieval):
     )[0]
     m = far.shape[0]
     q = layer.rotate(chunk.q, chunk.place)
-    window = of(q, layer.rotate(k[m:], near))
-    distant = of(far_q, k)
-    window = jnp.where(local[None, None], window, distant[..., m:])
-    x = jnp.concatenate([distant[..., :m], window], axis=-1)
+    x = of(q, layer.rotate(k[m:], near))
+    if n > self.local:
+      # Later tokens than these are in the window of all queries.
+      old = min(max(self.block, self.first) + c, width)
+      distant = of(far_q, k[: m + old])
+      past = jnp.where(local[None, None, :, :old], x[..., :old],
+                       distant[..., m:])  # fmt: skip
+      x = jnp.concatenate([distant[..., :m], past, x[..., old:]], axis=-1)
     weight = core.softmax(x, seen[None, None])
     out = core.join(core.mix(weight[None], core.heads_first(v[None])))[0]
     own = local & chunk.valid[:, None]

@@ -18,6 +18,10 @@ from pallas_kernels.decode_attention.merge import merge
 from tokjax.attention import core
 from tokjax.layer import LSE, Arrivals, Carry, Layer, Memory, Params
 
+# The most pairs of a prompt and batch whose mask is held, a byte each, to find
+# the blocks in it: 11 thousand tokens of one text.
+MASK = 2**27
+
 
 @dataclasses.dataclass(frozen=True)
 class Causal:
@@ -121,10 +125,11 @@ class Causal:
     By place in a prompt that arrives whole and whose padding comes last; None:
     there are no such blocks. Methods that change more than masks have none.
     """
-    t = arrivals.q.shape[1]
+    b, t, *_ = arrivals.q.shape
     pattern = self.pattern(layer, t)
     if pattern is None:
-      return None
+      rows = self.shown(layer, arrivals, memory) if b * t * t <= MASK else None
+      return None if rows is None else layouts.from_mask(rows(jnp.arange(t)))
     size = core.block_size(layer, pattern)
     pattern = core.in_window(layer, pattern)
     return layouts.from_pattern(pattern, q_len=t, block_q=size, block_k=size)
@@ -132,6 +137,15 @@ class Causal:
   def pattern(self, layer: Layer, tokens: int) -> layouts.Pattern | None:
     """What any prompt of `tokens` shows; None: that depends on the prompt."""
     return layouts.Causal() if type(self) is Causal else None
+
+  def shown(
+    self, layer: Layer, arrivals: Arrivals, memory: Memory
+  ) -> Callable[[Array], Bool[Array, "b #h c n"]] | None:
+    """What blocks show where that depends on the prompt, as `seen`.
+
+    None: the method changes more than masks.
+    """
+    return None
 
   def by_blocks(
     self, layer: Layer, layout: BlockLayout, arrivals: Arrivals, memory: Memory

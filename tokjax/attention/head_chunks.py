@@ -8,9 +8,13 @@ from jaxtyping import Array, Float, Int
 
 from tokjax import budgets, selection
 from tokjax.attention import core
-from tokjax.attention.retrieval import Retrieval, grouped
+from tokjax.attention.causal import with_others
+from tokjax.attention.retrieval import Chunk, Retrieval, grouped
 from tokjax.budgets import Budget
 from tokjax.layer import Layer
+
+# Chunks that every query reads: the first one, its own, and the one before.
+ALWAYS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,7 @@ class HeadChunks(Retrieval):
 
   def numbers(self, layer: Layer, n: int):
     """Chunks that prompts of every length up to n read."""
-    return jnp.asarray(self.counts(layer, n) // self.chunk).clip(3)
+    return jnp.asarray(self.counts(layer, n) // self.chunk).clip(ALWAYS)
 
   def memo(self, layer, n):
     """Chunk keys, and the queries of the chunk that is not complete."""
@@ -49,67 +53,111 @@ class HeadChunks(Retrieval):
   def look(self, layer, chunk, memo):
     keys, queries = memo
     w, n = self.chunk, chunk.k.shape[0]
-    most = max(self.most(layer, n) // w, 3)
-    most = min(most, keys.shape[0])
-    count = self.numbers(layer, n)[chunk.prompt]
     pad = [(0, -n % w), (0, 0), (0, 0)]
     k, v = (jnp.pad(x, pad) for x in (chunk.k, chunk.v))
     # Rotated within its own chunk; how far the chunk is from a query, the
     # query's rotation says.
     k = layer.rotate(k, jnp.arange(k.shape[0]) % w)
-    cut = lambda x: x.reshape(-1, w, *x.shape[1:])
-    one = lambda q, place: self.row(
-      layer, q, place, keys, cut(k), cut(v), most, count
-    )
-    c = chunk.q.shape[0]
-    if c <= self.rows:
-      out = jax.vmap(one)(chunk.q, chunk.place)
-    else:
-      out = jax.lax.map(
-        lambda at: one(*at), (chunk.q, chunk.place), batch_size=self.rows
-      )
+    k, v = (x.reshape(-1, w, *x.shape[1:]) for x in (k, v))
+    own = chunk.place[0] // w
+    total = jnp.minimum(self.numbers(layer, n)[chunk.prompt], own + 1)
+    found = self.always(layer, chunk, k, v, own, total)
+    most = min(self.most(layer, n) // w, keys.shape[0]) - ALWAYS
+    out = found[0]
+    if most > 0:
+      best = self.best(layer, chunk, keys, k, v, own, total, most)
+      out = with_others(found, best)
     at = jnp.where(chunk.valid, chunk.place % w, w)
     queries = queries.at[at].set(chunk.q.astype(jnp.float32), mode="drop")
-    return out, (keys, queries)
+    return out[0], (keys, queries)
 
-  def row(
+  def always(
     self,
     layer: Layer,
-    q: Float[Array, "h d"],
-    place: Int[Array, ""],
+    chunk: Chunk,
+    k: Float[Array, "m w g d"],
+    v: Float[Array, "m w g d"],
+    own: Int[Array, ""],
+    total: Int[Array, ""],
+  ) -> tuple[Float[Array, "1 c h d"], Float[Array, "1 h c"]]:
+    """Attention to the chunks that every query and head reads, and its LSE.
+
+    Args:
+      layer, chunk: the queries, which are in one chunk of text.
+      k, v: chunks of text, keys rotated in each.
+      own: number of the queries' chunk.
+      total: how many chunks are read.
+    """
+    w = self.chunk
+    number = jnp.stack([jnp.zeros_like(own), own - 1, own])
+    there = jnp.stack([own >= 2, own >= 1, own >= 0])
+    number = jnp.maximum(number, 0)
+    gap = jnp.stack([total - 1, jnp.ones_like(total), jnp.zeros_like(total)])
+    of = lambda q, k: core.logits(
+      layer, core.split(q[None], layer.kv_heads), core.heads_first(k[None])
+    )
+    turned = self.turned(layer, chunk, gap)
+    x = jnp.concatenate([*map(of, turned, k[number])], axis=-1)
+    place = (number[:, None] * w + jnp.arange(w)[None]).reshape(-1)
+    seen = jnp.repeat(there, w)[None] & (place[None] <= chunk.place[:, None])
+    values = v[number].reshape(1, -1, *v.shape[2:])
+    out, lse = core.part(x, seen[None, None, None], core.heads_first(values))
+    return core.join(out), lse.reshape(1, layer.heads, -1)
+
+  def turned(self, layer: Layer, chunk: Chunk, gap: Int[Array, "j"]) -> Array:
+    """Queries as far behind the first token of chunks as those are away.
+
+    `[j, c, H, D]` of `gap [j]`, in chunks.
+    """
+    far = gap[:, None] * self.chunk + chunk.place[None] % self.chunk
+    return jax.vmap(lambda at: layer.rotate(chunk.q, at))(jnp.maximum(far, 0))
+
+  def best(
+    self,
+    layer: Layer,
+    chunk: Chunk,
     keys: Float[Array, "m h d"],
     k: Float[Array, "m w g d"],
     v: Float[Array, "m w g d"],
+    own: Int[Array, ""],
+    total: Int[Array, ""],
     most: int,
-    count: Int[Array, ""],
-  ) -> Float[Array, "h d"]:
-    """One query's output: every head picks its chunks."""
-    w, own = self.chunk, place // self.chunk
+  ) -> tuple[Float[Array, "1 c h d"], Float[Array, "1 h c"]]:
+    """Attention to the chunks that heads pick for each query, and its LSE.
+
+    Args: as of `always`, and
+      keys: of chunks of text.
+      most: how many are picked at most.
+    """
     number = jnp.arange(keys.shape[0])
-    forced = (number == 0) | (number >= own - 1)
-    score = jnp.einsum("hd,mhd->hm", q.astype(jnp.float32), keys)
-    score = jnp.where(forced[None], jnp.inf, score)
+    free, count = (number > 0) & (number < own - 1), total - ALWAYS
+    head = jnp.arange(layer.heads) // layer.group
+    turned = self.turned(layer, chunk, total - 2 - jnp.arange(most))
 
     def pick(score):
-      top = selection.top_k(score, most, mask=number <= own, count=count)
+      top = selection.top_k(score, most, mask=free, count=count)
       top = selection.in_order(top)
-      return top.index, top.valid, top.total
+      return top.index, top.valid
 
-    index, valid, total = jax.vmap(pick)(score)
-    gap = (total[:, None] - 1 - jnp.arange(most)[None]) * w + place % w
-    spread = jnp.broadcast_to(q[:, None, None], (*index.shape, 1, q.shape[-1]))
-    turned = layer.rotate(spread, jnp.maximum(gap, 0))[:, :, 0]
-    head = jnp.arange(layer.heads) // layer.group
+    def row(at):
+      q, turned = at
+      score = jnp.einsum("hd,mhd->hm", q.astype(jnp.float32), keys)
+      index, valid = jax.vmap(pick)(score)
+      of = lambda x: jax.vmap(lambda index, g: x[index, :, g])(index, head)
+      x = jnp.einsum("phd,hpwd->hpw", turned, of(k)).astype(jnp.float32)
+      x = core.cap(layer, x * layer.factor)
+      seen = jnp.broadcast_to(valid[..., None], x.shape)
+      wide = lambda x: x.reshape(1, layer.heads, 1, 1, -1)
+      values = of(v).reshape(1, layer.heads, -1, v.shape[-1])
+      out, lse = core.part(wide(x), wide(seen), values)
+      return out[0, :, 0, 0], lse[0, :, 0, 0]
 
-    def attend(q, index, valid, head):
-      x = jnp.einsum("sd,swd->sw", q, k[index, :, head])
-      x = core.cap(layer, x.astype(jnp.float32) * layer.factor)
-      at = index[:, None] * w + jnp.arange(w)[None]
-      seen = valid[:, None] & (at <= place)
-      weight = core.softmax(x.reshape(-1), seen.reshape(-1))
-      return weight.astype(v.dtype) @ v[index, :, head].reshape(-1, v.shape[-1])
-
-    return jax.vmap(attend)(turned, index, valid, head)
+    at = chunk.q, jnp.swapaxes(turned, 0, 1)
+    if len(chunk.q) <= self.rows:
+      out, lse = jax.vmap(row)(at)
+    else:
+      out, lse = jax.lax.map(row, at, batch_size=self.rows)
+    return out[None], lse.T[None]
 
   def due(self, chunk):
     """A chunk of text is complete."""

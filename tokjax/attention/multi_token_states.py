@@ -17,6 +17,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokjax.attention import core
@@ -24,6 +25,12 @@ from tokjax.attention.causal import Causal, need_whole
 from tokjax.layer import NOTES, Layer
 
 EPSILON = 1e-5
+# Of decay at first: of all configurations of the release. The default of its
+# code, 1 to 16, lets a state forget a token before the next one is read.
+RATES = (0.01, 2.0)
+# Tokens a block up to which sums are faster than products of matrices on a CPU,
+# which takes one call for each block.
+SMALL = 16
 
 
 def model_parameters(
@@ -38,11 +45,83 @@ def model_parameters(
   return {
     "in": normal(0, width, hidden + mixed + heads) * width**-0.5,
     "conv": normal(1, kernel, mixed) * kernel**-0.5,
-    "rate": jnp.log(jax.random.uniform(keys[2], (heads,), minval=1, maxval=16)),
+    "rate": jnp.log(jax.random.uniform(keys[2], (heads,), float, *RATES)),
     "skip": jnp.ones((heads,)),
     "norm": jnp.ones((hidden,)),
     "out": normal(3, hidden, width) * hidden**-0.5,
   }
+
+
+def convolved(
+  x: Float[Array, "n c"], filters: Float[Array, "k c"], chunk: Int[Array, "n"]
+) -> Float[Array, "n c"]:
+  """Each channel filtered over the last tokens of a token's own chunk."""
+  out = x * filters[-1][None]
+  for back in range(1, min(len(filters), len(x))):
+    earlier = jnp.pad(x, [(back, 0), (0, 0)])[: len(x)]
+    same = jnp.pad(chunk, (back, 0), constant_values=-2)[: len(x)] == chunk
+    earlier = jnp.where(same[:, None], earlier, 0.0)
+    out = out + earlier * filters[-1 - back][None]
+  return out
+
+
+def part(x: Array, start: Int[Array, ""] | int, n: int) -> Array:
+  """Some rows; a known start spares the gathers that `vmap` makes of others."""
+  if isinstance(start, int):
+    return x[start : start + n]
+  return jax.lax.dynamic_slice_in_dim(x, start, n)
+
+
+def recurrence(
+  values: Float[Array, "n h p"],
+  step: Float[Array, "n h"],
+  rate: Float[Array, "h"],
+  write: Float[Array, "n s"],
+  read: Float[Array, "n s"],
+  chunk: Int[Array, "n"],
+  first: Int[Array, ""] | int,
+  length: int,
+) -> Float[Array, "n h p"]:
+  """What states hold for each token, as products within blocks of a chunk.
+
+  A state decays by `exp(step * rate)` and takes `step * values * write`; zero
+  at the first token of a chunk.
+
+  Args:
+    values, step: of the heads.
+    rate: of decay, negative.
+    write, read: vectors that states are written and read with.
+    chunk: number of each token's; blocks may hold parts of two.
+    first: place of the first token, counted from the start of a block.
+    length: tokens a block; static.
+  """
+  n, before = len(values), first % length
+  blocks = -(-(n + length - 1) // length)
+
+  def laid(x, fill=0):
+    """Rows as blocks `[m, length, ...]`."""
+    ends = [(length, blocks * length - n)] + [(0, 0)] * (x.ndim - 1)
+    x = jnp.pad(x, ends, constant_values=fill)
+    x = part(x, length - before, blocks * length)
+    return x.reshape(blocks, length, *x.shape[1:])
+
+  values, step, write, read = map(laid, (values, step, write, read))
+  chunk, at = laid(chunk, -2), jnp.arange(length)
+  same = (chunk[:, :, None] == chunk[:, None]) & (at[:, None] >= at[None])[None]
+  same = same[..., None]
+  # What is left of a token: the decay of all steps behind it.
+  total = jnp.cumsum(step, axis=1)
+  behind = jnp.where(same, total[:, :, None] - total[:, None], 0.0)
+  left = jnp.exp(behind * rate[None, None, None]) * step[:, None]
+  weight = jnp.where(same, left, 0.0)
+  if length > SMALL:
+    weight = weight * jnp.einsum("mts,mks->mtk", read, write)[..., None]
+    out = jnp.einsum("mtkh,mkhp->mthp", weight, values)
+  else:
+    fit = (read[:, :, None] * write[:, None]).sum(axis=-1)
+    weight = weight * fit[..., None]
+    out = (weight[..., None] * values[:, None]).sum(axis=2)
+  return part(out.reshape(blocks * length, *out.shape[2:]), before, n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +141,7 @@ class MultiTokenStates(Causal):
   lead: int = 1
   state: int = 128
   hidden: int | None = None
-  heads: int = 1
+  heads: int = 8
   kernel: int = 4
 
   def __post_init__(self):
@@ -136,7 +215,7 @@ class MultiTokenStates(Causal):
     layer: Layer,
     params: dict[str, Array],
     x: Float[Array, "n w"],
-    place: Int[Array, "n"],
+    place: Int[Array, "n"] | Int[np.ndarray, "n"],
   ) -> Float[Array, "n g d"]:
     """Inputs plus what a model makes of them and their chunk so far.
 
@@ -148,48 +227,38 @@ class MultiTokenStates(Causal):
       place: of those in the text; negative: there is no such token.
     """
     hidden, heads = params["norm"].shape[0], params["skip"].shape[0]
-    chunk, n = self.number(layer, jnp.maximum(place, 0)), len(x)
-
-    def before(values, count):
-      """Of the last `count` tokens up to each, zeros from other chunks."""
-      at = jnp.arange(n)[:, None] - count + 1 + jnp.arange(count)[None]
-      i = jnp.maximum(at, 0)
-      same = (at >= 0) & (chunk[i] == chunk[:, None]) & (place[i] >= 0)
-      mask = same.reshape(n, count, *[1] * (values.ndim - 1))
-      return jnp.where(mask, values[i], 0.0), same
-
+    chunk = jnp.where(place < 0, -1, self.number(layer, jnp.maximum(place, 0)))
     made = x @ params["in"]
     gate, mixed = made[:, :hidden], made[:, hidden:-heads]
     step = jax.nn.softplus(made[:, -heads:])
-    taps = before(mixed, self.kernel)[0]
-    mixed = jax.nn.silu(jnp.einsum("nkm,km->nm", taps, params["conv"]))
+    mixed = jax.nn.silu(convolved(mixed, params["conv"], chunk))
     values, write, read = jnp.split(
       mixed, [hidden, hidden + self.state], axis=-1
     )
-    values = values.reshape(n, heads, -1)
-    steps, same = before(step, self.chunk)
-    rate = -jnp.exp(params["rate"])[None, None]
-    # What is left of a token: the decay of all steps behind it.
-    behind = jnp.cumsum(steps[:, ::-1], axis=1)[:, ::-1] - steps
-    weight = jnp.where(same[..., None], jnp.exp(behind * rate) * steps, 0.0)
-    fit = jnp.einsum("ns,nks->nk", read, before(write, self.chunk)[0])
-    y = jnp.einsum(
-      "nkh,nkhp->nhp", weight * fit[..., None], before(values, self.chunk)[0]
+    values = values.reshape(len(x), heads, -1)
+    first = layer.ask(self.shift) + (
+      int(place[0]) if isinstance(place, np.ndarray) else place[0]
     )
-    y = (y + params["skip"][None, :, None] * values).reshape(n, -1)
+    rate = -jnp.exp(params["rate"])
+    y = recurrence(values, step, rate, write, read, chunk, first, self.chunk)
+    y = (y + params["skip"][None, :, None] * values).reshape(len(x), -1)
     y = y * jax.nn.silu(gate)
     y = y * jax.lax.rsqrt((y * y).mean(axis=-1, keepdims=True) + EPSILON)
     y = x + (y * params["norm"][None]) @ params["out"]
-    return y.reshape(n, layer.kv_heads, layer.head_dim)
+    return y.reshape(len(x), layer.kv_heads, layer.head_dim)
 
   def keys_and_values(
     self, layer: Layer, params, x: Float[Array, "b n w"], place
   ) -> tuple[Float[Array, "b n g d"], Float[Array, "b n g d"]]:
-    """Rotated keys, and values; `place [b, n]`."""
-    of = lambda name: jax.vmap(
-      lambda x, place: self.states(layer, params[name], x, place)
-    )(x, place)
-    return layer.rotate(of("k"), jnp.maximum(place, 0)), of("v")
+    """Rotated keys, and values; `place [b, n]`, or NumPy's `[n]` of all."""
+    states = lambda name, x, at: self.states(layer, params[name], x, at)
+    if place.ndim == 1:
+      of = lambda name: jax.vmap(lambda x: states(name, x, place))(x)
+    else:
+      of = lambda name: jax.vmap(lambda x, at: states(name, x, at))(x, place)
+    at = jnp.maximum(place, 0).reshape(-1, x.shape[1])
+    at = jnp.broadcast_to(at, x.shape[:2])
+    return layer.rotate(of("k"), at), of("v")
 
   # Attention.
 
@@ -226,8 +295,7 @@ class MultiTokenStates(Causal):
     a = arrivals.clean()
     need_whole(self, a, memory)
     b, t = a.q.shape[:2]
-    place = jnp.broadcast_to(jnp.arange(t)[None], (b, t))
-    k, v = self.keys_and_values(layer, params["attend"], a.x, place)
+    k, v = self.keys_and_values(layer, params["attend"], a.x, np.arange(t))
     many = -(-t // self.chunk) + 1
     end = jnp.minimum(self.end(layer, jnp.arange(many)), t - 1)
     few = lambda x: core.heads_first(x[:, end])

@@ -2,7 +2,7 @@
 
 Attention of a decoder counts by place: blocks of a causal layout, first and
 last tokens, distances, the end of a text. All of that is right for any mask if
-padding comes last (see `tokjax.slots.Arrivals`). A model that takes
+padding comes last (see `tokjax.layer.Arrivals`). A model that takes
 masks of any form therefore orders its tokens once, before the first layer, and
 undoes that behind the last one; no layer has to know about it.
 """

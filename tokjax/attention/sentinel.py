@@ -57,3 +57,5 @@ class Sentinels(Causal):
       return causal(at) & (may | ~asks[:, at][:, :, None])[:, None]
 
     return rows
+
+  shown = seen

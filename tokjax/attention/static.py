@@ -85,6 +85,13 @@ class Band(Causal):
       return layouts.Causal() & near & ~early
     return layouts.Causal() & (early | near)
 
+  def shown(self, layer, arrivals, memory):
+    seen = self.seen(layer, arrivals, memory)
+    if not self._apart:
+      return seen
+    late = (memory.position >= self.first)[:, None, None]
+    return lambda at: seen(at) & late
+
   @property
   def _apart(self) -> bool:
     """Whether the first tokens meet other queries than the last ones."""
@@ -170,6 +177,8 @@ class Separators(Causal):
       return causal(at) & (always[:, None, :] | near)[:, None]
 
     return rows
+
+  shown = seen
 
 
 def _distances(arrivals, memory, at):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from tokjax.budgets.base import Budget, BudgetError, block, check_keep, exact
-from tokjax.budgets.by_depth import Once
+from tokjax.budgets.one_block import Once
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,9 +24,10 @@ from tokjax.cache import entries as entries_lib
 from tokjax.cache import evict as evict_lib
 from tokjax.cache import reads, workspace
 from tokjax.cache.entries import Entries
-from tokjax.cache.evict import Trim
+from tokjax.cache.limits import Limits
 from tokjax.cache.reads import Query, ReadAll
 from tokjax.cache.stores import Exact, Parts, Store
+from tokjax.cache.trim import Trim
 from tokjax.cache.workspace import Workspace
 from tokjax.layer import LSE, NOTES, Arrivals, Carry, Layer
 from tokjax.reduce.reduction import Reduce
@@ -222,12 +223,11 @@ class KV(Prompted):
     prompt = layer.in_sight(prompt)
     if self.evict is None:
       return prompt + decode
-    kept = evict_lib.room(self.evict, layer, prompt)
+    limits = Limits.of(self.evict, layer, prompt)
     if self.trim is None or not self.trim.evicts:
-      return min(kept, prompt) + decode
+      return limits.room + decode
     # One place for the token that arrives, and one for the merged entry.
-    most = evict_lib.Limits.of(self.evict, layer, prompt).most
-    most += self.trim.merge + self.trim.slack + 1
+    most = limits.most + self.trim.merge + self.trim.slack + 1
     return min(most, prompt + decode)
 
   def compress(self, layer: Layer, space: Workspace, notes, params) -> KVState:
@@ -246,7 +246,7 @@ class KV(Prompted):
         whole = whole.replace(extra=extra)
       whole = entries_lib.newest(whole, prompt)
     else:
-      count, last = evict_lib.limits(self.evict, layer, prompt, length)
+      count, last = Limits.of(self.evict, layer, prompt).at(length)
       remember = self.trim and self.trim.remembered(layer)
       whole = evict_lib.evict(self.evict, layer, space, whole, remember)
     room = self.room(layer, space.prompt, space.decode)
@@ -333,10 +333,7 @@ class KV(Prompted):
   @property
   def _merges(self) -> bool:
     """Whether entries stand for several tokens."""
-    evict = self.evict
-    if evict is None:
-      return False
-    return evict.rest == "mean" or not getattr(evict.rule, "selects", False)
+    return self.evict is not None and evict_lib.merges(self.evict)
 
   def _turned(
     self, layer: Layer, a: Arrivals, entries: Entries

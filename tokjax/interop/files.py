@@ -20,7 +20,7 @@ from huggingface_hub import errors
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tokjax.interop.convert import CheckpointError, Header
+from tokjax.interop.tensors import CheckpointError, Header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 GGUF, ONNX = ".gguf", ".onnx"

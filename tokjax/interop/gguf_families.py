@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tokjax.interop import fields
-from tokjax.interop.convert import Header
 from tokjax.interop.fields import Family, Field, Json, Problems, Reader
+from tokjax.interop.tensors import Header
 from tokjax.models.rotary import Rotary
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"

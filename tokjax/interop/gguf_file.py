@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokjax.interop import files
-from tokjax.interop.convert import CheckpointError, Header
+from tokjax.interop.tensors import CheckpointError, Header
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 # Codes of metadata types. UINT8, INT8, UINT16, ... as `struct` writes them.

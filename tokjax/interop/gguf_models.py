@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tokjax.interop import fields, gguf_tokenizer, tables
-from tokjax.interop.convert import FLOATS, Header
 from tokjax.interop.gguf_families import (
   ARCHITECTURES,
   FREQUENCIES,
@@ -18,6 +17,7 @@ from tokjax.interop.gguf_families import (
 from tokjax.interop.gguf_file import GgufFile
 from tokjax.interop.layout import Layout
 from tokjax.interop.tables import linear, one
+from tokjax.interop.tensors import FLOATS, Header
 from tokjax.interop.tokenizer import Tokenizer
 from tokjax.models.decoder import Decoder
 from tokjax.models.decoder_config import DecoderConfig

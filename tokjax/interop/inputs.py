@@ -76,7 +76,9 @@ class OneOrMany(AnyResolution):
     size = (image.height, image.width)
     return Crops(self.crop(canvas)[None], size)
 
-  def video(self, frames: Sequence[np.ndarray | Image.Image]) -> Clip:
+  def video(
+    self, frames: Sequence[np.ndarray | Image.Image]
+  ) -> Clip[np.ndarray]:
     """A video of one placeholder; frames are resized to a square each.
 
     See `images.to_pillow` for errors.

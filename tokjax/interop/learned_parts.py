@@ -18,8 +18,17 @@ import numpy as np
 from flax import traverse_util
 
 from tokjax import budgets
-from tokjax.interop import convert, files
-from tokjax.interop.convert import Config, Header
+from tokjax.interop import files, model_shapes
+from tokjax.interop.model_shapes import Config
+from tokjax.interop.tensors import (
+  Header,
+  cast,
+  check,
+  dtype_of,
+  is_finite,
+  not_finite,
+  report,
+)
 from tokjax.models.decoder import layers_of
 from tokjax.models.decoder_block import attend_of, cache_of
 from tokjax.models.decoder_config import DecoderConfig
@@ -38,7 +47,7 @@ def split(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Parameters of the plain model, and the others by name."""
   flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
-  own = convert.shapes_of(config)
+  own = model_shapes.shapes_of(config)
   plain = {name: x for name, x in flat.items() if name in own}
   rest = {name: x for name, x in flat.items() if name not in own}
   return traverse_util.unflatten_dict(plain, sep="/"), rest
@@ -120,14 +129,10 @@ def add(
     found = {name: file.get_tensor(name) for name in file.keys()}
   headers = {n: Header(x.shape, str(x.dtype)) for n, x in found.items()}
   source = f"{path} for recipe {model.slots.name!r}"
-  convert.check(headers, wanted, lambda name: False, source)
-  values = {
-    n: convert.cast(x, convert.dtype_of(x, dtype)) for n, x in found.items()
-  }
-  wrong = [n for n, x in values.items() if not convert.is_finite(x)]
-  convert.report(
-    [convert.not_finite(n, found[n], values[n].dtype) for n in wrong], source
-  )
+  check(headers, wanted, lambda name: False, source)
+  values = {n: cast(x, dtype_of(x, dtype)) for n, x in found.items()}
+  wrong = [n for n, x in values.items() if not is_finite(x)]
+  report([not_finite(n, found[n], values[n].dtype) for n in wrong], source)
   flat |= {n: jnp.asarray(x) for n, x in values.items()}
   return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -140,7 +145,7 @@ def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
   )
   if isinstance(config, DecoderConfig) and not within:
     return _of_decoder(config, slots)  # Without a trace of every block.
-  _, example = convert.specimen(model.config)
+  _, example = model_shapes.specimen(model.config)
   if isinstance(model.config, DecoderConfig):
     length = min(PROMPT, model.config.length)
     example = jax.ShapeDtypeStruct((1, length), jnp.int32)
@@ -153,7 +158,7 @@ def _of_decoder(
   config: DecoderConfig, slots: Slots
 ) -> dict[str, tuple[int, ...]]:
   """The plain model's, and what attention and caches learn in each block."""
-  found = dict(convert.shapes_of(config))
+  found = dict(model_shapes.shapes_of(config))
   for layer in layers_of(config, jnp.float32):
     learned = functools.partial(
       parameters, attend_of(slots), cache_of(slots), layer, config.width

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokjax.interop import files
-from tokjax.interop.convert import CheckpointError, Header
+from tokjax.interop.tensors import CheckpointError, Header
 
 # onnx.TensorProto.DataType.
 DTYPES = {1: np.float32, 10: np.float16, 11: np.float64, 16: jnp.bfloat16}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokjax.interop import convert, tables
-from tokjax.interop.convert import CheckpointError, Entry, Header
+from tokjax.interop.convert import Entry
 from tokjax.interop.fields import Json, Problems
 from tokjax.interop.layout import Layout
 from tokjax.interop.onnx_file import OnnxFile
@@ -31,6 +31,7 @@ from tokjax.interop.onnx_sizes import (
 )
 from tokjax.interop.preprocessing import Preprocessing
 from tokjax.interop.tables import Row
+from tokjax.interop.tensors import CheckpointError, Header
 from tokjax.models.dense_vit import DenseViT, DenseViTConfig
 from tokjax.models.positions import resize_table
 from tokjax.slots import Slots

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tokjax.interop.convert import CheckpointError
 from tokjax.interop.fields import Problems
 from tokjax.interop.onnx_file import OnnxFile, attributes, module_of
+from tokjax.interop.tensors import CheckpointError
 from tokjax.models.vit import ViTConfig
 
 ENCODER, HEAD = "backbone", "decoder"

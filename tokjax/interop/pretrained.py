@@ -18,10 +18,10 @@ from tokjax.interop import (
 from tokjax.interop import labels as labels_lib
 from tokjax.interop.architectures_language import LANGUAGE
 from tokjax.interop.architectures_vision import VISION
-from tokjax.interop.convert import Config
 from tokjax.interop.internvl import INTERNVL
 from tokjax.interop.layout import Layout
 from tokjax.interop.llava import LLAVA
+from tokjax.interop.model_shapes import Config, check_sizes
 from tokjax.interop.prismatic import PRISMATIC
 from tokjax.interop.qwen_vl import QWEN_VL
 from tokjax.interop.timm import Timm
@@ -86,7 +86,7 @@ def load(
   """
   folder = files.locate(source, revision)
   layout, own, tensors = open_folder(folder)
-  convert.check_sizes(own, tensors.headers, layout.stated_as, str(source))
+  check_sizes(own, tensors.headers, layout.stated_as, str(source))
   config = with_overrides(own, overrides)
   # Before the tensors, which take time and memory.
   model = layout.build(config, slots, dtype)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from tokjax.cache.evict import Tally, attended
 from tokjax.cache.kv import KV
+from tokjax.cache.tally import Tally, attended
 from tokjax.models.generation import GREEDY, Generation, draw
 from tokjax.models.vlm import Prompts
 from tokjax.models.vlm_generation import VisionLanguageGenerator

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -122,7 +122,11 @@ class Patches(NamedTuple):
   windows: Int[Given, "k w s"] | None = None
 
 
-class Clip(NamedTuple):
+Part = TypeVar("Part", bound=Patches | Given)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip(Generic[Part]):
   """A video, which one placeholder in a prompt stands for.
 
   Attributes:
@@ -133,7 +137,7 @@ class Clip(NamedTuple):
       down: 1 (Qwen2-VL), positions a second times seconds (Qwen2.5-VL).
   """
 
-  parts: tuple[Any, ...]
+  parts: tuple[Part, ...]
   step: float = 1.0
 
   @property

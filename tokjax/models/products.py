@@ -11,25 +11,28 @@ from jaxtyping import Array, Float
 from tokjax import xla_options
 
 # XLA for CPUs multiplies this many rows in bfloat16 ten times as fast as one,
-# for which it has a scalar loop (JAX 0.10, processor without such products).
-ROWS = 4
-# Has YNNPACK multiply where it can. Before its own products in bfloat16, XLA
-# writes the whole matrix anew, in float32: more work than a few rows are.
+# for which it has a scalar loop (JAX 0.10 to 0.12).
+ROWS = 2
+# Has YNNPACK multiply where it can. Before its own products in bfloat16, XLA of
+# JAX 0.10 writes the whole matrix anew, in float32: more work than a few rows
+# are. From JAX 0.11 on its own products are twice as fast as with the option.
 LIBRARY = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+NEEDED = jax.__version_info__ < (0, 11)
 
 
 class Compiled:
   """`jax.jit` for a program with products of few rows in a dtype.
 
-  Programs in bfloat16 for a CPU leave their products to a library (which is a
-  tenth slower than XLA's where rows are many). XLA takes options of whole
-  programs only: called within another one it is part of that, and compiled like
-  it.
+  Programs in bfloat16 for a CPU leave their products to a library where XLA's
+  own are slow (which is a tenth slower than these where rows are many). XLA
+  takes options of whole programs only: called within another one it is part of
+  that, and compiled like it.
   """
 
   def __init__(self, run: Callable[..., Any], dtype: Any, **options: Any):
     jit = lambda **more: jax.jit(run, **options, **more)
-    found = xla_options.known(LIBRARY) if dtype == jnp.bfloat16 else {}
+    few = dtype == jnp.bfloat16 and NEEDED
+    found = xla_options.known(LIBRARY) if few else {}
     self._plain: Any = jit()
     self._alone: Any = jit(compiler_options=found) if found else None
 

@@ -64,7 +64,7 @@ def patches_of(image: Any, config: NativeResolutionConfig) -> Patches:
   return Patches(pixels, np.asarray(grid, np.int32))
 
 
-def clip_of(image: Any, config: NativeResolutionConfig) -> Clip:
+def clip_of(image: Any, config: NativeResolutionConfig) -> Clip[Patches]:
   """An image as a clip of one part, or a clip, checked.
 
   Raises:
@@ -139,9 +139,11 @@ def remaining(
 
 
 def starts_of(
-  ids: Sequence[int], clips: Sequence[Clip], counts: Sequence[Sequence[int]],
+  ids: Sequence[int],
+  clips: Sequence[Clip[Patches]],
+  counts: Sequence[Sequence[int]],
   config: VisionLanguageConfig,
-) -> tuple[list[int], list[int], int]:  # fmt: skip
+) -> tuple[list[int], list[int], int]:
   """Where on all axes each token stands, or the first one of its image.
 
   Args:

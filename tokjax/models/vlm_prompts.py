@@ -25,7 +25,7 @@ Ids = Sequence[int]
 Images = Sequence[np.ndarray | Crops | Patches | Clip]
 
 
-def frames_of(clip: Clip, config: VisionLanguageConfig) -> Crops:
+def frames_of(clip: Clip[np.ndarray], config: VisionLanguageConfig) -> Crops:
   """A video as crops that are its frames.
 
   Raises:

@@ -10,22 +10,23 @@ silu = lambda x: x / (1 + np.exp(-x))
 
 def of_chunk(made, x):
   """The recurrence over one chunk, which starts from nothing."""
-  hidden, state = made["norm"].shape[0], 3
+  hidden, state, heads = made["norm"].shape[0], 3, len(made["rate"])
+  spread = lambda of_heads: np.repeat(of_heads, hidden // heads)
   kernel, outs, before = len(made["conv"]), [], []
   memory = np.zeros((hidden, state))
   for row in x:
     all_ = row @ made["in"]
-    gate, mixed, step = all_[:hidden], all_[hidden:-1], all_[-1]
+    gate, mixed, step = all_[:hidden], all_[hidden:-heads], all_[-heads:]
     before.append(mixed)
-    step = np.log1p(np.exp(step))
+    step = spread(np.log1p(np.exp(step)))
     taps = before[-kernel:]
     filters = made["conv"][kernel - len(taps) :]
     mixed = silu((np.array(taps) * filters).sum(axis=0))
     value = mixed[:hidden]
     write, read = mixed[hidden : hidden + state], mixed[hidden + state :]
-    memory = np.exp(-np.exp(made["rate"][0]) * step) * memory
-    memory = memory + step * np.outer(value, write)
-    y = (memory @ read + made["skip"][0] * value) * silu(gate)
+    decay = np.exp(-np.exp(spread(made["rate"])) * step)
+    memory = decay[:, None] * memory + np.outer(step * value, write)
+    y = (memory @ read + spread(made["skip"]) * value) * silu(gate)
     y = y / np.sqrt((y * y).mean() + 1e-5) * made["norm"]
     outs.append(row + y @ made["out"])
   return np.stack(outs)

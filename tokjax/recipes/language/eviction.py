@@ -10,9 +10,10 @@ from tokjax.cache import scores as importance
 from tokjax.cache.adaptive import Adaptive
 from tokjax.cache.answers import Observed, Remembered
 from tokjax.cache.combine import ByHead
-from tokjax.cache.evict import Trim, evicting
+from tokjax.cache.evict import evicting
 from tokjax.cache.kv import KV
 from tokjax.cache.stores import Exact
+from tokjax.cache.trim import Trim
 from tokjax.recipes.registry import recipe
 from tokjax.reduce.rules import KEEP_NEWEST, KeepTop, keep_top, key_norm
 from tokjax.slots import Slots

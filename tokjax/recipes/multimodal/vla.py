@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from tokjax import diversity, scores, selection
 from tokjax.binding import bind
 from tokjax.budgets import Budget, Count, Once
-from tokjax.cache.evict import Tally
 from tokjax.cache.kv import KV
+from tokjax.cache.tally import Tally
 from tokjax.plan import Plan
 from tokjax.recipes.multimodal.pruning import VISUAL
 from tokjax.recipes.registry import recipe

@@ -1,23 +1,11 @@
-"""Signals are questions: what a rule asks of a layer, and the answers.
-
-A question is a frozen dataclass. A rule carries its questions
-(`asks(Keys())(rule)`, or as bound options), a model computes the answers to
-what is asked and nothing else, and the rule reads `site[question]`. An int
-layer counts from the block at which the rule acts: 0 is this block, -1 the one
-before. `Block(i)` is block i of the model. Answers of earlier blocks travel
-through the plans in between.
-
-At the input of a block, layer 0 is a look-ahead: the block's own projections
-of the tokens that arrive, before any is removed (PyramidDrop).
-"""
+"""Questions: what a rule asks of a layer, of a call, or about tokens."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from tokjax.tokens import Kind
 
@@ -59,30 +47,6 @@ class Of:
   first: bool = False
 
 
-def unanswered(question: Any, kinds: Iterable[Kind]) -> list[str]:
-  """Names of the kinds whose attention is asked for, if there are none of them.
-
-  Args:
-    question: any; one that is not about `Of` has none.
-    kinds: of the tokens that a model has.
-  """
-  of = getattr(question, "of", None)
-  if not isinstance(of, Of) or set(of.kinds) & set(kinds):
-    return []
-  return [kind.name for kind in of.kinds]
-
-
-@dataclasses.dataclass(frozen=True)
-class By:
-  """All queries, each weighted by the answer to another question, `[n]`.
-
-  Attributes:
-    signal: non-negative; usually `Derived`, at an absolute `Block`.
-  """
-
-  signal: Any
-
-
 @dataclasses.dataclass(frozen=True)
 class Question:
   """Base of the questions.
@@ -121,6 +85,17 @@ class Question:
   def answered(self, block: int) -> "Question":
     """The same question with an absolute layer."""
     return dataclasses.replace(self, layer=Block(block))
+
+
+@dataclasses.dataclass(frozen=True)
+class By:
+  """All queries, each weighted by the answer to another question, `[n]`.
+
+  Attributes:
+    signal: non-negative; usually `Derived`, at an absolute `Block`.
+  """
+
+  signal: Question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +145,7 @@ class Peaks(Question):
     of: whose rows: those to which the signal gives a positive number.
   """
 
-  of: By = By(None)
+  of: By = dataclasses.field(kw_only=True)
 
   axes: ClassVar = (-1,)
 
@@ -266,83 +241,6 @@ class Transition(Question):
 
 
 @dataclasses.dataclass(frozen=True)
-class _BeforeBlocks(Question):
-  """Asked in a language model, answered before its first block."""
-
-  axes: ClassVar = (0,)
-
-  def at(self, block: int, depth: int) -> int:
-    return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen(_BeforeBlocks):
-  """What an encoder said about the patch of each visual token, `[n]`.
-
-  Zeros for tokens that are no patches.
-
-  Attributes:
-    question: of the encoder. Its layer counts from the last block that runs;
-      heads that it leaves are averaged.
-    ahead: the block ahead of the features answers, see
-      `tokjax.models.vlm_ahead`.
-    by: hashable; from the answer about one image, class token included, to a
-      number for each of its tokens; None: the answer is that.
-  """
-
-  question: Question = Question()
-  ahead: bool = False
-  by: Callable[[Array], Array] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin(_BeforeBlocks):
-  """Where visual tokens come from, `[n, 8]`; see `Origins`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Recalled(_BeforeBlocks):
-  """What earlier prompts said of each visual token, `[n]`; zeros: nothing.
-
-  It comes with a prompt, see `tokjax.models.vlm.Prompts`; a decoder by itself
-  is told nothing.
-  """
-
-
-@dataclasses.dataclass(frozen=True)
-class Merged(_BeforeBlocks):
-  """Which visual tokens the encoder made one and gave back as copies, `[n]`.
-
-  Members of one have the same number in a prompt; -1: no visual token.
-  """
-
-
-class Origins(NamedTuple):
-  """An answer to `Origin` in its parts, -1 for tokens that are no patches.
-
-  Attributes:
-    image: number of the image in its prompt, `[n]`.
-    crop: 0 for the whole image, then its crops row by row.
-    row, column: in the grid of the crop.
-    high, wide: how many crops an image has in rows and columns; 0: none.
-    rows, columns: sides of the grid of a crop.
-  """
-
-  image: Int[Array, "n"]
-  crop: Int[Array, "n"]
-  row: Int[Array, "n"]
-  column: Int[Array, "n"]
-  high: Int[Array, "n"]
-  wide: Int[Array, "n"]
-  rows: Int[Array, "n"]
-  columns: Int[Array, "n"]
-
-  @classmethod
-  def of(cls, answer: Int[Array, "n 8"]) -> "Origins":
-    return cls(*jnp.moveaxis(answer, -1, 0))
-
-
-@dataclasses.dataclass(frozen=True)
 class Random(Question):
   """A random key for each example and block: `site.key`."""
 
@@ -352,11 +250,8 @@ class Grid(Question):
   """That the free tokens form a complete grid: `site.grid`."""
 
 
-ATTENTION = (Rows, Received, Attention)
 # Asked of the call, not of a block.
 OF_THE_CALL = (Random, Grid)
-# Answered by a vision-language model before its language model runs.
-OF_IMAGES = (Seen, Origin, Merged)
 # Asked about tokens, which needs no attention.
 OF_TOKENS = (Hidden, Derived)
 CLASS = Rows(of=Of((Kind.CLASS,), first=True))
@@ -379,73 +274,14 @@ def questions_of(rule: Any) -> tuple[Question, ...]:
   return (*(q for q in under if q not in asked), *asked)
 
 
-def reduce_heads(x: Array, over: str | None, axis: int = -2) -> Array:
-  """Mean, sum or maximum over the axis of heads; None: the array itself."""
-  if over is None:
-    return x
-  return {"mean": jnp.mean, "sum": jnp.sum, "max": jnp.max}[over](x, axis=axis)
+def unanswered(question: Any, kinds: Iterable[Kind]) -> list[str]:
+  """Names of the kinds whose attention is asked for, if there are none of them.
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Answers:
-  """Answers to questions, in pairs.
-
-  Attributes:
-    questions: with absolute layers (static: questions are no keys of a
-      pytree, whose keys are sorted).
-    values: an array each; leading axis: the batch, or none for one example.
+  Args:
+    question: any; one that is not about `Of` has none.
+    kinds: of the tokens that a model has.
   """
-
-  questions: tuple[Question, ...] = dataclasses.field(
-    default=(), metadata={"static": True}
-  )
-  values: tuple[Array, ...] = ()
-
-  def __post_init__(self):
-    if len(set(self.questions)) < len(self.questions):
-      raise ValueError(f"a question is answered twice: {self.questions}")
-
-  def __contains__(self, question: Question) -> bool:
-    return question in self.questions
-
-  def __getitem__(self, question: Question) -> Array:
-    return self.values[self.questions.index(question)]
-
-  def of(self, kind: type[Question]) -> Array:
-    """The answer to the only question of a kind.
-
-    Raises:
-      ValueError: there is none, or there are several.
-    """
-    found = [q for q in self.questions if type(q) is kind]
-    if len(found) != 1:
-      raise ValueError(
-        f"{len(found)} questions {kind.__name__} are answered: {found}"
-      )
-    return self[found[0]]
-
-  def add(self, question: Question, value: Array) -> "Answers":
-    """With one more answer, or another answer to a question."""
-    pairs = zip(self.questions, self.values, strict=True)
-    kept = [*(p for p in pairs if p[0] != question), (question, value)]
-    return Answers(tuple(q for q, _ in kept), tuple(v for _, v in kept))
-
-  def only(self, wanted: set[Question] | frozenset[Question]) -> "Answers":
-    """Those that are still wanted."""
-    pairs = zip(self.questions, self.values, strict=True)
-    kept = [(q, v) for q, v in pairs if q in wanted]
-    return Answers(tuple(q for q, _ in kept), tuple(v for _, v in kept))
-
-  def moved(self, plan: Any) -> "Answers":
-    """Of one example: what the outputs of a plan take from their anchors."""
-
-    def move(question, value):
-      for axis in question.axes:
-        value = jnp.moveaxis(
-          plan.take(jnp.moveaxis(value, axis, 0)), 0, axis
-        )
-      return value
-
-    values = map(move, self.questions, self.values)
-    return dataclasses.replace(self, values=tuple(values))
+  of = getattr(question, "of", None)
+  if not isinstance(of, Of) or set(of.kinds) & set(kinds):
+    return []
+  return [kind.name for kind in of.kinds]
