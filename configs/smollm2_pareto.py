@@ -8,9 +8,8 @@ python -m experiments.sweep --config configs/smollm2_pareto.py:every \\
 Needles, several of them, chains of variables and common words in 1024 tokens of
 Python's standard library, and the likelihood of such code and of prose. Eight
 methods with a quarter of the cache; or every one with a half, a quarter and an
-eighth, where questions share contexts. See docs/real_models.md for how long
-that takes. A run that is stopped
-goes on where it was.
+eighth, where questions share contexts. See docs/real_models.md for how long that
+takes. A run that is stopped goes on where it was.
 """
 
 import ml_collections
@@ -40,27 +39,24 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = kv_pareto.get_config(f"checkpoint={values.model}")
   config.recipes, config.keeps = RECIPES, (values.keep,)
   config.picture_keep = values.keep
-  if values.every:
-    config.recipes, config.keeps = (), (0.25, 0.5, 0.125)
   lengths = tuple(n for n in (values.length, values.length2) if n)
-  count = 4
+  count = 2 if values.every else 4
   config.grid = dict(
     lengths=lengths, depths=(0.0, 0.5, 1.0), texts=count, several=4, pairs=4,
     turns=3, also_known=count, values=count, tracking=count, words=count,
     known=False,
   )  # fmt: skip
+  config.batch_size, config.texts, config.rounds = 4, count, 2
   if values.every:
     # Ten times the rows, most of which need a prefill of their own: it answers
     # all questions about a context. Common words, which would need one more,
-    # are beyond this model.
-    count = 2
+    # are beyond this model. Batches are small enough for contexts to go
+    # together.
+    config.recipes, config.keeps = (), (0.25, 0.5, 0.125)
     config.grid.update(
-      together=count, also_known=count, texts=0, several=0, values=0,
-      tracking=0, words=0,
-    )  # fmt: skip
-  config.batch_size, config.texts, config.rounds = 4, count, 2
-  if values.every:
-    config.tokens, config.rounds = 4096, 1  # Contexts with all facts together.
+      together=count, texts=0, several=0, values=0, tracking=0, words=0
+    )
+    config.tokens, config.rounds = 4096, 1
   config.context, config.steps = values.length, 32
   if values.runlocal:
     config.recipes = ("random_kv",)

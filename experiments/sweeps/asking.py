@@ -177,8 +177,8 @@ class Turn(NamedTuple):
 
   group: Group
   rows: Rows
-  timed: bool
-  again: bool
+  timed: bool = False
+  again: bool = False
 
 
 class Asker:
@@ -207,6 +207,7 @@ class Asker:
   ):
     self._models, self._probes = models, [*questions, *texts]
     self._questions, self._texts = len(questions), len(texts)
+    self._groups = groups
     self._batches = [(g, part) for g in groups for part in g.batches]
     self._dense, self._kept, self._rounds = dense, kept, rounds
     # The best time of a dense prefill of each group.
@@ -273,21 +274,26 @@ class Asker:
   def _turns(self, seed: int) -> list[Turn]:
     """All batches; of the first seed as many as `rounds` are timed.
 
-    The first batch of a group compiles its programs and is not. Where there are
-    too few others, batches are run again.
+    Those of the longest prompts, but not the first of a group, which compiles:
+    a group with one batch runs it again.
     """
-    seen: set[Group] = set()
-    turns: list[Turn] = []
-    left = self._rounds if seed == 0 else 0
-    for i, (group, rows) in enumerate(itertools.cycle(self._batches)):
-      again = i >= len(self._batches)
-      if again and not left:
-        return turns
-      is_timed = bool(left) and group in seen
-      turns.append(Turn(group, rows, is_timed, again))
-      seen.add(group)
-      left -= is_timed
-    return turns  # There are no batches.
+    every = [Turn(group, rows) for group, rows in self._batches]
+    if seed or not every:
+      return every
+    warm = [
+      Turn(group, rows, timed=True, again=len(group.batches) == 1)
+      for group in self._groups
+      for rows in (group.batches[1:] or group.batches)
+    ]
+    times = itertools.islice(itertools.cycle(warm), self._rounds)
+    first, once_more = [], []
+    for i, turn in enumerate(times):
+      (once_more if turn.again or i >= len(warm) else first).append(turn)
+    timed_ones = {(turn.group, turn.rows) for turn in first}
+    return [
+      *(t._replace(timed=(t.group, t.rows) in timed_ones) for t in every),
+      *(turn._replace(again=True) for turn in once_more),
+    ]
 
   def _record(self, key, group, params, batch, beside: bool) -> State:
     """What the dense prefill of a batch left; its time is noted.

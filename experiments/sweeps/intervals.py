@@ -1,6 +1,6 @@
 """How sure a measured loss of accuracy is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +25,8 @@ class Difference(NamedTuple):
   Attributes:
     mean: over seeds and examples.
     half: of the 95 % interval: `1.96 sqrt(var_examples / n + var_seeds / s)`,
-      normal approximation. It covers the choice of examples, which count as
-      independent, and with several seeds that of the seed.
+      normal approximation. It covers the choice of examples, of which groups
+      count as independent, and with several seeds that of the seed.
     half_examples: what the choice of examples has in that.
     by_seed: means of each seed.
   """
@@ -37,16 +37,25 @@ class Difference(NamedTuple):
   by_seed: list[float]
 
 
-def difference(values: np.ndarray) -> Difference:
+def difference(
+  values: np.ndarray, group: Sequence[int] | None = None
+) -> Difference:
   """Of two models that are compared example by example.
 
   So examples that are hard for both do not widen the interval.
 
   Args:
     values: differences, `[seeds, n]`.
+    group: number of each example's group, `[n]`: those of one (questions about
+      one text) are not independent. None: each is its own.
   """
   seeds, n = values.shape
-  examples = values.mean(axis=0).var(ddof=1) / n if n > 1 else np.inf
+  mean = values.mean(axis=0)
+  number = np.arange(n) if group is None else np.asarray(group)
+  _, number = np.unique(number, return_inverse=True)
+  sums = np.bincount(number, mean - mean.mean())
+  few = len(sums) < 2
+  examples = np.inf if few else sums.var(ddof=1) * len(sums) / n**2
   by_seed = values.mean(axis=1)
   both = examples
   if seeds > 1:

@@ -49,8 +49,8 @@ class Language(OptionsSweep):
       most. Each has programs of its own.
     memory: GiB for what dense prefills left; what does not fit is computed once
       for every few recipes.
-    rounds: batches whose time is taken, of the longest prompts; none is the
-      first of its length, which compiles.
+    rounds: batches whose time is taken, of the longest prompts; the first of a
+      length, which compiles, is not, or is run again.
     picture_keep: keep ratio of the heat maps.
   """
 
@@ -186,14 +186,18 @@ class LanguageSubject:
     for name in dict.fromkeys(name_of.tolist()):
       row[f"nats_{name}"] = float(own.nats[:, name_of == name].mean())
     points = 100 * (full.right - own.right)
-    for name, moved in (
-      ("recall", points[:, task == "single"]),
-      ("multi_key_recall", points[:, task == "keys"]),
-      ("tasks", points),
-      ("nats", own.nats - full.nats),
+    prompts = [tuple(probe.prompt) for probe in asked]
+    # Questions about one prompt are not independent.
+    group = np.array([prompts.index(prompt) for prompt in prompts])
+    single, keys = task == "single", task == "keys"
+    for name, moved, of in (
+      ("recall", points[:, single], group[single]),
+      ("multi_key_recall", points[:, keys], group[keys]),
+      ("tasks", points, group),
+      ("nats", own.nats - full.nats, None),
     ):
       if moved.size:
-        found = intervals.difference(moved)
+        found = intervals.difference(moved, of)
         row[f"{name}_interval"] = found.half
         row[f"{name}_lost_by_seed"] = found.by_seed
     return row

@@ -167,6 +167,12 @@ class Grid:
     for name in ("texts", "several", *self.OF_TEXT):
       if getattr(self, name) < 0:
         raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more")
+    asked = (self.texts and self.depths, self.several, self.files)
+    if not any((*asked, *(getattr(self, name) for name in self.OF_TEXT))):
+      raise ValueError(
+        f"texts={self.texts}, several={self.several}: nothing is asked; one of"
+        f" texts, several, {', '.join(self.OF_TEXT)} must be 1 or more"
+      )
     if self.known and self.together:
       raise ValueError(
         f"together={self.together}: questions about one context cannot stand in"

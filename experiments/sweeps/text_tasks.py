@@ -59,6 +59,9 @@ def of_text(tokenizer: Any, corpus: bytes, grid: Grid) -> list[Probe]:
   right. A token of spaces in front of a number is fed and not asked: every
   model gives it, whatever its cache kept. Prompts are never longer than the
   grid's lengths.
+
+  Raises:
+    ValueError: what is to be remembered is longer than a length.
   """
   tasks = TextTasks(tokenizer, corpus.decode(errors="ignore"), grid)
   probes = [tasks.needles(*where) for where in grid.questions()]
@@ -151,7 +154,7 @@ class TextTasks:
       NEEDLE.format(name=name, number=number)
       for name, number in zip(names, numbers, strict=True)
     ]
-    return Fact("single" if len(names) == 1 else "keys", needles, said, depth)
+    return Fact("keys" if depth is None else "single", needles, said, depth)
 
   def _values(self, name: str) -> Fact:
     numbers = self._rng.integers(10_000, 99_999, self.grid.pairs)
@@ -206,7 +209,12 @@ class TextTasks:
         spots = np.sort(self._rng.random(len(fact.needles)))
       hidden = map(self.tokenizer.encode, fact.needles)
       placed += zip(spots.tolist(), hidden, strict=True)
-    room = max(length - sum(len(needle) for _, needle in placed), 0)
+    room = length - sum(len(needle) for _, needle in placed)
+    if room < 0:
+      raise ValueError(
+        f"grid.lengths: {length} tokens are too few for what is hidden in them,"
+        f" {length - room}; take longer ones, or fewer pairs"
+      )
     begin = int(self._rng.integers(0, max(len(self._ids) - room, 1)))
     text = self._ids[begin : begin + room]
     size = len(text)

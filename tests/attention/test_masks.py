@@ -4,6 +4,8 @@ Below and above the length from which prompts go through the block-sparse
 kernels (`core.LONG`), which cut them into blocks by place.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from tokjax.attention import causal, core
 from tokjax.attention.causal import Causal
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.linear import Linear
+from tokjax.attention.per_head import PerHead
 from tokjax.attention.sentinel import Sentinels
 from tokjax.attention.static import Band, Separators
 from tokjax.layer import Arrivals, Layer, Memory
@@ -72,6 +75,10 @@ SHOWN = {
   "tri_shape": Band(first=4, budget=budgets.Count(40), dense=9),
   "separators": Separators(tokens=(1, 2), window=budgets.Share(0.1)),
   "sentinels": Sentinels(tokens=(1, 2)),
+  "per_head": PerHead(
+    (Band(first=4, budget=budgets.Share(0.2)), Causal()),
+    ((0, 1, 1, 0),),
+  ),
 }
 
 
@@ -90,18 +97,26 @@ def test_masks_that_depend_on_the_prompt_are_listed(name, window, monkeypatch):
   token = jnp.asarray(rng.integers(0, 20, (2, n)))
   a = Arrivals(draw(4), draw(2), draw(2), position, real, token=token)
 
+  def run_of(a):
+    return attend(layer, a, Memory.of(a), params={}, carry={})[0]
+
   def run(long):
     monkeypatch.setattr(core, "LONG", long)
-    call = lambda a: attend(layer, a, Memory.of(a), params={}, carry={})[0]
-    return np.where(real[:, :, None, None], jax.jit(call)(a), 0)
+    return np.where(real[:, :, None, None], jax.jit(run_of)(a), 0)
 
-  monkeypatch.setattr(causal, "MASK", 2 * n * n)
+  heads = 4 if name == "per_head" else 1
+  monkeypatch.setattr(causal, "MASK", 2 * heads * n * n)
   listed = run(256)
   np.testing.assert_allclose(listed, run(1024), atol=2e-5)
   layout = attend.layout(layer, a.clean(), Memory.of(a))
   assert layout is not None and (layout.density() < 0.9).all()
+  # Gradients compute the mask anew instead of keeping it.
+  loss = lambda q: run_of(dataclasses.replace(a, q=q)).sum()
+  monkeypatch.setattr(core, "LONG", 256)
+  kept = jax.eval_shape(lambda q: jax.vjp(loss, q)[1], a.q)
+  assert not [x for x in jax.tree.leaves(kept) if x.size >= n * n]
   # Masks of longer prompts are not held.
-  monkeypatch.setattr(causal, "MASK", 2 * n * n - 1)
+  monkeypatch.setattr(causal, "MASK", 2 * heads * n * n - 1)
   assert attend.layout(layer, a.clean(), Memory.of(a)) is None
 
 

@@ -61,3 +61,18 @@ def test_who_is_not_clearly_better_than_the_reference():
   halves = dict.fromkeys(by_seed, np.ones(1))
   unclear = intervals.unclear(by_seed, halves, "random")
   assert unclear == ["within the noise", "for one seed only"]
+
+
+def test_questions_about_one_text_are_not_independent():
+  """Asking each twice does not make the interval narrower."""
+  values = np.random.default_rng(0).normal(size=(3, 8))
+  once = intervals.difference(values)
+  twice = np.repeat(values, 2, axis=1)
+  grouped = intervals.difference(twice, np.repeat(range(8), 2))
+  assert grouped.half_examples == pytest.approx(once.half_examples)
+  assert intervals.difference(twice).half_examples < once.half_examples
+  # Groups of other sizes: the sum over the residuals of each.
+  uneven = intervals.difference(np.array([[3.0, 1, 0, 0]]), [0, 0, 1, 2])
+  sums = np.array([2.0, -1, -1])
+  variance = (sums**2).sum() / 2 * 3 / 16
+  assert uneven.half == pytest.approx(1.96 * variance**0.5)

@@ -150,21 +150,18 @@ def test_questions_about_one_prompt_are_asked_of_one_state(shared):
   def answers(grouped):
     pair = RecallAndText(lm, lm, asked, np.zeros((0, 4)), "here")
     groups = asking.groups_of(pair, asked, [], 2, 99, (12,))
-    if not grouped:
-      one = lambda row: [((number,),) for number in row]
-      parts = [part for rows in groups[0].batches for row in rows
-               for part in one(row)]  # fmt: skip
-      shape = groups[0].shape._replace(batch=1)
-      groups = [dataclasses.replace(groups[0], batches=tuple(parts),
-                                    shape=shape)]  # fmt: skip
     (group,) = groups
+    if not grouped:
+      shape = group.shape._replace(batch=1)
+      alone = tuple(((number,),) for number in range(len(asked)))
+      group = dataclasses.replace(group, shape=shape, batches=alone)
     dense = {group: decoding.Dense.of(lm, group.shape)}
     made = asking.Programs(
       UNREDUCED,
       {group: decoding.build(lm, UNREDUCED, group.shape, dense[group])},
     )
     ask = asking.Asker(
-      pair, asked, [], groups, dense, dense_prefill.Kept(2**20), 1
+      pair, asked, [], [group], dense, dense_prefill.Kept(2**20), 1
     )
     told = []
     (found,) = ask([made], made, lambda *count: told.append(count))
@@ -177,6 +174,32 @@ def test_questions_about_one_prompt_are_asked_of_one_state(shared):
   assert told[-1] == (4, 4)
   np.testing.assert_array_equal(right, alone)
   np.testing.assert_array_equal(right, [[1, 1, 0, 1]])
+
+
+def test_the_longest_prompts_are_timed_but_not_those_that_compile():
+  def turns(batches, rounds, seed=0):
+    groups = [
+      asking.Group("text", Shape(1, size, 1), tuple(((i,),) for i in range(n)))
+      for size, n in batches.items()
+    ]
+    made = asking.Asker(None, [], [], groups, {}, None, rounds)
+    return [
+      (t.group.shape.prompt, t.rows[0][0], t.timed, t.again)
+      for t in made._turns(seed)
+    ]
+
+  new = lambda *turn: (*turn, False)
+  assert turns({64: 3, 32: 2}, 2) == [
+    new(64, 0, False), new(64, 1, True), new(64, 2, True), new(32, 0, False),
+    new(32, 1, False),
+  ]  # fmt: skip
+  # One batch of the longest prompts is run again; there are two others.
+  assert turns({64: 1, 32: 2}, 3) == [
+    new(64, 0, False), new(32, 0, False), new(32, 1, True),
+    (64, 0, True, True), (64, 0, True, True),
+  ]  # fmt: skip
+  assert not any(t[2] for t in turns({64: 3}, 2, seed=1))
+  assert turns({}, 2) == []
 
 
 def test_records_are_kept_as_far_as_there_is_room():

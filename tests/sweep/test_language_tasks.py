@@ -80,6 +80,10 @@ def test_all_facts_stand_in_one_context_that_every_question_is_about():
     probes.of_text(tokenizer, TEXT, Grid((length,), pairs=9, together=1))
   with pytest.raises(ValueError, match="together=1: .*take known=False"):
     Grid(known=True, together=1)
+  with pytest.raises(ValueError, match="40 tokens are too few for .*, 130;"):
+    probes.of_text(tokenizer, TEXT, Grid((40,), (0.5,), 0, 3, 0, together=1))
+  with pytest.raises(ValueError, match="texts=0, several=0: nothing is asked"):
+    Grid(texts=0, several=0)
 
 
 def test_values_and_chains_name_all_that_belongs(made):

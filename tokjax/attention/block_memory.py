@@ -97,7 +97,8 @@ class BlockMemory(Retrieval):
     q = layer.rotate(chunk.q, chunk.place)
     x = of(q, layer.rotate(k[m:], near))
     if n > self.local:
-      # Later tokens than these are in the window of all queries.
+      # Later tokens are in the window of all queries: before the chunk at most
+      # a block, or the first ones, had left it, and c more leave in it.
       old = min(max(self.block, self.first) + c, width)
       distant = of(far_q, k[: m + old])
       past = jnp.where(local[None, None, :, :old], x[..., :old],

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -18,9 +19,11 @@ from pallas_kernels.decode_attention.merge import merge
 from tokjax.attention import core
 from tokjax.layer import LSE, Arrivals, Carry, Layer, Memory, Params
 
-# The most pairs of a prompt and batch whose mask is held, a byte each, to find
-# the blocks in it: 11 thousand tokens of one text.
+# The most pairs of prompts whose mask is held to find the blocks in it (about
+# three times, a byte each): 11 thousand tokens of one text.
 MASK = 2**27
+# What a method leaves alone that changes no more than masks.
+BEYOND_MASKS = ("products", "bias", "weights", "__call__")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +128,13 @@ class Causal:
     By place in a prompt that arrives whole and whose padding comes last; None:
     there are no such blocks. Methods that change more than masks have none.
     """
-    b, t, *_ = arrivals.q.shape
+    t = arrivals.q.shape[1]
     pattern = self.pattern(layer, t)
     if pattern is None:
-      rows = self.shown(layer, arrivals, memory) if b * t * t <= MASK else None
-      return None if rows is None else layouts.from_mask(rows(jnp.arange(t)))
+      rows = self.shown(layer, arrivals, memory)
+      mask = None if rows is None else rows(jnp.arange(t))
+      few = mask is not None and mask.size <= MASK
+      return layouts.from_mask(mask) if few else None
     size = core.block_size(layer, pattern)
     pattern = core.in_window(layer, pattern)
     return layouts.from_pattern(pattern, q_len=t, block_q=size, block_k=size)
@@ -145,13 +150,25 @@ class Causal:
 
     None: the method changes more than masks.
     """
-    return None
+    changed = any(
+      getattr(type(self), name) is not getattr(Causal, name)
+      for name in BEYOND_MASKS
+    )
+    return None if changed else self.seen(layer, arrivals, memory)
 
   def by_blocks(
     self, layer: Layer, layout: BlockLayout, arrivals: Arrivals, memory: Memory
   ) -> Float[Array, "b t h d"]:
     """Attention over the blocks that a layout lists, and nothing else."""
     return listed(layer, layout, arrivals, memory)[0]
+
+  def _by_its_blocks(
+    self, layer: Layer, arrivals: Arrivals, memory: Memory
+  ) -> Float[Array, "b t h d"]:
+    """`by_blocks` of its own layout, of which there is one."""
+    layout = self.layout(layer, arrivals, memory)
+    assert layout is not None
+    return self.by_blocks(layer, layout, arrivals, memory)
 
   # The slot.
 
@@ -177,6 +194,11 @@ class Causal:
     if layout is not None and type(self) is Causal:
       out, lse = listed(layer, layout, arrivals, memory)
       carry = {**carry, LSE: lse}
+    elif layout is not None and layout.partial_mask is not None:
+      # Gradients find the mask anew: every layer would keep one.
+      out = jax.checkpoint(self._by_its_blocks, static_argnums=0)(
+        layer, arrivals, memory
+      )
     elif layout is not None:
       out = self.by_blocks(layer, layout, arrivals, memory)
     else:

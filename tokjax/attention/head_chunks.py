@@ -144,7 +144,9 @@ class HeadChunks(Retrieval):
       score = jnp.einsum("hd,mhd->hm", q.astype(jnp.float32), keys)
       index, valid = jax.vmap(pick)(score)
       of = lambda x: jax.vmap(lambda index, g: x[index, :, g])(index, head)
-      x = jnp.einsum("phd,hpwd->hpw", turned, of(k)).astype(jnp.float32)
+      x = jnp.einsum(
+        "phd,hpwd->hpw", turned, of(k), preferred_element_type=jnp.float32
+      )
       x = core.cap(layer, x * layer.factor)
       seen = jnp.broadcast_to(valid[..., None], x.shape)
       wide = lambda x: x.reshape(1, layer.heads, 1, 1, -1)

@@ -57,5 +57,3 @@ class Sentinels(Causal):
       return causal(at) & (may | ~asks[:, at][:, :, None])[:, None]
 
     return rows
-
-  shown = seen

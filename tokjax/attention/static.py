@@ -178,8 +178,6 @@ class Separators(Causal):
 
     return rows
 
-  shown = seen
-
 
 def _distances(arrivals, memory, at):
   """How far keys lie before the queries numbered `at`, `[b, c, n]`."""

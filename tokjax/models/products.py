@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 from tokjax import xla_options
 
 # XLA for CPUs multiplies this many rows in bfloat16 ten times as fast as one,
-# for which it has a scalar loop (JAX 0.10 to 0.12).
+# for which it has a scalar loop (AVX-512; JAX 0.11 and 0.12, and 0.10 with the
+# option below: without it two rows are as slow as one).
 ROWS = 2
 # Has YNNPACK multiply where it can. Before its own products in bfloat16, XLA of
 # JAX 0.10 writes the whole matrix anew, in float32: more work than a few rows
