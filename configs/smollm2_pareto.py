@@ -8,7 +8,7 @@ python -m experiments.sweep --config configs/smollm2_pareto.py:every \\
 Needles, several of them, chains of variables and common words in 1024 tokens of
 Python's standard library, and the likelihood of such code and of prose. Eight
 methods with a quarter of the cache; or every one with a half, a quarter and an
-eighth, where questions share contexts. See docs/real_models.md for how long that
+eighth, where questions share contexts. docs/real_models.md says how long that
 takes. A run that is stopped goes on where it was.
 """
 

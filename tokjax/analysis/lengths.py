@@ -27,7 +27,9 @@ def draw(
   """
   (ticker,) = drawing.matplotlib("ticker")
   fig = drawing.figure(figsize=(7.2, 4.4), dpi=110)
-  fig.subplots_adjust(left=0.1, right=0.8, top=0.86, bottom=0.12)
+  # Room for the longest name.
+  right = min(0.8, 0.94 - 0.0125 * max(map(len, curves)))
+  fig.subplots_adjust(left=0.1, right=right, top=0.86, bottom=0.12)
   place = fig.subplots()
   place.set_xscale("log", base=2)
   place.set_yscale("log")
