@@ -93,5 +93,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       lengths=(8, 16), depths=(0.0, 1.0), texts=1, several=2, pairs=4, turns=1
     )
     config.buckets = (24,)
+    if values.checkpoint:  # Sentences are longer than pairs.
+      config.grid.lengths, config.buckets = (160, 176), ()
     config.texts, config.context, config.steps = 4, 16, 4
   return config
