@@ -1,5 +1,7 @@
 """LLaVA-OneVision equals `transformers`: large grids, several images."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -208,10 +210,16 @@ def test_videos_and_recipes(loaded):
   assert len(made.generate(VIDEOS, clips)) == len(VIDEOS)
   (clip,) = clips[0]
   for bad, message in (
-    (clip._replace(step=2.0), "step=2.0"),
-    (clip._replace(parts=()), "0 parts"),
-    (clip._replace(parts=(clip.parts[0], clip.parts[0][:7])), "of one shape"),
-    (clip._replace(parts=(clip.parts[0][:7],)), r"shape \(7, 14, 3\)"),
+    (dataclasses.replace(clip, step=2.0), "step=2.0"),
+    (dataclasses.replace(clip, parts=()), "0 parts"),
+    (
+      dataclasses.replace(clip, parts=(clip.parts[0], clip.parts[0][:7])),
+      "of one shape",
+    ),
+    (
+      dataclasses.replace(clip, parts=(clip.parts[0][:7],)),
+      r"shape \(7, 14, 3\)",
+    ),
   ):
     with pytest.raises(ValueError, match=message):
       made.pack(VIDEOS[:1], [[bad]])
