@@ -3,8 +3,8 @@
     python -m scripts.learned_recall --workdir DIR [--methods cca attamba]
       [--kinds states means] [--seeds 3]
 
-Prints the accuracy of answers on held-out texts in percent, before
-and after training, over seeds with a 95 % interval. cca: a dense decoder
+Prints the accuracy of answers on held-out texts in percent, before and after
+training, over seeds with a 95 % interval. cca: a dense decoder
 (`configs/recall.py`) is trained, then each kind of `configs/learned/cca.py`
 from it. attamba: each kind of `configs/learned/attamba.py` is trained from
 scratch. Runs that are there are not made again.

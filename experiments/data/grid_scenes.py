@@ -7,15 +7,15 @@ ground of three digits is green, blue or cyan.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.data import digit_grid
+from experiments.data.digit_grid import Element
 from experiments.data.words import InWords, Words
 from tokjax.interop import Preprocessing
 
-Element = dict[str, Any]
 # The example number i of a split is drawn with (SPLITS[split], i).
 SPLITS = {"train": 0, "test": 1}
 TRAIN = 1 << 16

@@ -208,7 +208,6 @@ class Asker:
     self._models, self._probes = models, [*questions, *texts]
     self._questions, self._texts = len(questions), len(texts)
     self._groups = groups
-    self._batches = [(g, part) for g in groups for part in g.batches]
     self._dense, self._kept, self._rounds = dense, kept, rounds
     # The best time of a dense prefill of each group.
     self._ahead: dict[Group, float] = {}
@@ -277,7 +276,7 @@ class Asker:
     Those of the longest prompts, but not the first of a group, which compiles:
     a group with one batch runs it again.
     """
-    every = [Turn(group, rows) for group, rows in self._batches]
+    every = [Turn(g, rows) for g in self._groups for rows in g.batches]
     if seed or not every:
       return every
     warm = [
@@ -285,14 +284,15 @@ class Asker:
       for group in self._groups
       for rows in (group.batches[1:] or group.batches)
     ]
-    times = itertools.islice(itertools.cycle(warm), self._rounds)
-    first, once_more = [], []
-    for i, turn in enumerate(times):
-      (once_more if turn.again or i >= len(warm) else first).append(turn)
-    timed_ones = {(turn.group, turn.rows) for turn in first}
+    chosen = [*itertools.islice(itertools.cycle(warm), self._rounds)]
+    answered = {turn[:2] for turn in chosen if not turn.again}
     return [
-      *(t._replace(timed=(t.group, t.rows) in timed_ones) for t in every),
-      *(turn._replace(again=True) for turn in once_more),
+      *(turn._replace(timed=turn[:2] in answered) for turn in every),
+      *(
+        turn._replace(again=True)
+        for i, turn in enumerate(chosen)
+        if turn.again or i >= len(warm)
+      ),
     ]
 
   def _record(self, key, group, params, batch, beside: bool) -> State:

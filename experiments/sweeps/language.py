@@ -124,6 +124,13 @@ class LanguageSubject:
     }
 
   @functools.cached_property
+  def _prompt_of(self) -> np.ndarray:
+    """Number of each question's prompt: those of one are not independent."""
+    numbers: dict[tuple[int, ...], int] = {}
+    prompts = (tuple(probe.prompt) for probe in self.models.probes)
+    return np.array([numbers.setdefault(p, len(numbers)) for p in prompts])
+
+  @functools.cached_property
   def _ask(self) -> Asker:
     return Asker(
       self.models, self.models.probes, self.texts, self.groups, self._dense,
@@ -186,9 +193,7 @@ class LanguageSubject:
     for name in dict.fromkeys(name_of.tolist()):
       row[f"nats_{name}"] = float(own.nats[:, name_of == name].mean())
     points = 100 * (full.right - own.right)
-    prompts = [tuple(probe.prompt) for probe in asked]
-    # Questions about one prompt are not independent.
-    group = np.array([prompts.index(prompt) for prompt in prompts])
+    group = self._prompt_of
     single, keys = task == "single", task == "keys"
     for name, moved, of in (
       ("recall", points[:, single], group[single]),

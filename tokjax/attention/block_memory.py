@@ -90,17 +90,14 @@ class BlockMemory(Retrieval):
     seen = jnp.concatenate(
       [jnp.broadcast_to(far_ok[None], (c, far.shape[0])), there], axis=1
     )
-    of = lambda q, k: core.logits(
-      layer, core.split(q[None], layer.kv_heads), core.heads_first(k[None])
-    )[0]
     m = far.shape[0]
     q = layer.rotate(chunk.q, chunk.place)
-    x = of(q, layer.rotate(k[m:], near))
+    x = core.logits_of_example(layer, q, layer.rotate(k[m:], near))
     if n > self.local:
       # Later tokens are in the window of all queries: before the chunk at most
       # a block, or the first ones, had left it, and c more leave in it.
       old = min(max(self.block, self.first) + c, width)
-      distant = of(far_q, k[: m + old])
+      distant = core.logits_of_example(layer, far_q, k[: m + old])
       past = jnp.where(local[None, None, :, :old], x[..., :old],
                        distant[..., m:])  # fmt: skip
       x = jnp.concatenate([distant[..., :m], past, x[..., old:]], axis=-1)

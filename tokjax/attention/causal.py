@@ -6,7 +6,7 @@ act when decoding, where a cache calls them on its own entries.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from tokjax.layer import LSE, Arrivals, Carry, Layer, Memory, Params
 # The most pairs of prompts whose mask is held to find the blocks in it (about
 # three times, a byte each): 11 thousand tokens of one text.
 MASK = 2**27
-# What a method leaves alone that changes no more than masks.
+# What a method leaves alone that changes no more than masks and outputs.
 BEYOND_MASKS = ("products", "bias", "weights", "__call__")
 
 
@@ -150,11 +150,9 @@ class Causal:
 
     None: the method changes more than masks.
     """
-    changed = any(
-      getattr(type(self), name) is not getattr(Causal, name)
-      for name in BEYOND_MASKS
-    )
-    return None if changed else self.seen(layer, arrivals, memory)
+    if changed(self, BEYOND_MASKS):
+      return None
+    return self.seen(layer, arrivals, memory)
 
   def by_blocks(
     self, layer: Layer, layout: BlockLayout, arrivals: Arrivals, memory: Memory
@@ -207,6 +205,12 @@ class Causal:
       rows = lambda at: core.join(core.mix(weights(at), v))
       out = core.over_rows(rows, t)
     return self.finish(layer, out, arrivals, params), carry
+
+
+def changed(attend: Causal, hooks: Sequence[str]) -> list[str]:
+  """Those of the hooks that a method has of its own."""
+  own = lambda name: getattr(type(attend), name)
+  return [name for name in hooks if own(name) is not getattr(Causal, name)]
 
 
 def listed(

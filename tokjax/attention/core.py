@@ -35,6 +35,13 @@ def logits(
   return cap(layer, product * layer.factor)
 
 
+def logits_of_example(
+  layer: Layer, q: Float[Array, "c h d"], k: Float[Array, "n g d"]
+) -> Float[Array, "g r c n"]:
+  """`logits` of one example, token by token."""
+  return logits(layer, split(q[None], layer.kv_heads), heads_first(k[None]))[0]
+
+
 def _of_one(
   q: Float[Array, "b g r d"], k: Float[Array, "b g n d"]
 ) -> Float[Array, "b g r 1 n"]:
@@ -134,6 +141,17 @@ def part(
   safe = jnp.where(some[..., None], safe, 0.0)
   lse = jnp.where(some, jax.nn.logsumexp(safe, axis=-1), -jnp.inf)
   return mix(softmax(x, seen), v), lse
+
+
+def joined_part(
+  x: Float[Array, "b g r t n"],
+  seen: Bool[Array, "b #g #r #t n"],
+  v: Float[Array, "b g n d"],
+) -> tuple[Float[Array, "b t h d"], Float[Array, "b h t"]]:
+  """`part`, by query heads."""
+  out, lse = part(x, seen, v)
+  b, g, r, t = lse.shape
+  return join(out), lse.reshape(b, g * r, t)
 
 
 def split(

@@ -93,16 +93,21 @@ class HeadChunks(Retrieval):
     there = jnp.stack([own >= 2, own >= 1, own >= 0])
     number = jnp.maximum(number, 0)
     gap = jnp.stack([total - 1, jnp.ones_like(total), jnp.zeros_like(total)])
-    of = lambda q, k: core.logits(
-      layer, core.split(q[None], layer.kv_heads), core.heads_first(k[None])
+    x = jnp.concatenate(
+      [
+        core.logits_of_example(layer, q, one)
+        for q, one in zip(
+          self.turned(layer, chunk, gap), k[number], strict=True
+        )
+      ],
+      axis=-1,
     )
-    turned = self.turned(layer, chunk, gap)
-    x = jnp.concatenate([*map(of, turned, k[number])], axis=-1)
     place = (number[:, None] * w + jnp.arange(w)[None]).reshape(-1)
     seen = jnp.repeat(there, w)[None] & (place[None] <= chunk.place[:, None])
     values = v[number].reshape(1, -1, *v.shape[2:])
-    out, lse = core.part(x, seen[None, None, None], core.heads_first(values))
-    return core.join(out), lse.reshape(1, layer.heads, -1)
+    return core.joined_part(
+      x[None], seen[None, None, None], core.heads_first(values)
+    )
 
   def turned(self, layer: Layer, chunk: Chunk, gap: Int[Array, "j"]) -> Array:
     """Queries as far behind the first token of chunks as those are away.

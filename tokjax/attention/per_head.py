@@ -6,8 +6,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tokjax.attention import core
-from tokjax.attention.causal import Causal
+from tokjax.attention.causal import Causal, changed
 from tokjax.layer import Arrivals, Layer, Memory
+
+# What a pattern leaves alone that is a mask.
+HOOKS = ("products", "bias", "finish", "weights", "__call__")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +30,13 @@ class PerHead(Causal):
 
   def __post_init__(self):
     for pattern in self.patterns:
-      hooks = ("products", "bias", "finish", "weights", "__call__")
-      changed = [
-        hook
-        for hook in hooks
-        if getattr(type(pattern), hook) is not getattr(Causal, hook)
-      ]
+      found = changed(pattern, HOOKS)
       # A band has products of its own for re-indexed distances only.
-      if changed == ["products"] and not getattr(pattern, "reindexed", True):
-        changed = []
-      if changed:
+      if found == ["products"] and not getattr(pattern, "reindexed", True):
+        found = []
+      if found:
         raise ValueError(
-          f"{pattern} changes {changed}, not only what heads see; give PerHead"
+          f"{pattern} changes {found}, not only what heads see; give PerHead"
           " patterns that are masks"
         )
     hash(self)

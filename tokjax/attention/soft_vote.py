@@ -108,9 +108,7 @@ class SoftVote(Retrieval):
     read = pick.total
     at = jnp.maximum(read - chunk.now + chunk.place, 0)
     q = layer.rotate(chunk.q, at)
-    x = core.logits(
-      layer, core.split(q[None], layer.kv_heads), core.heads_first(k[None])
-    )
+    x = core.logits_of_example(layer, q, k)[None]
     slot = jnp.arange(room)
     seen = pick.valid[None] & (slot[None] <= at[:, None])
     weight = core.softmax(x, seen[None, None, None])

@@ -128,9 +128,8 @@ class Band(Causal):
     x = self._far(layer, arrivals, memory)(jnp.arange(arrivals.q.shape[1]))
     k = memory.position[:, : self.first], memory.valid[:, : self.first]
     seen = core.visible(layer, arrivals.position, *k)[:, None, None]
-    out, lse = core.part(x, seen, core.heads_first(memory.v[:, : self.first]))
-    b, g, r, t = lse.shape
-    return core.join(out), lse.reshape(b, g * r, t)
+    v = core.heads_first(memory.v[:, : self.first])
+    return core.joined_part(x, seen, v)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,9 +78,7 @@ def rows(
   """Attention of the prompt's queries numbered `at`; zeros where padding."""
   layer = prompt.layer
   q = layer.rotate(prompt.q[at], prompt.q_position[at])
-  x = core.logits(
-    layer, core.split(q[None], layer.kv_heads), core.heads_first(k[None])
-  )[0]
+  x = core.logits_of_example(layer, q, k)
   seen = core.visible(
     layer, prompt.q_position[at], prompt.position, prompt.valid
   )
