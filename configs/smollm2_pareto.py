@@ -49,13 +49,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.batch_size, config.texts, config.rounds = 4, count, 2
   if values.every:
     # Ten times the rows, most of which need a prefill of their own: it answers
-    # all questions about a context. Common words, which would need one more,
-    # are beyond this model. Batches are small enough for contexts to go
-    # together.
+    # all questions about a context. Several values, chains and common words
+    # are beyond this model with the full cache too, and take two thirds more
+    # steps. Batches are small enough for contexts to go together.
     config.recipes, config.keeps = (), (0.25, 0.5, 0.125)
     config.grid.update(
-      together=count, texts=0, several=0, values=0, tracking=0, words=0
-    )
+      together=count, tasks=("single", "keys"), texts=0, several=0, values=0,
+      tracking=0, words=0,
+    )  # fmt: skip
     config.tokens, config.rounds = 4096, 1
   config.context, config.steps = values.length, 32
   if values.runlocal:

@@ -258,13 +258,15 @@ class Asker:
   ) -> list[tuple[list[int | None], Batch]]:
     """What prompts are asked, a question of each at a time, and its number.
 
-    Where others have more questions, the first one is asked again (None).
+    Where others have more questions, nothing is asked (None).
     """
     found = []
     for turn in range(max(map(len, rows))):
       numbers = [row[turn] if turn < len(row) else None for row in rows]
       probes = [
-        self._probes[row[0] if number is None else number]
+        self._probes[row[0]]._replace(asked=(), answer=())
+        if number is None
+        else self._probes[number]
         for row, number in zip(rows, numbers, strict=True)
       ]
       found.append((numbers, Batch.of(probes, group.shape)))

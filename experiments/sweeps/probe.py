@@ -19,6 +19,8 @@ OWN = -1
 # Instead of an expected id: nothing is asked.
 NOTHING = -1
 Judge = Literal["contains", "f1"]
+Task = Literal["single", "keys", "values", "tracking"]
+TASKS: tuple[Task, ...] = ("single", "keys", "values", "tracking")
 
 
 class Probe(NamedTuple):
@@ -125,10 +127,11 @@ class Grid:
     values: questions for all of several values of one name.
     tracking: questions for all names of a chain of assignments.
     words: questions for the most common words of a list.
-    together: contexts with everything at once: a needle at each depth, `pairs`
-      keys of which `turns` are asked for, as many values of one name, and a
-      chain. Each question is put to the same compressed context, so that one
-      prefill answers all of them.
+    together: contexts with several tasks at once. Each question is put to the
+      same compressed context, so that one prefill answers all of them.
+    tasks: of `together`. "single": a needle at each depth; "keys": `pairs`
+      needles, of which `turns` are asked for; "values": as many of one name;
+      "tracking": a chain.
     files: JSON lines of LongBench or RULER, see
       `experiments.sweeps.task_files`.
     limit, longest, steps: of each file, the most questions and tokens of a
@@ -150,6 +153,7 @@ class Grid:
   tracking: int = 0
   words: int = 0
   together: int = 0
+  tasks: tuple[Task, ...] = TASKS
   files: tuple[str, ...] = ()
   limit: int = 32
   longest: int = 8192
@@ -178,6 +182,10 @@ class Grid:
         f"together={self.together}: questions about one context cannot stand in"
         " the prompt; take known=False"
       )
+    if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+      raise ValueError(f"tasks={self.tasks}: must be one or more, each once")
+    if self.tasks == ("single",) and not self.depths:
+      raise ValueError(f"tasks={self.tasks}: 'single' needs depths")
     if self.turns > self.pairs:
       raise ValueError(
         f"turns={self.turns}: there are pairs={self.pairs} to ask for"

@@ -8,6 +8,7 @@ tracking   a chain of assignments; all names with the first one's value
 words      a list of words; those that stand in it most often
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.sweeps import task_files
-from experiments.sweeps.probe import NOTHING, OWN, Grid, Probe
+from experiments.sweeps.probe import NOTHING, OWN, Grid, Probe, Task
 
 NEEDLE = "\nThe secret number of {name} is {number}.\n"
 QUESTION = "\nAnswer: The secret number of {name} is"
@@ -115,26 +116,33 @@ class TextTasks:
     return self._probe(length, fact, self.grid.known)
 
   def together(self, length: int) -> list[Probe]:
-    """All of these in one context, and a question about each.
-
-    A needle at each depth, several keys, several values of one name, a chain.
+    """All of `tasks` in one context, and a question about each.
 
     Raises:
       ValueError: there are not as many names.
     """
-    sizes = [*[1] * len(self.grid.depths), self.grid.pairs, 1, HOPS]
-    if sum(sizes) > len(NAMES):
+    grid = self.grid
+    # How many names each fact needs, and what it is made by.
+    makers: dict[Task, list[tuple[int, Callable[[Any], Fact]]]] = {
+      "single": [
+        (1, functools.partial(self._keys, depth=at)) for at in grid.depths
+      ],
+      "keys": [(grid.pairs, functools.partial(self._keys, depth=None))],
+      "values": [(1, lambda names: self._values(names[0]))],
+      "tracking": [(HOPS, self._chain)],
+    }
+    chosen = [made for task in grid.tasks for made in makers[task]]
+    ends = np.cumsum([size for size, _ in chosen])
+    if ends[-1] > len(NAMES):
       raise ValueError(
-        f"grid.together={self.grid.together}: needs {sum(sizes)} names with"
-        f" {len(self.grid.depths)} depths and pairs={self.grid.pairs}; there"
-        f" are {len(NAMES)}"
+        f"grid.together={grid.together}: needs {ends[-1]} names with"
+        f" {len(grid.depths)} depths and pairs={grid.pairs}; there are"
+        f" {len(NAMES)}"
       )
-    names = self._rng.permutation(NAMES)
-    *single, several, one, chain, _ = np.split(names, np.cumsum(sizes))
+    parts = np.split(self._rng.permutation(NAMES), ends)
     facts = [
-      *map(self._keys, single, self.grid.depths),
-      self._keys(several, None), self._values(one[0]), self._chain(chain),
-    ]  # fmt: skip
+      make(part) for (_, make), part in zip(chosen, parts, strict=False)
+    ]
     context = self._context(length, facts)
     return [
       self._asked(length, fact, context, *pieces_of(self.tokenizer, fact.said))

@@ -1,6 +1,7 @@
 """Questions to models of text: what stands in them, and how they are judged."""
 
 import collections
+import dataclasses
 import json
 import re
 
@@ -76,6 +77,14 @@ def test_all_facts_stand_in_one_context_that_every_question_is_about():
       assert all(name in context for name in names) and len(names) == 3
   assert context.startswith("\nThe secret number")  # at depth 0
   assert re.search(r"secret number of \w+ is \d{5}\.\n$", context)
+  few = dataclasses.replace(grid, tasks=("tracking", "keys"), together=1)
+  found = probes.of_text(tokenizer, TEXT, few)
+  assert [probe.task for probe in found] == ["tracking", "keys"]
+  assert "secret numbers" not in tokenizer.decode(found[0].prompt)
+  with pytest.raises(ValueError, match="tasks=.*: must be one or more, each"):
+    dataclasses.replace(grid, tasks=())
+  with pytest.raises(ValueError, match="tasks=.*: 'single' needs depths"):
+    dataclasses.replace(grid, depths=(), tasks=("single",))
   with pytest.raises(ValueError, match=r"grid.together=1: needs 18 names"):
     probes.of_text(tokenizer, TEXT, Grid((length,), pairs=9, together=1))
   with pytest.raises(ValueError, match="together=1: .*take known=False"):
