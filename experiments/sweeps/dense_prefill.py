@@ -16,7 +16,8 @@ import numpy as np
 
 from experiments.sweeps.lowered import Shapes, key_of
 from tokjax.cache import workspace
-from tokjax.cache.kv import KV, Prompted
+from tokjax.cache.kv import KV
+from tokjax.cache.prompted import Prompted
 from tokjax.layer import LSE, Arrivals, Layer
 from tokjax.models import Decoder
 from tokjax.models.shared_programs import Shared

@@ -16,6 +16,7 @@ from tests.cache.by_hand import (
   quick,
 )
 from tokjax import budgets, selection
+from tokjax.attention import core, head_chunks
 from tokjax.attention.causal import Causal
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.head_chunks import HeadChunks
@@ -159,12 +160,63 @@ def test_act_spreads_what_sinks_lose():
   np.testing.assert_allclose(same, weight)
 
 
+def test_longheads_reads_the_same_fetched_or_by_products(monkeypatch):
+  attend, n = HeadChunks(budgets.Count(5 * 16), 16), 190
+  layer = Layer(heads=4, kv_heads=2, head_dim=8, rotary=Rotary(100.0))
+  rng = np.random.default_rng(1)
+  draw = lambda heads: jnp.asarray(rng.normal(size=(2, n, heads, 8)), "f4")
+  real = jnp.arange(n)[None] < jnp.array([[n], [151]])
+  a = Arrivals(
+    draw(4), draw(2), draw(2), jnp.broadcast_to(jnp.arange(n), (2, n)), real
+  )
+
+  def run(wide, attend=attend):
+    monkeypatch.setattr(head_chunks, "WIDE", wide)
+    out, _ = attend(layer, a, Memory.of(a), params={}, carry={})
+    return np.where(real[:, :, None, None], out, 0)
+
+  np.testing.assert_allclose(run(12), run(11), atol=2e-5)
+  fewer = dataclasses.replace(attend, budget=budgets.Count(4 * 16))
+  assert np.abs(run(12) - run(12, fewer)).max() > 0.1
+
+
 def test_zerotuning_scales_the_first_weight():
   attend = FirstToken(gamma=2.0)
   logits = jnp.log(jnp.asarray([0.5, 0.3, 0.2]))
   bias = attend.bias(LAYER, jnp.arange(3)[None, None])
   new = jax.nn.softmax(logits + bias.reshape(-1))
   np.testing.assert_allclose(new, [2 / 3, 0.2, 0.4 / 3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("heads", [None, (0, 3)])
+def test_zerotuning_of_long_prompts_is_a_correction(heads, window, monkeypatch):
+  """By rows of all keys and after dense attention; one text is shorter."""
+  attend, n = FirstToken(3.0, heads), 90
+  layer = Layer(
+    heads=4, kv_heads=2, head_dim=8, window=window, soft_cap=5.0,
+    rotary=Rotary(100.0),
+  )  # fmt: skip
+  rng = np.random.default_rng(0)
+  draw = lambda heads: jnp.asarray(rng.normal(size=(2, n, heads, 8)), "f4")
+  real = jnp.arange(n)[None] < jnp.array([[n], [51]])
+  a = Arrivals(
+    draw(4), draw(2), draw(2), jnp.broadcast_to(jnp.arange(n), (2, n)), real
+  )
+
+  def run(long, attend=attend):
+    def loss(q):
+      taken = dataclasses.replace(a, q=q)
+      out, _ = attend(layer, taken, Memory.of(taken), params={}, carry={})
+      out = jnp.where(real[:, :, None, None], out, 0)
+      return (out**2).sum(), out
+
+    monkeypatch.setattr(core, "LONG", long)
+    return jax.tree.leaves(jax.grad(loss, has_aux=True)(a.q))
+
+  for got, expected in zip(run(16), run(1024), strict=True):
+    np.testing.assert_allclose(got, expected, atol=3e-5)
+  assert np.abs(run(16)[1] - run(16, Causal())[1]).max() > 0.1
 
 
 def test_lightning_attention_decays():

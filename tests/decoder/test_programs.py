@@ -1,5 +1,8 @@
 """Blocks that rules treat alike share a program, and no others do."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ from tokjax.cache.evict import evicting
 from tokjax.cache.kv import KV
 from tokjax.layer import Layer
 from tokjax.models import generation
-from tokjax.models.decoder_programs import programs_of
+from tokjax.models.decoder_programs import HELD, programs_of
 from tokjax.models.shared_programs import Shared
 from tokjax.reduce.rules import KeepTop
 from tokjax.slots import Slots
@@ -61,6 +64,22 @@ def test_shared_programs_give_what_one_program_gives(name):
   programs = programs_of(model)
   (prefill,) = programs._quiet.values()
   assert (prefill.compiled(), programs._step.compiled()) == (prompts, steps)
+
+
+def test_programs_of_models_that_others_followed_are_let_go():
+  """A process that keeps all it compiles runs out of memory maps."""
+  text = jnp.asarray(tokens(2, PROMPT + STEPS))
+  params = params_of(config(depth=1))
+  first = decoder(recipes.get("full"), depth=1)
+  run(first, params, text)
+  held = weakref.ref(programs_of(first))
+  step = weakref.ref(next(iter(held()._step._programs.values()))[0].call)
+  for count in range(HELD):
+    assert held() is not None
+    slots = recipes.get("random_kv", budget=budgets.Count(2 + count))
+    programs_of(decoder(slots, depth=1))
+  gc.collect()
+  assert held() is None and step() is None
 
 
 def test_a_rule_that_reads_the_index_shares_with_nobody():

@@ -15,6 +15,16 @@ from tokjax.layer import Layer
 
 # Chunks that every query reads: the first one, its own, and the one before.
 ALWAYS = 3
+# Chunks of a prompt up to which products with all of them are faster than
+# fetching those that each query and head picks: on a CPU, where a fetched key
+# takes some fifty times as long as one in a product.
+WIDE = 32
+
+
+def by_head(layer: Layer, x: Array) -> Array:
+  """`[c, H, ...]` as `[G, r, c, ...]`."""
+  x = jnp.moveaxis(x, 0, 1)
+  return x.reshape(layer.kv_heads, layer.group, *x.shape[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,18 +146,38 @@ class HeadChunks(Retrieval):
     """
     number = jnp.arange(keys.shape[0])
     free, count = (number > 0) & (number < own - 1), total - ALWAYS
-    head = jnp.arange(layer.heads) // layer.group
     turned = self.turned(layer, chunk, total - 2 - jnp.arange(most))
 
     def pick(score):
       top = selection.top_k(score, most, mask=free, count=count)
-      top = selection.in_order(top)
-      return top.index, top.valid
+      return selection.in_order(top)
+
+    score = jnp.einsum("chd,mhd->chm", chunk.q.astype(jnp.float32), keys)
+    picked = jax.vmap(jax.vmap(pick))(score)  # [c, H, p]
+    few = len(chunk.q) <= self.rows
+    read = self.gathered if few or len(keys) > WIDE else self.masked
+    return read(layer, turned, picked, k, v)
+
+  def gathered(
+    self,
+    layer: Layer,
+    turned: Float[Array, "p c h d"],
+    picked: selection.Selection,
+    k: Float[Array, "m w g d"],
+    v: Float[Array, "m w g d"],
+  ) -> tuple[Float[Array, "1 c h d"], Float[Array, "1 h c"]]:
+    """Attention to chunks that are fetched for each query and head.
+
+    Args:
+      layer: static facts.
+      turned: queries as they meet the chunk that is picked first, second, ...
+      picked: numbers of chunks, `[c, H, p]`.
+      k, v: chunks of text.
+    """
+    head = jnp.arange(layer.heads) // layer.group
 
     def row(at):
-      q, turned = at
-      score = jnp.einsum("hd,mhd->hm", q.astype(jnp.float32), keys)
-      index, valid = jax.vmap(pick)(score)
+      index, valid, turned = at
       of = lambda x: jax.vmap(lambda index, g: x[index, :, g])(index, head)
       x = jnp.einsum(
         "phd,hpwd->hpw", turned, of(k), preferred_element_type=jnp.float32
@@ -159,12 +189,41 @@ class HeadChunks(Retrieval):
       out, lse = core.part(wide(x), wide(seen), values)
       return out[0, :, 0, 0], lse[0, :, 0, 0]
 
-    at = chunk.q, jnp.swapaxes(turned, 0, 1)
-    if len(chunk.q) <= self.rows:
+    at = picked.index, picked.valid, jnp.swapaxes(turned, 0, 1)
+    if turned.shape[1] <= self.rows:
       out, lse = jax.vmap(row)(at)
     else:
       out, lse = jax.lax.map(row, at, batch_size=self.rows)
     return out[None], lse.T[None]
+
+  def masked(
+    self,
+    layer: Layer,
+    turned: Float[Array, "p c h d"],
+    picked: selection.Selection,
+    k: Float[Array, "m w g d"],
+    v: Float[Array, "m w g d"],
+  ) -> tuple[Float[Array, "1 c h d"], Float[Array, "1 h c"]]:
+    """The same by products with all chunks; see `gathered`."""
+    m, w = k.shape[:2]
+    number = jnp.where(picked.valid, picked.index, m)
+    flat = lambda x: x.reshape(m * w, *x.shape[2:])
+    wide = lambda x: jnp.repeat(by_head(layer, x), w, axis=-1)
+    empty = jnp.zeros((*picked.index.shape[:2], m), bool)
+
+    def add(found, at):
+      x, seen = found
+      turned, number = at
+      here = wide(jax.nn.one_hot(number, m, dtype=bool))
+      new = core.logits_of_example(layer, turned, flat(k))
+      return (jnp.where(here, new, x), seen | here), None
+
+    seen = wide(empty)
+    x = jnp.zeros(seen.shape, jnp.float32)
+    ranks = turned, jnp.moveaxis(number, -1, 0)
+    (x, seen), _ = jax.lax.scan(add, (x, seen), ranks)
+    values = core.heads_first(flat(v)[None])
+    return core.joined_part(x[None], seen[None], values)
 
   def due(self, chunk):
     """A chunk of text is complete."""

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from pallas_kernels import layout as layouts
 from tokjax.attention import core
-from tokjax.attention.causal import Causal, by_group, need_whole
+from tokjax.attention.causal import Causal, by_group, listed, need_whole
 from tokjax.layer import Layer
 
 
@@ -63,6 +64,28 @@ class FirstToken(Causal):
     tuned = _heads(layer, self.heads)[None, :, None]
     first = by_group(layer, jnp.where(tuned, jnp.log(self.gamma), 0.0))
     return jnp.where(position[:, :, None] == 0, first, 0.0)
+
+  def pattern(self, layer, tokens):
+    return layouts.Causal()
+
+  def by_blocks(self, layer, layout, arrivals, memory):
+    """Dense attention, and then more of the first token of each text."""
+    out, lse = listed(layer, layout, arrivals, memory)
+    if not layer.ask(self._tunes):
+      return out
+    at = jnp.arange(arrivals.q.shape[1])
+    first = jax.tree.map(lambda x: x[:, :1], memory)
+    seen = by_group(layer, self.seen(layer, arrivals, first)(at))
+    seen = seen & (first.position == 0)[:, None, None, None]
+    x = self.products(layer, arrivals, first)(at)  # [b, G, r, t, 1]
+    x = jnp.where(seen, x - by_group(layer, lse)[..., None], -jnp.inf)
+    factor = jnp.where(_heads(layer, self.heads), self.gamma, 1.0)
+    more = jnp.exp(x) * by_group(layer, (factor - 1)[None])[..., None, None]
+    # Its part grows by `more`, and with it the sum that all is divided by.
+    new = core.split(out, layer.kv_heads) + more * core.heads_first(first.v)[
+      :, :, None
+    ]
+    return core.join(new / (1 + more)).astype(out.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,8 @@ from tokjax import budgets, selection
 from tokjax.attention import core
 from tokjax.budgets import Budget
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.kv import Prompted, refuse_notes
 from tokjax.cache.prompt import Prompt, Scorer, over_prompts
+from tokjax.cache.prompted import Prompted, refuse_notes
 from tokjax.layer import Layer
 from tokjax.plan import Assignment
 from tokjax.slots import Bytes

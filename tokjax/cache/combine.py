@@ -5,7 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tokjax.cache.kv import KV, Prompted
+from tokjax.cache.kv import KV
+from tokjax.cache.prompted import Prompted
 from tokjax.cache.workspace import Workspace
 from tokjax.layer import Arrivals, Layer
 from tokjax.slots import Bytes

@@ -11,7 +11,8 @@ from tokjax.attention import core
 from tokjax.attention.core_context import CoreContext
 from tokjax.cache import entries as entries_lib
 from tokjax.cache import workspace
-from tokjax.cache.kv import KV, KVState, Prompted
+from tokjax.cache.kv import KV, KVState
+from tokjax.cache.prompted import Prompted
 from tokjax.layer import Layer
 from tokjax.slots import Bytes
 

@@ -18,7 +18,7 @@ from tokjax import budgets
 from tokjax.attention import core
 from tokjax.cache import entries as entries_lib
 from tokjax.cache.entries import Entries
-from tokjax.cache.kv import Prompted, refuse_notes
+from tokjax.cache.prompted import Prompted, refuse_notes
 from tokjax.cache.reads import Query
 from tokjax.layer import Layer, Params
 from tokjax.slots import Bytes

@@ -17,8 +17,8 @@ from tokjax.attention import core
 from tokjax.cache import entries as entries_lib
 from tokjax.cache import quantisation as few
 from tokjax.cache import scores as importance
-from tokjax.cache.kv import Prompted, refuse_notes
 from tokjax.cache.prompt import Prompt, over_prompts
+from tokjax.cache.prompted import Prompted, refuse_notes
 from tokjax.cache.reads import Query
 from tokjax.cache.tiers import Tier, Tiers
 from tokjax.layer import Layer

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from tokjax.attention import core
 from tokjax.attention.multi_token_states import MultiTokenStates
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.kv import Prompted
+from tokjax.cache.prompted import Prompted
 from tokjax.layer import Layer
 from tokjax.slots import Bytes
 

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 from tokjax.attention.retrieval import Chunk, Memo, Retrieval
 from tokjax.cache import entries as entries_lib
 from tokjax.cache import workspace
-from tokjax.cache.kv import KV, KVState, Prompted
+from tokjax.cache.kv import KV, KVState
+from tokjax.cache.prompted import Prompted
 from tokjax.layer import Memory
 from tokjax.slots import Bytes
 

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from tokjax.attention import core
 from tokjax.attention.causal import Causal, by_group
 from tokjax.cache import entries as entries_lib
-from tokjax.cache.kv import KV, Prompted
+from tokjax.cache.kv import KV
+from tokjax.cache.prompted import Prompted
 from tokjax.layer import Layer
 from tokjax.slots import Bytes
 

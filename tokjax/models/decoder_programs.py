@@ -315,9 +315,18 @@ class DecoderPrograms:
     )
 
 
-@functools.lru_cache(maxsize=64)
+# Models whose programs are held. A program takes five or more of the memory
+# maps of a process, of which Linux allows 65530: a deep model whose blocks all
+# differ can hold thousands, and a process that runs out of them is killed.
+HELD = 16
+
+
+@functools.lru_cache(maxsize=HELD)
 def programs_of(model: Decoder) -> DecoderPrograms:
-  """The programs of a decoder; equal ones share them."""
+  """The programs of a decoder; equal ones share them.
+
+  Those of the models that were used last are held.
+  """
   return DecoderPrograms(model)
 
 
