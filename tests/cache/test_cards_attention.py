@@ -17,12 +17,14 @@ from tests.cache.by_hand import (
 )
 from tokjax import budgets, selection
 from tokjax.attention import core, head_chunks
+from tokjax.attention.block_memory import BlockMemory
 from tokjax.attention.causal import Causal
 from tokjax.attention.estimated import Antidiagonal, VerticalSlash
 from tokjax.attention.head_chunks import HeadChunks
 from tokjax.attention.landmark import grouped_softmax, with_landmarks
 from tokjax.attention.linear import Linear, slopes
 from tokjax.attention.per_head import PerHead, best_patterns, kept_mass
+from tokjax.attention.probe_query import ProbeQuery
 from tokjax.attention.recalibrate import Calibrated, FirstToken
 from tokjax.attention.retrieval import Chunk
 from tokjax.attention.soft_vote import SoftVote
@@ -186,6 +188,33 @@ def test_zerotuning_scales_the_first_weight():
   bias = attend.bias(LAYER, jnp.arange(3)[None, None])
   new = jax.nn.softmax(logits + bias.reshape(-1))
   np.testing.assert_allclose(new, [2 / 3, 0.2, 0.4 / 3], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "short, attends",
+  [
+    (24, [BlockMemory(2, 24, budgets.Count(x), 4, 2, 8) for x in (8, 16)]),
+    (24, [ProbeQuery(2, 24, budgets.Count(x), 4, 2, 8) for x in (8, 16)]),
+    # Three chunks are read in any case.
+    (16, [HeadChunks(budgets.Count(x), 4) for x in (8, 12)]),
+  ],
+)
+def test_budgets_that_come_to_the_same_make_one_program(short, attends):
+  """So that a sweep asks them once."""
+  layer = Layer(heads=4, kv_heads=2, head_dim=8, rotary=Rotary(100.0))
+
+  def program(attend, n):
+    def run(x):
+      at, real = jnp.arange(n)[None], jnp.ones((1, n), bool)
+      a = Arrivals(x, x[:, :, :2], x[:, :, :2], at, real)
+      return attend(layer, a, Memory.of(a), params={}, carry={})
+
+    return jax.jit(run).lower(jnp.ones((1, n, 4, 8))).as_text()
+
+  one, other = (program(attend, short) for attend in attends)
+  assert one == other
+  far = dataclasses.replace(attends[0], budget=budgets.Count(20))
+  assert program(far, 2 * short) != program(attends[0], 2 * short)
 
 
 @pytest.mark.parametrize("window", [None, 40])

@@ -72,13 +72,13 @@ class BlockMemory(Retrieval):
     rest = first + blocks * self.block
     far_q = layer.rotate(chunk.q, jnp.full((c,), self.local - 1))
     score, *more = self.relevance(layer, chunk, far_q, reps, blocks, *more)
-    picked, valid = self.retrieve(layer, chunk, score, blocks)
-    place = jnp.arange(self.first)
-    if n <= self.local:  # Nothing can have left the window.
-      place, picked, valid = place[:0], picked[:0], valid[:0]
     # Places that are read at the constant distance, and the window.
-    far = jnp.concatenate([place, picked])
-    far_ok = jnp.concatenate([place < first, valid])
+    far, far_ok = jnp.zeros((0,), int), jnp.zeros((0,), bool)
+    if n > self.local:  # Else nothing can have left the window.
+      place = jnp.arange(self.first)
+      picked, valid = self.retrieve(layer, chunk, score, blocks)
+      far = jnp.concatenate([place, picked])
+      far_ok = jnp.concatenate([place < first, valid])
     width = min(self.local + max(self.block, self.first) + c, n)
     start = jnp.minimum(rest, n - width)
     near = start + jnp.arange(width)

@@ -48,8 +48,11 @@ class HeadChunks(Retrieval):
   rows: int = 8
 
   def numbers(self, layer: Layer, n: int):
-    """Chunks that prompts of every length up to n read."""
-    return jnp.asarray(self.counts(layer, n) // self.chunk).clip(ALWAYS)
+    """Chunks that prompts of every length up to n read.
+
+    By NumPy: budgets that come to the same make the same program.
+    """
+    return jnp.asarray((self.counts(layer, n) // self.chunk).clip(ALWAYS))
 
   def memo(self, layer, n):
     """Chunk keys, and the queries of the chunk that is not complete."""
