@@ -162,20 +162,24 @@ def test_act_spreads_what_sinks_lose():
   np.testing.assert_allclose(same, weight)
 
 
+def two_texts(seed: int, longer: int, shorter: int) -> Arrivals:
+  """Drawn; four query heads, two key heads of 8 features."""
+  rng, n = np.random.default_rng(seed), longer
+  draw = lambda heads: jnp.asarray(rng.normal(size=(2, n, heads, 8)), "f4")
+  real = jnp.arange(n)[None] < jnp.array([[n], [shorter]])
+  position = jnp.broadcast_to(jnp.arange(n), (2, n))
+  return Arrivals(draw(4), draw(2), draw(2), position, real)
+
+
 def test_longheads_reads_the_same_fetched_or_by_products(monkeypatch):
   attend, n = HeadChunks(budgets.Count(5 * 16), 16), 190
   layer = Layer(heads=4, kv_heads=2, head_dim=8, rotary=Rotary(100.0))
-  rng = np.random.default_rng(1)
-  draw = lambda heads: jnp.asarray(rng.normal(size=(2, n, heads, 8)), "f4")
-  real = jnp.arange(n)[None] < jnp.array([[n], [151]])
-  a = Arrivals(
-    draw(4), draw(2), draw(2), jnp.broadcast_to(jnp.arange(n), (2, n)), real
-  )
+  a = two_texts(1, n, 151)
 
   def run(wide, attend=attend):
     monkeypatch.setattr(head_chunks, "WIDE", wide)
     out, _ = attend(layer, a, Memory.of(a), params={}, carry={})
-    return np.where(real[:, :, None, None], out, 0)
+    return np.where(a.valid[:, :, None, None], out, 0)
 
   np.testing.assert_allclose(run(12), run(11), atol=2e-5)
   fewer = dataclasses.replace(attend, budget=budgets.Count(4 * 16))
@@ -226,18 +230,13 @@ def test_zerotuning_of_long_prompts_is_a_correction(heads, window, monkeypatch):
     heads=4, kv_heads=2, head_dim=8, window=window, soft_cap=5.0,
     rotary=Rotary(100.0),
   )  # fmt: skip
-  rng = np.random.default_rng(0)
-  draw = lambda heads: jnp.asarray(rng.normal(size=(2, n, heads, 8)), "f4")
-  real = jnp.arange(n)[None] < jnp.array([[n], [51]])
-  a = Arrivals(
-    draw(4), draw(2), draw(2), jnp.broadcast_to(jnp.arange(n), (2, n)), real
-  )
+  a = two_texts(0, n, 51)
 
   def run(long, attend=attend):
     def loss(q):
       taken = dataclasses.replace(a, q=q)
       out, _ = attend(layer, taken, Memory.of(taken), params={}, carry={})
-      out = jnp.where(real[:, :, None, None], out, 0)
+      out = jnp.where(a.valid[:, :, None, None], out, 0)
       return (out**2).sum(), out
 
     monkeypatch.setattr(core, "LONG", long)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from tokjax import budgets, selection
 from tokjax.attention import core
-from tokjax.attention.causal import with_others
+from tokjax.attention.causal import by_group, with_others
 from tokjax.attention.retrieval import Chunk, Retrieval, grouped
 from tokjax.budgets import Budget
 from tokjax.layer import Layer
@@ -20,12 +20,6 @@ ALWAYS = 3
 # chunks of which 5 are picked, took half of its time on a CPU, one of 2048, 8
 # and 1, four fifths; more of them multiply ever more keys that nobody picks.
 WIDE = 32
-
-
-def by_head(layer: Layer, x: Array) -> Array:
-  """`[c, H, ...]` as `[G, r, c, ...]`."""
-  x = jnp.moveaxis(x, 0, 1)
-  return x.reshape(layer.kv_heads, layer.group, *x.shape[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,20 +206,21 @@ class HeadChunks(Retrieval):
     m, w = k.shape[:2]
     number = jnp.where(picked.valid, picked.index, m)
     flat = lambda x: x.reshape(m * w, *x.shape[2:])
-    wide = lambda x: jnp.repeat(by_head(layer, x), w, axis=-1)
-    empty = jnp.zeros((*picked.index.shape[:2], m), bool)
+    chosen = jax.nn.one_hot(number, m, dtype=bool)  # [c, H, p, m]
 
-    def add(found, at):
-      x, seen = found
-      turned, number = at
-      here = wide(jax.nn.one_hot(number, m, dtype=bool))
+    def wide(here):
+      """`[c, H, m]` for each key of the chunks, `[G, r, c, n]`."""
+      here = by_group(layer, jnp.swapaxes(here, 0, 1)[None])[0]
+      return jnp.repeat(here, w, axis=-1)
+
+    def add(x, at):
+      turned, here = at
       new = core.logits_of_example(layer, turned, flat(k))
-      return (jnp.where(here, new, x), seen | here), None
+      return jnp.where(wide(here), new, x), None
 
-    seen = wide(empty)
+    seen = wide(chosen.any(axis=2))
     x = jnp.zeros(seen.shape, jnp.float32)
-    ranks = turned, jnp.moveaxis(number, -1, 0)
-    (x, seen), _ = jax.lax.scan(add, (x, seen), ranks)
+    x, _ = jax.lax.scan(add, x, (turned, jnp.moveaxis(chosen, 2, 0)))
     values = core.heads_first(flat(v)[None])
     return core.joined_part(x[None], seen[None], values)
 
