@@ -78,7 +78,7 @@ def key_context(
     at = jnp.concatenate([at.reshape(-1), asked])
     valid = jnp.pad(valid.reshape(-1), (0, question), constant_values=True)
     # Real tokens first: the shorter segment may not be the last one there.
-    order = jnp.argsort(~valid, stable=True)
+    order = selection.partition(valid).index
     ids = jnp.where(valid, token[jnp.minimum(at, n - 1)], 0)
     return ids[order], valid.sum(dtype=jnp.int32)
 

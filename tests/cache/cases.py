@@ -93,6 +93,12 @@ class Rope:
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
 
+  def tables(self, features, position):
+    ones = jnp.ones((*position.shape, 1, features // 2))
+    both = self(jnp.concatenate([ones, 0 * ones], -1), position)[..., 0, :]
+    cos, sin = jnp.split(both, 2, axis=-1)
+    return jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
+
 
 def layers() -> tuple[Layer, ...]:
   return tuple(

@@ -1,10 +1,11 @@
 """Blocks of the distant past next to a window; see `retrieval`."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tokjax import budgets, selection
@@ -12,6 +13,17 @@ from tokjax.attention import core
 from tokjax.attention.retrieval import Chunk, Retrieval, mean_query
 from tokjax.budgets import Budget
 from tokjax.layer import Layer
+
+
+class Distant(NamedTuple):
+  """Attributes:
+  k, v: of the tokens that one example reads, before rotation, `[m, G, D]`.
+  seen: False for those that are not there, `[m]`.
+  """
+
+  k: Float[Array, "m g d"]
+  v: Float[Array, "m g d"]
+  seen: Bool[Array, "m"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,46 +79,100 @@ class BlockMemory(Retrieval):
   def look(self, layer, chunk, memo):
     mass, reps, *more = memo
     c, n = chunk.q.shape[0], chunk.k.shape[0]
-    before = chunk.now - chunk.valid.sum()
-    first, blocks = self.layout(before)
+    first, blocks = self.layout(chunk.now - chunk.valid.sum())
     rest = first + blocks * self.block
-    far_q = layer.rotate(chunk.q, jnp.full((c,), self.local - 1))
+    far_q = layer.rotate(chunk.q, np.full((c,), self.local - 1))
     score, *more = self.relevance(layer, chunk, far_q, reps, blocks, *more)
-    # Places that are read at the constant distance, and the window.
-    far, far_ok = jnp.zeros((0,), int), jnp.zeros((0,), bool)
-    if n > self.local:  # Else nothing can have left the window.
-      place = jnp.arange(self.first)
-      picked, valid = self.retrieve(layer, chunk, score, blocks)
-      far = jnp.concatenate([place, picked])
-      far_ok = jnp.concatenate([place < first, valid])
+    far = self.distant(layer, chunk, score, first, blocks)
     width = min(self.local + max(self.block, self.first) + c, n)
     start = jnp.minimum(rest, n - width)
+    # Slices, since single rows take a CPU many times as long to fetch.
+    sliced = lambda x: jax.lax.dynamic_slice_in_dim(x, start, width)
+    k, v = sliced(chunk.k), sliced(chunk.v)
     near = start + jnp.arange(width)
-    at = jnp.minimum(jnp.concatenate([far, near]), n - 1)
-    k, v = chunk.k[at], chunk.v[at]
     distance = chunk.place[:, None] - near[None]
-    local = distance < self.local
+    local, m = distance < self.local, far.k.shape[0]
     there = (near >= rest)[None] & (distance >= 0)
-    seen = jnp.concatenate(
-      [jnp.broadcast_to(far_ok[None], (c, far.shape[0])), there], axis=1
-    )
-    m = far.shape[0]
-    q = layer.rotate(chunk.q, chunk.place)
-    x = core.logits_of_example(layer, q, layer.rotate(k[m:], near))
-    if n > self.local:
-      # Later tokens are in the window of all queries: before the chunk at most
-      # a block, or the first ones, had left it, and c more leave in it.
-      old = min(max(self.block, self.first) + c, width)
-      distant = core.logits_of_example(layer, far_q, k[: m + old])
-      past = jnp.where(local[None, None, :, :old], x[..., :old],
-                       distant[..., m:])  # fmt: skip
-      x = jnp.concatenate([distant[..., :m], past, x[..., old:]], axis=-1)
+    far_seen = jnp.broadcast_to(far.seen[None], (c, m))
+    seen = jnp.concatenate([far_seen, there], axis=1)
+    x = self.logits(layer, chunk, far_q, far.k, k, start, local)
     weight = core.softmax(x, seen[None, None])
-    out = core.join(core.mix(weight[None], core.heads_first(v[None])))[0]
+    mixed = lambda weight, v: core.mix(weight[None], core.heads_first(v[None]))
+    out = mixed(weight[..., m:], v)
+    if m:
+      out = out + mixed(weight[..., :m], far.v)
     own = local & chunk.valid[:, None]
     given = jnp.where(own[None, None], weight[..., m:], 0.0).sum(axis=2)
-    given = given.reshape(layer.heads, width).T
-    return out, (mass.at[near].add(given), reps, *more)
+    given = sliced(mass) + given.reshape(layer.heads, width).T
+    mass = jax.lax.dynamic_update_slice_in_dim(mass, given, start, 0)
+    return core.join(out)[0], (mass, reps, *more)
+
+  def distant(
+    self,
+    layer: Layer,
+    chunk: Chunk,
+    score: Float[Array, "m"],
+    first: Int[Array, ""],
+    blocks: Int[Array, ""],
+  ) -> Distant:
+    """What is read at the constant distance: first tokens, and chosen blocks.
+
+    Args:
+      layer, chunk: the queries.
+      score: of blocks.
+      first: how many first tokens are set aside.
+      blocks: how many there are.
+    """
+    n = chunk.k.shape[0]
+    if n <= self.local:  # Nothing can have left the window.
+      return Distant(chunk.k[:0], chunk.v[:0], jnp.zeros((0,), bool))
+    start, valid = self.retrieve(layer, chunk, score, blocks)
+    sinks = min(self.first, n)
+    block = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, self.block)
+
+    def of(x):
+      if not start.size:
+        return x[:sinks]
+      picked = jax.vmap(block, (None, 0))(x, start)
+      return jnp.concatenate([x[:sinks], picked.reshape(-1, *x.shape[1:])])
+
+    seen = jnp.arange(sinks) < first
+    seen = jnp.concatenate([seen, jnp.repeat(valid, self.block)])
+    return Distant(of(chunk.k), of(chunk.v), seen)
+
+  def logits(
+    self,
+    layer: Layer,
+    chunk: Chunk,
+    far_q: Float[Array, "c h d"],
+    far_k: Float[Array, "m g d"],
+    k: Float[Array, "w g d"],
+    start: Int[Array, ""],
+    local: Bool[Array, "c w"],
+  ) -> Float[Array, "g r c n"]:
+    """Of what is distant, then of the window.
+
+    Args:
+      layer, chunk: the queries.
+      far_q: queries at the constant distance.
+      far_k: distant keys.
+      k: keys from the place `start` on.
+      start: see above.
+      local: False for keys of these that have left a query's window.
+    """
+    c, width = local.shape
+    # Turned as if the text began there: what is turned by is known beforehand.
+    q = layer.rotate(chunk.q, chunk.place - start)
+    x = core.logits_of_example(layer, q, k, np.arange(width))
+    if chunk.k.shape[0] <= self.local:
+      return x
+    # Later tokens are in the window of all queries: before the chunk at most a
+    # block, or the first ones, had left it, and c more leave in it.
+    old, m = min(max(self.block, self.first) + c, width), far_k.shape[0]
+    both = jnp.concatenate([far_k, k[:old]])
+    far = core.logits_of_example(layer, far_q, both)
+    past = jnp.where(local[None, None, :, :old], x[..., :old], far[..., m:])
+    return jnp.concatenate([far[..., :m], past, x[..., old:]], axis=-1)
 
   def relevance(
     self,
@@ -137,14 +203,13 @@ class BlockMemory(Retrieval):
     score: Float[Array, "m"],
     blocks: Int[Array, ""],
   ) -> tuple[Int[Array, "p"], Bool[Array, "p"]]:
-    """Places of the tokens in the blocks that all heads together choose."""
+    """Where the blocks begin that all heads together choose, and whether."""
     most, count = self.share(layer, chunk, blocks)
-    number, most = jnp.arange(len(score)), min(most, len(score))
-    top = selection.top_k(score, most, mask=number < blocks, count=count)
-    start = self.first + top.index * self.block
-    place = start[:, None] + jnp.arange(self.block)[None]
-    valid = jnp.broadcast_to(top.valid[:, None], place.shape)
-    return place.reshape(-1), valid.reshape(-1)
+    room = len(score) if len(chunk.k) >= self.block else 0
+    there, most = jnp.arange(len(score)) < blocks, min(most, room)
+    index, valid = selection.top_k(score, most, mask=there, count=count)
+    assert valid is not None  # Since there is a mask.
+    return self.first + index * self.block, valid
 
   def due(self, chunk):
     """Tokens that leave the window complete a block."""

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tokjax import budgets, selection
@@ -63,9 +64,6 @@ class HeadChunks(Retrieval):
     w, n = self.chunk, chunk.k.shape[0]
     pad = [(0, -n % w), (0, 0), (0, 0)]
     k, v = (jnp.pad(x, pad) for x in (chunk.k, chunk.v))
-    # Rotated within its own chunk; how far the chunk is from a query, the
-    # query's rotation says.
-    k = layer.rotate(k, jnp.arange(k.shape[0]) % w)
     k, v = (x.reshape(-1, w, *x.shape[1:]) for x in (k, v))
     own = chunk.place[0] // w
     total = jnp.minimum(self.numbers(layer, n)[chunk.prompt], own + 1)
@@ -92,7 +90,7 @@ class HeadChunks(Retrieval):
 
     Args:
       layer, chunk: the queries, which are in one chunk of text.
-      k, v: chunks of text, keys rotated in each.
+      k, v: chunks of text.
       own: number of the queries' chunk.
       total: how many chunks are read.
     """
@@ -103,7 +101,7 @@ class HeadChunks(Retrieval):
     gap = jnp.stack([total - 1, jnp.ones_like(total), jnp.zeros_like(total)])
     x = jnp.concatenate(
       [
-        core.logits_of_example(layer, q, one)
+        core.logits_of_example(layer, q, one, np.arange(w))
         for q, one in zip(
           self.turned(layer, chunk, gap), k[number], strict=True
         )
@@ -152,9 +150,9 @@ class HeadChunks(Retrieval):
 
     score = jnp.einsum("chd,mhd->chm", chunk.q.astype(jnp.float32), keys)
     picked = jax.vmap(jax.vmap(pick))(score)  # [c, H, p]
-    few = len(chunk.q) <= self.rows
-    read = self.gathered if few or len(keys) > WIDE else self.masked
-    return read(layer, turned, picked, k, v)
+    if len(chunk.q) <= self.rows or len(keys) > WIDE:
+      return self.gathered(layer, turned, picked, k, v)
+    return self.masked(layer, turned, picked, k, v)
 
   def gathered(
     self,
@@ -173,14 +171,16 @@ class HeadChunks(Retrieval):
       k, v: chunks of text.
     """
     head = jnp.arange(layer.heads) // layer.group
+    few, place = turned.shape[1] <= self.rows, np.arange(self.chunk)
+    if not few:  # Else less is fetched than there is.
+      k, place = layer.rotate(k, place[None]), None
 
     def row(at):
       index, valid, turned = at
       of = lambda x: jax.vmap(lambda index, g: x[index, :, g])(index, head)
-      x = jnp.einsum(
-        "phd,hpwd->hpw", turned, of(k), preferred_element_type=jnp.float32
-      )
-      x = core.cap(layer, x * layer.factor)
+      fetched = jnp.swapaxes(of(k), 0, 1)  # [p, H, w, D]
+      x = core.logits(layer, turned[:, :, None, None], fetched, place)
+      x = jnp.swapaxes(x[:, :, 0, 0], 0, 1)
       seen = jnp.broadcast_to(valid[..., None], x.shape)
       wide = lambda x: x.reshape(1, layer.heads, 1, 1, -1)
       values = of(v).reshape(1, layer.heads, -1, v.shape[-1])
@@ -204,6 +204,7 @@ class HeadChunks(Retrieval):
   ) -> tuple[Float[Array, "1 c h d"], Float[Array, "1 h c"]]:
     """The same by products with all chunks; see `gathered`."""
     m, w = k.shape[:2]
+    k = layer.rotate(k, np.arange(w)[None])
     number = jnp.where(picked.valid, picked.index, m)
     flat = lambda x: x.reshape(m * w, *x.shape[2:])
     chosen = jax.nn.one_hot(number, m, dtype=bool)  # [c, H, p, m]
@@ -238,8 +239,8 @@ class HeadChunks(Retrieval):
     )
     if chunk.k.shape[0] < w:
       return memo
-    k = layer.rotate(part(chunk.k), jnp.arange(w)).astype(jnp.float32)
-    q = layer.rotate(queries, jnp.arange(w))
+    k = layer.rotate(part(chunk.k), np.arange(w)).astype(jnp.float32)
+    q = layer.rotate(queries, np.arange(w))
     x = layer.factor * jnp.einsum("tgrd,sgd->grts", grouped(layer, q), k)
     weight = jax.nn.softmax(core.cap(layer, x), axis=-1).mean(axis=2)
     centre = jnp.einsum("grs,sgd->grd", weight, part(chunk.v))

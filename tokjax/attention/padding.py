@@ -10,9 +10,9 @@ undoes that behind the last one; no layer has to know about it.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
+from tokjax import selection
 from tokjax.attention import core
 
 
@@ -32,8 +32,7 @@ class RealFirst:
   @classmethod
   def of(cls, valid: Bool[Array, "b n"]) -> "RealFirst":
     """The order for a mask of any form: left padding, holes, or a suffix."""
-    index = jnp.argsort(~valid, axis=1, stable=True)
-    return cls(index, jnp.argsort(index, axis=1))
+    return cls(*jax.vmap(selection.partition)(valid))
 
   def apply(self, x: Shaped[Array, "b n ..."]) -> Shaped[Array, "b n ..."]:
     """Tokens in this order."""

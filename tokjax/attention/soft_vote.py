@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from tokjax import budgets, scores, selection
@@ -62,7 +63,9 @@ class SoftVote(Retrieval):
     n = chunk.k.shape[0]
     place = jnp.arange(n)
     middle = (place >= self.first) & (place < chunk.now - self.local)
-    x = jnp.einsum("grd,ngd->grn", grouped(layer, q), chunk.k)
+    # Keys on the left: on the right a CPU transposes them first.
+    x = jnp.einsum("ngd,grd->gnr", chunk.k, grouped(layer, q))
+    x = jnp.swapaxes(x, 1, 2)
     votes = core.softmax(x, middle[None, None]).sum(axis=(0, 1))
     if self.kernel > 1:
       votes = scores.pool(votes, self.kernel, "max")
@@ -72,7 +75,7 @@ class SoftVote(Retrieval):
     """Which tokens of the middle are read."""
     q = chunk.q.astype(jnp.float32)
     if self.rotate_query:
-      q = layer.rotate(q, self.local + jnp.arange(q.shape[0]))
+      q = layer.rotate(q, self.local + np.arange(q.shape[0]))
     q = mean_query(chunk, q)
     votes, middle = self.vote(layer, chunk, q)
     last, index, valid, there = memo
@@ -104,11 +107,11 @@ class SoftVote(Retrieval):
     stays = (few | ends | picked) & (place < chunk.now)
     room = min(self.first + self.local + index.shape[0], n)
     pick = selection.of_mask(stays, room)
-    k = layer.rotate(chunk.k[pick.index], jnp.arange(room))
     read = pick.total
     at = jnp.maximum(read - chunk.now + chunk.place, 0)
     q = layer.rotate(chunk.q, at)
-    x = core.logits_of_example(layer, q, k)[None]
+    k = chunk.k[pick.index]
+    x = core.logits_of_example(layer, q, k, np.arange(room))[None]
     slot = jnp.arange(room)
     seen = pick.valid[None] & (slot[None] <= at[:, None])
     weight = core.softmax(x, seen[None, None, None])

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tokjax import budgets
@@ -261,17 +262,12 @@ class KV(Prompted):
       return core.split(q, layer.kv_heads), entries
     q = core.split(a.q, layer.kv_heads)  # [b, G, r, 1, D]
     at = jnp.broadcast_to(a.position[:, :1], entries.length.shape)
+    place = entries.position
     if self.store.reindexed and layer.window is not None:
       at, place = entries.length - 1, entries_lib.order(entries)
-      k = layer.rotate(entries.k[:, :, :, None], place)[:, :, :, 0]
     elif self.store.reindexed:
-      # All heads alike, so that angles are computed once.
-      at, shape = entries.length - 1, entries.position.shape
-      place = jnp.broadcast_to(jnp.arange(shape[2]), (shape[0], shape[2]))
-      k = layer.rotate(jnp.swapaxes(entries.k, 1, 2), place)
-      k = jnp.swapaxes(k, 1, 2)
-    else:
-      k = layer.rotate(entries.k[:, :, :, None], entries.position)[:, :, :, 0]
+      at, place = entries.length - 1, np.arange(place.shape[2])[None, None]
+    k = layer.rotate(entries.k[:, :, :, None], place)[:, :, :, 0]
     q = layer.rotate(q[:, :, :, 0][:, :, None], jnp.maximum(at, 0)[:, :, None])[
       :, :, 0
     ][:, :, :, None]

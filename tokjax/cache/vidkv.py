@@ -191,7 +191,7 @@ class VidKV:
     size = jnp.where(low <= high, high - low, 0.0)
     d = k.shape[-1]
     rank = selection.places(size) < self.varying(d)
-    return jnp.argsort(~rank, stable=True).astype(jnp.int32)
+    return selection.partition(rank).index
 
   def _encoded(self, dtype, k, v, channel) -> Coded:
     """One head's codes."""

@@ -42,7 +42,7 @@ def parity(
   if order is None:
     order = jnp.arange(n)
     if mask is not None:
-      order = jnp.argsort(~mask, stable=True)
+      order = selection.partition(mask).index
   even, odd = order[0::2], order[1::2]
   return Sides(even, odd) if first == "source" else Sides(odd, even)
 

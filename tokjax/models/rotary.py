@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+Table = Float[Array, "..."] | Float[np.ndarray, "..."]
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
 
 
@@ -111,19 +112,23 @@ class Rotary:
       length: "dynamic" only: how long each sequence is now (may be traced);
         None: no longer than the original.
     """
-    exponent = np.arange(0, features, 2, dtype=np.float32) / features
-    plain = 1.0 / np.float32(self.base) ** exponent
     if self.scaling == "dynamic":
-      return self._dynamic(exponent, features, length)
+      return self._dynamic(features, length)
+    return jnp.asarray(self._fixed(features))
+
+  def _fixed(self, features: int) -> np.ndarray:
+    """Frequencies that do not change with the length of a text."""
+    plain = 1.0 / np.float32(self.base) ** _exponent(features)
     rule = {
       "none": lambda: plain,
       "linear": lambda: plain / self.factor,
       "llama3": lambda: self._llama3(plain),
       "yarn": lambda: self._yarn(plain, features),
     }[self.scaling]
-    return jnp.asarray(rule(), jnp.float32)
+    return rule().astype(np.float32)
 
-  def _dynamic(self, exponent, features, length):
+  def _dynamic(self, features, length):
+    exponent = _exponent(features)
     length = jnp.asarray(self.original_length if length is None else length)
     longer = jnp.maximum(length, self.original_length) / self.original_length
     growth = self.factor * longer - (self.factor - 1)
@@ -153,24 +158,46 @@ class Rotary:
     return keep * plain + (1 - keep) * plain / self.factor
 
   def __call__(
-    self, x: Float[Array, "*b t h d"], position: Int[Array, "*b t"]
+    self,
+    x: Float[Array, "*b t h d"],
+    position: Int[Array, "*b t"] | Int[np.ndarray, "*#b t"],
   ) -> Float[Array, "*b t h d"]:
     """Queries or keys turned by their positions, in the dtype of `x`.
 
     "dynamic" takes the largest position of a sequence for its length. Turning
     by `a` and then by `b` is turning by `a + b`, except that a `scale` other
     than 1 is applied twice.
+
+    Args:
+      x: queries or keys.
+      position: of tokens; see `tables`.
     """
-    length = None
+    return _turned(x, *self.tables(x.shape[-1], position)).astype(x.dtype)
+
+  def tables(
+    self, features: int, position: Int[Array, "*b t"] | Int[np.ndarray, "*b t"]
+  ) -> tuple[Table, Table]:
+    """Cosines and sines `[*b, t, d]`, of which the first halves are negative.
+
+    `x` turned is `x * cosine + roll(x, d / 2) * sine`.
+
+    Args:
+      features: d, of a head.
+      position: of tokens. Of NumPy's positions the tables are NumPy's too,
+        constants of a compiled program, except for "dynamic". Where many keys
+        are turned to places that never change, XLA for CPUs would compute
+        sines anew for each head and feature.
+    """
     if self.scaling == "dynamic":
-      length = position.max(axis=-1) + 1
-    frequency = self.frequencies(x.shape[-1], length)
-    if frequency.ndim > 1:
-      frequency = frequency[..., None, :]
+      length = jnp.asarray(position).max(axis=-1) + 1
+      frequency = self.frequencies(features, length)[..., None, :]
     else:
-      frequency = frequency[(None,) * position.ndim]
-    angle = position.astype(jnp.float32)[..., None] * frequency
-    return (turned(x, angle) * self.scale).astype(x.dtype)
+      frequency = self._fixed(features)[(None,) * position.ndim]
+    angle = position.astype(np.float32)[..., None] * frequency
+    cosine, sine = _tables(angle)
+    if self.scale == 1:
+      return cosine, sine
+    return cosine * np.float32(self.scale), sine * np.float32(self.scale)
 
   def by_axis(
     self, x: Float[Array, "*b t h d"], offset: Int[Array, "*b t a"]
@@ -191,12 +218,28 @@ class Rotary:
     return turned(x, angle).astype(x.dtype)
 
 
+def _exponent(features: int) -> np.ndarray:
+  return np.arange(0, features, 2, dtype=np.float32) / features
+
+
 def turned(
   x: Float[Array, "*b t h d"], angle: Float[Array, "*b t half"]
 ) -> Float[Array, "*b t h d"]:
   """Every pair of features turned by its angle, float32."""
-  x, cosine, sine = x.astype(jnp.float32), jnp.cos(angle), jnp.sin(angle)
-  cosine = jnp.concatenate([cosine, cosine], axis=-1)[..., None, :]
-  sine = jnp.concatenate([-sine, sine], axis=-1)[..., None, :]
+  return _turned(x, *_tables(angle))
+
+
+def _tables(angle: Table) -> tuple[Table, Table]:
+  by = np if isinstance(angle, np.ndarray) else jnp
+  cosine, sine = by.cos(angle), by.sin(angle)
+  return (
+    by.concatenate([cosine, cosine], axis=-1),
+    by.concatenate([-sine, sine], axis=-1),
+  )
+
+
+def _turned(x, cosine, sine):
+  x, half = x.astype(jnp.float32), x.shape[-1] // 2
   # Joining two turned halves takes XLA for CPUs four times as long.
-  return x * cosine + jnp.roll(x, x.shape[-1] // 2, axis=-1) * sine
+  rolled = jnp.roll(x, half, axis=-1)
+  return x * cosine[..., None, :] + rolled * sine[..., None, :]

@@ -1,10 +1,12 @@
 """Estimates from rows of attention: strided, sampled, the last, or all."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import layout as layouts
 from pallas_kernels.attention_mass import block_mass
+from tokjax import selection
 from tokjax.attention.estimators import blocks
 from tokjax.attention.estimators.blocks import Blocked
 
@@ -67,7 +69,7 @@ def sampled(given: Blocked, *, samples: int = 4) -> Float[Array, "h i j"]:
     raise ValueError(f"samples={samples}: must lie in 1..block_q={block_q}")
   asked = given.asked(block_q)
   count = asked.sum(axis=1)
-  order = jnp.argsort(~asked, axis=1, stable=True)
+  order = jax.vmap(selection.partition)(asked).index
   pick = jnp.arange(samples)[None, :] * count[:, None] // samples
   start = jnp.arange(asked.shape[0])[:, None] * block_q
   rows = start + jnp.take_along_axis(order, pick, axis=1)
@@ -85,7 +87,7 @@ def last_query(given: Blocked, *, rows: int = 64) -> Float[Array, "h i j"]:
   m = given.q.shape[1]
   shown = jnp.ones((m,), bool) if given.q_mask is None else given.q_mask
   count = shown.sum()
-  order = jnp.argsort(~shown, stable=True)
+  order = selection.partition(shown).index
   pick = count - 1 - jnp.arange(min(rows, m))
   mass = mass_of_rows(given, order[jnp.maximum(pick, 0)])
   mass = jnp.where(pick[None, :, None] >= 0, mass, 0.0).sum(axis=1)
