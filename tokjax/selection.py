@@ -224,11 +224,11 @@ def stride(
   count = jnp.minimum(total, k if count is None else count)
   rank = (jnp.arange(k) * (total - 1)) // jnp.maximum(count - 1, 1)
   # Beyond `count` any distinct index serves: the outputs are invalid.
-  order = jnp.argsort(~mask, stable=True)
+  order = partition(mask).index
   real = jnp.arange(k) < count
   chosen = jnp.zeros((n + 1,), bool)
   chosen = chosen.at[jnp.where(real, rank, n)].set(True)[:n]
-  perm = jnp.argsort(~chosen, stable=True)[:k]
+  perm = partition(chosen).index[:k]
   return Selection(order[perm], real)
 
 

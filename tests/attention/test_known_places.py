@@ -36,6 +36,20 @@ def test_no_sine_is_computed_where_positions_are_known():
   assert " sin " in of(jnp.asarray(place))
 
 
+def test_a_program_holds_tables_once_however_many_layers_use_them():
+  x, place = jnp.ones((1, 512, 2, 8)), np.arange(512)[None]
+
+  def size(layers):
+    def run(x):
+      for _ in range(layers):
+        x = ROTARIES["plain"](x, place)
+      return x
+
+    return len(jax.jit(run).lower(x).as_text())
+
+  assert size(8) < 1.2 * size(1)
+
+
 @pytest.mark.parametrize("queries", [1, 5])
 @pytest.mark.parametrize("name", [*ROTARIES, None])
 def test_products_rotate_keys_on_their_way(name, queries):

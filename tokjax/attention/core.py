@@ -76,11 +76,10 @@ def _of_one(
   if rotary is None or place is None:
     return _keys_on_the_left(q, k)
   cosine, sine = rotary.tables(q.shape[-1], place)
-  by, half = np if isinstance(sine, np.ndarray) else jnp, q.shape[-1] // 2
-  rolled = by.roll(sine, half, axis=-1)
   straight = _keys_on_the_left(q, k * cosine[None, None])
-  q = jnp.roll(q, half, axis=-1)
-  return straight + _keys_on_the_left(q, k * rolled[None, None])
+  q = jnp.roll(q, q.shape[-1] // 2, axis=-1)
+  # Rolled, sines change their sign.
+  return straight - _keys_on_the_left(q, k * sine[None, None])
 
 
 def _keys_on_the_left(

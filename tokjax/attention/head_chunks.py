@@ -188,7 +188,7 @@ class HeadChunks(Retrieval):
       return out[0, :, 0, 0], lse[0, :, 0, 0]
 
     at = picked.index, picked.valid, jnp.swapaxes(turned, 0, 1)
-    if turned.shape[1] <= self.rows:
+    if few:
       out, lse = jax.vmap(row)(at)
     else:
       out, lse = jax.lax.map(row, at, batch_size=self.rows)

@@ -6,14 +6,17 @@ what is rotated.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Table = Float[Array, "..."] | Float[np.ndarray, "..."]
+from tokjax.layer import Position
+
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
 
 
@@ -158,9 +161,7 @@ class Rotary:
     return keep * plain + (1 - keep) * plain / self.factor
 
   def __call__(
-    self,
-    x: Float[Array, "*b t h d"],
-    position: Int[Array, "*b t"] | Int[np.ndarray, "*#b t"],
+    self, x: Float[Array, "*b t h d"], position: Position
   ) -> Float[Array, "*b t h d"]:
     """Queries or keys turned by their positions, in the dtype of `x`.
 
@@ -175,29 +176,30 @@ class Rotary:
     return _turned(x, *self.tables(x.shape[-1], position)).astype(x.dtype)
 
   def tables(
-    self, features: int, position: Int[Array, "*b t"] | Int[np.ndarray, "*b t"]
-  ) -> tuple[Table, Table]:
+    self, features: int, position: Position
+  ) -> tuple[Float[Array, "*b t d"], Float[Array, "*b t d"]]:
     """Cosines and sines `[*b, t, d]`, of which the first halves are negative.
 
     `x` turned is `x * cosine + roll(x, d / 2) * sine`.
 
     Args:
       features: d, of a head.
-      position: of tokens. Of NumPy's positions the tables are NumPy's too,
-        constants of a compiled program, except for "dynamic". Where many keys
-        are turned to places that never change, XLA for CPUs would compute
-        sines anew for each head and feature.
+      position: of tokens. Of NumPy's positions the tables are constants of a
+        compiled program, except for "dynamic". Where many keys are turned to
+        places that never change, XLA for CPUs would compute sines anew for each
+        head and feature.
     """
+    if self.scaling != "dynamic" and isinstance(position, np.ndarray):
+      places = position.astype(np.float32)
+      return _constant(self, features, places.shape, places.tobytes())
     if self.scaling == "dynamic":
       length = jnp.asarray(position).max(axis=-1) + 1
       frequency = self.frequencies(features, length)[..., None, :]
     else:
       frequency = self._fixed(features)[(None,) * position.ndim]
-    angle = position.astype(np.float32)[..., None] * frequency
-    cosine, sine = _tables(angle)
-    if self.scale == 1:
-      return cosine, sine
-    return cosine * np.float32(self.scale), sine * np.float32(self.scale)
+    angle = position.astype(jnp.float32)[..., None] * frequency
+    cosine, sine = _tables(angle, jnp)
+    return cosine * self.scale, sine * self.scale
 
   def by_axis(
     self, x: Float[Array, "*b t h d"], offset: Int[Array, "*b t a"]
@@ -226,11 +228,24 @@ def turned(
   x: Float[Array, "*b t h d"], angle: Float[Array, "*b t half"]
 ) -> Float[Array, "*b t h d"]:
   """Every pair of features turned by its angle, float32."""
-  return _turned(x, *_tables(angle))
+  return _turned(x, *_tables(angle, jnp))
 
 
-def _tables(angle: Table) -> tuple[Table, Table]:
-  by = np if isinstance(angle, np.ndarray) else jnp
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _constant(rotary: Rotary, features: int, shape: tuple, places: bytes):
+  """`Rotary.tables` of known float32 positions.
+
+  A function of its own: a program holds its constants once, however many layers
+  call it.
+  """
+  position = np.frombuffer(places, np.float32).reshape(shape)
+  frequency = rotary._fixed(features)
+  tables = _tables(position[..., None] * frequency, np)
+  return tuple(jnp.asarray(x * np.float32(rotary.scale)) for x in tables)
+
+
+def _tables(angle, by):
+  """Cosines and sines by NumPy or `jax.numpy`; see `Rotary.tables`."""
   cosine, sine = by.cos(angle), by.sin(angle)
   return (
     by.concatenate([cosine, cosine], axis=-1),

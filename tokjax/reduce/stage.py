@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tokjax import budgets
+from tokjax import budgets, selection
 from tokjax.plan import Assignment, Mixture, Plan
 from tokjax.reduce import lift
 from tokjax.reduce.reduction import Carried, Reduce
@@ -25,7 +25,7 @@ def same_tokens(plan: Plan, mask: Array, count: Array) -> Plan:
   m, n = plan.num_outputs, plan.num_sources
   # An adaptive reduction before may have left fewer than budgets say.
   count = jnp.minimum(count, mask.sum())
-  first = jnp.argsort(~mask, stable=True)[:m]
+  first = selection.partition(mask).index[:m]
   same = Assignment.select(first, n, jnp.arange(m) < count)
   if isinstance(plan, Mixture):
     return same.as_mixture()
